@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.10 or later and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= build/gpu-check
+RUNS ?= runs/demo
+
+.PHONY: demo test bench lint gpu-check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo | test | bench | lint | gpu-check OUT=DIR | clean"
+
+# The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
+$(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ltfast train --config ce/digits --loss cross_entropy --out $(RUNS)/cross_entropy
+	$(BIN)/ltfast train --config ce/digits --loss agcl --out $(RUNS)/agcl
+	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# On a machine with a GPU, its own PyTorch and nvcc, and perhaps no network: uses $(PYTHON) as it is.
+gpu-check:
+	bash bench/gpu_check.sh $(PYTHON) $(OUT)
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

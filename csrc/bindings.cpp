@@ -1,0 +1,139 @@
+// The module ltfast._native: functions that take addresses and sizes. It knows nothing of PyTorch, so one build serves
+// every version; shapes, dtypes and lifetimes are the caller's to check (ltfast/ops/*/native.py).
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+const Kernels& kernels() {
+  static const Kernels& best = []() -> const Kernels& {
+#ifdef LTFAST_HAS_avx512
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+      return kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2;
+#endif
+    return kernels_baseline;
+  }();
+  return best;
+}
+
+// The instruction set in use: the best that the processor has, unless use_isa asked for a lesser one.
+const Kernels* active = nullptr;
+
+const Kernels& current() { return active ? *active : kernels(); }
+
+void use_isa(const std::string& name) {
+  const auto pick = [&](const Kernels& candidate) { return name == candidate.isa ? &candidate : nullptr; };
+  const Kernels* chosen = pick(kernels_baseline);
+#ifdef LTFAST_HAS_avx512
+  const bool has_avx512 = std::string(kernels().isa) == "avx512";
+  if (!chosen && std::string(kernels().isa) != "baseline") chosen = pick(kernels_avx2);
+  if (!chosen && has_avx512) chosen = pick(kernels_avx512);
+#endif
+  if (!chosen) throw py::value_error("isa is '" + name + "': this build or processor does not have it");
+  active = chosen;
+}
+
+Dtype parse_dtype(const std::string& name) {
+  if (name == "float32") return Dtype::float32;
+  if (name == "float64") return Dtype::float64;
+  if (name == "bfloat16") return Dtype::bfloat16;
+  if (name == "float16") return Dtype::float16;
+  throw py::type_error("dtype is " + name + ": expected float32, float64, bfloat16 or float16");
+}
+
+template <class T = void>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Waking a thread costs more than a few thousand elements do.
+int useful_threads(int threads, int64_t rows, int64_t columns) {
+  const int64_t enough = std::max<int64_t>(1, rows * columns / 8192);
+  return int(std::min<int64_t>({std::max(threads, 1), rows, enough}));
+}
+
+void check_labels(const int64_t* target, int64_t rows, int64_t classes) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (target[row] < 0 || target[row] >= classes)
+      throw py::value_error("target[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
+                            ": expected a label in [0, " + std::to_string(classes) + ")");
+  }
+}
+
+void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
+          uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double scale, double margin,
+          double weight_pos, double weight_neg, double gamma_pos, double gamma_neg, double gradient_scale,
+          int threads) {
+  check_labels(at<int64_t>(target), rows, classes);
+  threads = useful_threads(threads, rows, classes);
+  const size_t width = dtype == "float64" ? sizeof(double) : sizeof(float);
+  const std::unique_ptr<char[]> scratch(new char[width * 2 * size_t(classes) * size_t(threads)]);
+  const AgclArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
+                        at(loss), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
+                        gamma_neg, gradient_scale, scratch.get(), threads};
+  py::gil_scoped_release release;
+  current().agcl(a);
+}
+
+void balanced_bce(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target,
+                  uintptr_t soft_target, int64_t soft_target_stride, uintptr_t bias, uintptr_t weight,
+                  uintptr_t pos_weight, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
+                  double on_value, double off_value, double gradient_scale, double threshold, int threads) {
+  if (target) check_labels(at<int64_t>(target), rows, classes);
+  const BalancedBceArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(soft_target),
+                               soft_target_stride, at(bias), at(weight), at(pos_weight), at(loss), at(gradient), rows,
+                               classes, on_value, off_value, gradient_scale, threshold,
+                               useful_threads(threads, rows, classes)};
+  py::gil_scoped_release release;
+  current().balanced_bce(a);
+}
+
+void scale_rows(const std::string& dtype, uintptr_t matrix, uintptr_t factor, int64_t factor_stride, double unit,
+                int64_t rows, int64_t columns, int threads) {
+  const ScaleRowsArguments a{parse_dtype(dtype), at(matrix), at(factor), factor_stride, unit, rows, columns,
+                             useful_threads(threads, rows, columns)};
+  py::gil_scoped_release release;
+  current().scale_rows(a);
+}
+
+void half_normal(uintptr_t out, uint64_t seed, int64_t rows, int64_t columns, int threads) {
+  const NoiseArguments a{at<float>(out), seed, rows, columns, useful_threads(threads, rows, columns)};
+  py::gil_scoped_release release;
+  current().half_normal(a);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.def("agcl", &agcl);
+  m.def("balanced_bce", &balanced_bce);
+  m.def("scale_rows", &scale_rows);
+  m.def("half_normal", &half_normal);
+  m.def("isa", [] { return current().isa; }, "The instruction set in use.");
+  m.def("isas", [] {
+    py::list names;
+    names.append("baseline");
+#ifdef LTFAST_HAS_avx512
+    if (std::string(kernels().isa) != "baseline") names.append("avx2");
+    if (std::string(kernels().isa) == "avx512") names.append("avx512");
+#endif
+    return names;
+  }, "The instruction sets that this build and this processor have, least first.");
+  m.def("use_isa", &use_isa, "Use another of isas() from now on.");
+  m.attr("openmp") =
+#ifdef _OPENMP
+      true;
+#else
+      false;
+#endif
+}

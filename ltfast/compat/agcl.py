@@ -1,0 +1,57 @@
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ltfast import ops
+from ltfast.losses import AGCLLoss
+
+
+class AGCL(nn.Module):
+    """``AGCL`` of LPT's training script; ``ltfast.losses.AGCLLoss`` with the authors' argument names.
+
+    Args:
+        cls_num_list: training images of each class.
+        m, s, noise_mul, gamma_pos, gamma_neg: margin, scale, width of the noise, focusing exponents.
+        train_cls: True for a focal cross-entropy of the noisy logits with exponent ``gamma`` and class
+            weights ``weight``, instead of the asymmetric loss. As in the authors' code ``gamma`` and ``weight`` do
+            nothing otherwise.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Sequence[int],
+        m: float = 0.5,
+        weight: Tensor | None = None,
+        s: float = 30,
+        train_cls: bool = False,
+        noise_mul: float = 1.0,
+        gamma: float = 0.0,
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.loss = AGCLLoss(
+            cls_num_list, scale=s, margin=m, noise_mul=noise_mul, gamma_pos=gamma_pos, gamma_neg=gamma_neg
+        )
+        self.train_cls = train_cls
+        self.gamma = gamma
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
+        # The authors' scripts build the loss on the GPU and never move it.
+        if self.loss.class_noise.device != cosine.device:
+            self.to(cosine.device)
+        if not self.train_cls:
+            return self.loss(cosine, target)
+        loss = ops.agcl(
+            cosine,
+            target,
+            self.loss.class_noise if self.loss.noisy else None,
+            scale=self.loss.scale,
+            margin=self.loss.margin,
+            weight_neg=0.0,
+            reduction="none",
+        )
+        if isinstance(self.weight, Tensor):
+            loss = loss * self.weight[target]
+        return ((1 - (-loss.detach()).exp()) ** self.gamma * loss).mean()

@@ -1,0 +1,51 @@
+"""Long-tailed data: sources, long tails, samplers, augmentation and views.
+
+A floor of its own: nothing here knows of methods, losses or models.
+"""
+
+from ltfast.data.bundle import DataBundle
+from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset, ImageDecodeError, ReaderDataset
+from ltfast.data.groups import class_groups
+from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
+from ltfast.data.samplers import (
+    ClassSampler,
+    DualSampler,
+    EpochSampler,
+    InstanceSampler,
+    class_balanced_probabilities,
+    effective_number_probabilities,
+    group_preferred_probabilities,
+    make_sampler,
+    square_root_probabilities,
+)
+from ltfast.data.sources import channel_statistics, load
+from ltfast.data.transforms import eval_transform, train_transform
+from ltfast.data.views import NumberedBatches, SeededViews
+
+__all__ = [
+    "ArrayDataset",
+    "ClassSampler",
+    "DataBundle",
+    "DualSampler",
+    "EpochSampler",
+    "FileDataset",
+    "ImageDataset",
+    "ImageDecodeError",
+    "InstanceSampler",
+    "NumberedBatches",
+    "ReaderDataset",
+    "SeededViews",
+    "channel_statistics",
+    "class_balanced_probabilities",
+    "class_groups",
+    "effective_number_probabilities",
+    "eval_transform",
+    "exponential_counts",
+    "group_preferred_probabilities",
+    "load",
+    "long_tail_indices",
+    "make_sampler",
+    "pareto_counts",
+    "square_root_probabilities",
+    "train_transform",
+]

@@ -1,0 +1,40 @@
+"""What a training run needs to know of its data."""
+
+from dataclasses import dataclass
+
+from ltfast.data.datasets import ImageDataset
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """A training and a test set of the same classes.
+
+    Attributes:
+        train: the training images, long-tailed or not.
+        test: the test images, never cut.
+        mean, std: of each channel, pixel values in [0, 1]; as many as `channels`.
+        image_size: height and width in pixels that the images have, or are to be brought to where they differ.
+        channels: 1 (grey) or 3 (RGB).
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    channels: int
+
+    @property
+    def class_names(self) -> list[str]:
+        """Length C."""
+        return self.train.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.train.class_names)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of training images of each class, length C."""
+        return self.train.class_counts

@@ -1,0 +1,188 @@
+"""Labelled images: in an array, in files, or behind one of timm's readers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDecodeError(OSError):
+    """An image that cannot be decoded; the message names its file."""
+
+
+class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
+    """A map-style data set of images and class labels.
+
+    Attributes:
+        labels: (N,) int64, in [0, C).
+        class_names: length C.
+    """
+
+    labels: Tensor
+    class_names: list[str]
+
+    def __init__(self, labels: Tensor, class_names: Sequence[str]) -> None:
+        """
+        Args:
+            labels: (N,), any integer dtype, in [0, C), N at least 1.
+            class_names: length C.
+
+        Raises:
+            TypeError: the labels are not integers.
+            ValueError: the labels are not one-dimensional, empty, or not in [0, C).
+        """
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
+        if labels.ndim != 1 or len(labels) == 0:
+            raise ValueError(f"labels: expected shape (N,) with N at least 1, got {tuple(labels.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(class_names):
+            raise ValueError(f"labels: expected values in [0, {len(class_names)}), got {low} to {high}")
+        self.labels = labels.to(torch.int64)
+        self.class_names = list(class_names)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of images of each class, length C; 0 for a class without images."""
+        counts: list[int] = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return counts
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self.labels[index])
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The decoded image, mode RGB or L.
+
+        Raises:
+            IndexError: there is no such image.
+            FileNotFoundError: its file is missing.
+            ImageDecodeError: its file cannot be decoded; the message names it.
+        """
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> "ImageDataset":
+        """The images at `indices`, (M,) int64, in that order, with the same classes."""
+
+
+class ArrayDataset(ImageDataset):
+    """Images of one size in memory.
+
+    Attributes:
+        images: (N, H, W) or (N, H, W, 3) uint8.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: Tensor, class_names: Sequence[str]) -> None:
+        """
+        Args:
+            images: (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8.
+            labels: (N,), any integer dtype, in [0, C).
+            class_names: length C.
+
+        Raises:
+            TypeError: the images are not uint8 or the labels not integers.
+            ValueError: a shape or a label is wrong.
+        """
+        super().__init__(labels, class_names)
+        if images.dtype != np.uint8:
+            raise TypeError(f"images: expected uint8 in 0..255, got {images.dtype}")
+        if images.ndim == 4 and images.shape[3] == 1:
+            images = images[..., 0]
+        if (images.ndim != 3 and (images.ndim != 4 or images.shape[3] != 3)) or 0 in images.shape:
+            raise ValueError(f"images: expected shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {images.shape}")
+        if len(images) != len(labels):
+            raise ValueError(f"images: expected as many as labels, got {len(images)} images and {len(labels)} labels")
+        self.images = images
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def subset(self, indices: Tensor) -> "ArrayDataset":
+        return ArrayDataset(self.images[indices.numpy()], self.labels[indices], self.class_names)
+
+
+class FileDataset(ImageDataset):
+    """Images in files, decoded to RGB when they are asked for.
+
+    Attributes:
+        paths: length N.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], labels: Tensor, class_names: Sequence[str]) -> None:
+        """
+        Args:
+            paths: length N.
+            labels: (N,), any integer dtype, in [0, C).
+            class_names: length C.
+
+        Raises:
+            TypeError: the labels are not integers.
+            ValueError: a label is wrong, or there are not as many paths as labels.
+        """
+        super().__init__(labels, class_names)
+        if len(paths) != len(labels):
+            raise ValueError(f"paths: expected as many as labels, got {len(paths)} paths and {len(labels)} labels")
+        self.paths = [str(path) for path in paths]
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        with open(path, "rb") as file:
+            return _decode(file, path)
+
+    def subset(self, indices: Tensor) -> "FileDataset":
+        return FileDataset([self.paths[i] for i in indices.tolist()], self.labels[indices], self.class_names)
+
+
+class ReaderDataset(ImageDataset):
+    """Images behind one of timm's readers (`timm.data.readers`), decoded to RGB when they are asked for.
+
+    Attributes:
+        reader: the reader.
+        positions: (N,) int64, where in the reader each image is.
+    """
+
+    def __init__(self, reader: Any, positions: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+        """
+        Args:
+            reader: `reader[i]` is an open file and a target, `reader.filename(i)` names it.
+            positions: (N,) int64.
+            labels: (N,), any integer dtype, in [0, C).
+            class_names: length C.
+
+        Raises:
+            TypeError: the labels are not integers.
+            ValueError: a label is wrong.
+        """
+        super().__init__(labels, class_names)
+        self.reader = reader
+        self.positions = positions
+
+    def image(self, index: int) -> Image.Image:
+        position = int(self.positions[index])
+        file, _ = self.reader[position]
+        with file:
+            return _decode(file, f"{self.reader.filename(position)} (number {position})")
+
+    def subset(self, indices: Tensor) -> "ReaderDataset":
+        return ReaderDataset(self.reader, self.positions[indices], self.labels[indices], self.class_names)
+
+
+def _decode(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+        if image.mode.startswith(("I", "F")):
+            # Pillow would clip these to 0..255 without a word
+            raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+        return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise ImageDecodeError(f"cannot decode image {name}: {error}") from error

@@ -1,0 +1,84 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltfast import ops
+from ltfast.losses.class_counts import parse_class_counts
+
+
+class AGCLLoss(nn.Module):
+    """Asymmetric Gaussian-clouded logit loss, for a cosine classifier.
+
+    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. During training each
+    logit is lowered by a random amount, the more so the rarer its class, and confident negatives weigh little; the
+    formula is in ``ltfast.ops.agcl``.
+
+    Args:
+        class_counts: (C,), training images of each class.
+        scale: what cosines are multiplied by.
+        margin: taken from the label's cosine ("official" only).
+        noise_mul: width of the noise for the rarest class, in units of the cosine.
+        gamma_pos, gamma_neg: focusing exponents of the label's term and of the others'.
+        label_smoothing: s in the weights 1 - s + s/C and s/C of the two terms ("official" only).
+        variant: "official" is the authors' code; "paper" is equations 6 to 8: both terms weigh 1, no margin,
+            and the clouds' widths log n_max - log n_c are not brought to [0, 1].
+        reduction: "mean", "sum" or "none".
+
+    Shapes: cosine (B, C), any float dtype; target (B,), int64; the loss is float32 (float64 for float64).
+
+    Example:
+        >>> loss = AGCLLoss(class_counts=[500, 50, 5])(torch.rand(8, 3), torch.randint(3, (8,)))
+    """
+
+    class_noise: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        *,
+        scale: float = 20.0,
+        margin: float = 0.1,
+        noise_mul: float = 0.5,
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 4.0,
+        label_smoothing: float = 0.1,
+        variant: Literal["official", "paper"] = "official",
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> None:
+        super().__init__()
+        counts = parse_class_counts(class_counts)
+        if variant not in ("official", "paper"):
+            raise ValueError(f"variant is {variant!r}: expected 'official' or 'paper'")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: expected a number in [0, 1)")
+        if not 0 <= noise_mul < float("inf"):
+            raise ValueError(f"noise_mul is {noise_mul}: expected a number of 0 or more")
+        rarity = counts.max().log() - counts.log()
+        if variant == "paper":
+            margin, self.weight_pos, self.weight_neg = 0.0, 1.0, 1.0
+        else:
+            rarity = rarity / rarity.max().clamp(min=torch.finfo(rarity.dtype).tiny)
+            self.weight_neg = label_smoothing / counts.numel()
+            self.weight_pos = 1 - label_smoothing + self.weight_neg
+        self.register_buffer("class_noise", (noise_mul * rarity).float(), persistent=False)
+        self.noisy = bool(self.class_noise.any())
+        self.scale, self.margin = scale, margin
+        self.gamma_pos, self.gamma_neg = gamma_pos, gamma_neg
+        self.reduction = reduction
+
+    def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return ops.agcl(
+            cosine,
+            target,
+            self.class_noise if self.noisy else None,
+            scale=self.scale,
+            margin=self.margin,
+            weight_pos=self.weight_pos,
+            weight_neg=self.weight_neg,
+            gamma_pos=self.gamma_pos,
+            gamma_neg=self.gamma_neg,
+            reduction=self.reduction,
+            generator=generator,
+        )

@@ -1,0 +1,55 @@
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ltfast import ops
+from ltfast.losses.class_counts import parse_class_counts
+
+
+class BalancedBCELoss(nn.Module):
+    """Balanced binary cross-entropy.
+
+    Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023: a binary cross-entropy for each class,
+    with the log-odds of the class prior added to its logit. Summed over the classes, mean over the batch.
+
+    Args:
+        class_counts: (C,), training images of each class; at least two classes.
+        tau: strength of the prior.
+        label_smoothing: for integer labels, in [0, 1).
+        target_threshold: targets over it become 1, the others 0; None leaves them.
+        reduction: "mean", "sum" or "none".
+
+    Shapes: logits (B, C), any float dtype; target (B,) labels or (B, C) probabilities (MixUp, CutMix); the loss is
+    float32 (float64 for float64).
+    """
+
+    bias: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        *,
+        tau: float = 1.0,
+        label_smoothing: float = 0.0,
+        target_threshold: float | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> None:
+        super().__init__()
+        # One class would have the prior 1 and infinite log-odds.
+        counts = parse_class_counts(class_counts, at_least=2)
+        others = counts.sum() - counts
+        self.register_buffer("bias", (tau * (counts.log() - others.log())).float(), persistent=False)
+        self.label_smoothing = label_smoothing
+        self.target_threshold = target_threshold
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return ops.balanced_bce(
+            logits,
+            target,
+            self.bias,
+            label_smoothing=self.label_smoothing,
+            target_threshold=self.target_threshold,
+            reduction=self.reduction,
+        )

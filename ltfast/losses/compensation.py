@@ -1,0 +1,50 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltfast.losses.class_counts import parse_class_counts
+
+MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
+
+
+class CompensationLoss(nn.Module):
+    """Compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
+
+    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage prefers one group
+    of classes in its sampling and lifts the other logits during training, so that the network itself leans to
+    the group: alpha is 1 in stage 1 (many); in stage 2 it is ``rho`` for medium classes and ``1 - rho`` for the
+    others, the shares of the stage's sampling (one rho for all classes would cancel in the softmax); in stage 3 (few)
+    it is the list of class frequencies reversed, the rarest class's frequency for the commonest.
+
+    Args:
+        class_counts: (C,), training images of each class.
+        stage: 1, 2 or 3.
+        rho: share of the medium classes in stage 2, in (0, 1).
+
+    Shapes: logits (B, C); target (B,), int64; a scalar, the mean over the batch.
+    """
+
+    log_alpha: Tensor
+
+    def __init__(self, class_counts: Sequence[int] | Tensor, stage: int, *, rho: float = 0.8) -> None:
+        super().__init__()
+        counts = parse_class_counts(class_counts)
+        if stage not in (1, 2, 3):
+            raise ValueError(f"stage is {stage!r}: expected 1, 2 or 3")
+        if not 0 < rho < 1:
+            raise ValueError(f"rho is {rho}: expected a number in (0, 1)")
+        if stage == 1:
+            alpha = torch.ones_like(counts)
+        elif stage == 2:
+            medium = (counts >= FEW) & (counts <= MANY)
+            alpha = torch.where(medium, rho, 1 - rho).to(counts.dtype)
+        else:
+            order = counts.argsort()
+            alpha = torch.empty_like(counts)
+            alpha[order] = counts[order].flip(0) / counts.sum()
+        self.register_buffer("log_alpha", alpha.log().float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits - self.log_alpha, target)

@@ -1,0 +1,30 @@
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltfast.losses.class_counts import parse_class_counts
+
+
+class LogitAdjustedLoss(nn.Module):
+    """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10; also "balanced softmax" (Ren et
+    al., NeurIPS 2020) at ``tau=1``. PyTorch's own cross-entropy does the work.
+
+    Args:
+        class_counts: (C,), training images of each class.
+        tau: strength of the adjustment.
+
+    Shapes: logits (B, C); target (B,), int64, or (B, C) probabilities; a scalar, the mean over the batch.
+    """
+
+    adjustment: Tensor
+
+    def __init__(self, class_counts: Sequence[int] | Tensor, *, tau: float = 1.0) -> None:
+        super().__init__()
+        counts = parse_class_counts(class_counts)
+        self.register_buffer("adjustment", (tau * (counts / counts.sum()).log()).float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits + self.adjustment, target)

@@ -1,0 +1,114 @@
+r"""Asymmetric Gaussian-clouded logit loss of LPT (Dong et al., "LPT: Long-tailed Prompt Tuning for Image
+Classification", ICLR 2023, equations 6 to 8).
+
+.. math::
+
+    v_{ic} = s (x_{ic} - w_c |e_{ic}| - m [c = y_i]), \quad e \sim N(0, 1/3) \text{ clipped to } [-1, 1]
+
+    L_i = -\bigl(a^+ (1 - p_y)^{\gamma^+} \log p_y + a^- \sum_{c \ne y} p_c^{\gamma^-} \log p_c\bigr),
+    \quad p = \mathrm{softmax}(v_i)
+
+The weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}` are differentiated through. With
+:math:`f_c = \partial L / \partial \log p_c`, :math:`\partial L / \partial v_c = f_c - p_c \sum_k f_k`: one read of a
+row's logits gives its loss and its gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends, checks
+from ltfast.ops.agcl import reference
+from ltfast.ops.fused_loss import accumulator, empty_gradient, register_gradient, wants_gradient
+from ltfast.ops.noise import draw_seed
+
+__all__ = ["agcl"]
+
+
+def agcl(
+    cosine: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None = None,
+    *,
+    scale: float = 20.0,
+    margin: float = 0.1,
+    weight_pos: float = 1.0,
+    weight_neg: float = 1.0,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Asymmetric Gaussian-clouded logit loss; see the module's docstring for the formula.
+
+    Args:
+        cosine: (B, C), float32, float64, bfloat16 or float16: logits before ``scale``, usually cosines. Any strides.
+            Differences of scaled logits saturate at 1e30.
+        target: (B,), integer labels in [0, C).
+        class_noise: (C,): the width w_c of each class's cloud; None for no noise.
+        scale: s, over 0.
+        margin: m, taken from the logit of the label.
+        weight_pos, weight_neg: a+ and a-.
+        gamma_pos, gamma_neg: the focusing exponents, 0 or more.
+        reduction: "mean" over the batch, "sum", or "none".
+        generator: where the seed of the noise comes from; None for PyTorch's global generator. It lives on
+            the device of ``cosine``.
+
+    Returns:
+        The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; on a GPU they make the
+            row NaN, and raise under ``LTFAST_CHECKS=1``.
+    """
+    checks.check_logits(cosine, "cosine")
+    target = checks.check_labels(target, cosine)
+    checks.check_reduction(reduction)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}: expected a finite number over 0")
+    if not (gamma_pos >= 0 and gamma_neg >= 0):
+        raise ValueError(f"gamma_pos is {gamma_pos}, gamma_neg is {gamma_neg}: expected numbers of 0 or more")
+    seed = None
+    if class_noise is not None:
+        class_noise = checks.check_class_vector(class_noise, cosine, "class_noise")
+        seed = draw_seed(cosine.device, generator)
+    options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
+    if backends.resolve(cosine.device) == "reference":
+        checks.check_reference_labels(target, cosine)
+        return reference.agcl(cosine, target, class_noise, seed, *options)
+    loss, _ = agcl_op(cosine, target, class_noise, seed, *options, wants_gradient(cosine))
+    return loss
+
+
+@torch.library.custom_op("ltfast::agcl", mutates_args=())
+def agcl_op(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    margin: float,
+    weight_pos: float,
+    weight_neg: float,
+    gamma_pos: float,
+    gamma_neg: float,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if backends.resolve_kernel(logits.device) == "native":
+        from ltfast.ops.agcl.native import agcl as kernel
+    else:
+        from ltfast.ops.agcl.triton import agcl as kernel
+    return kernel(
+        logits, target, class_noise, seed, scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction,
+        with_gradient,
+    )  # fmt: skip
+
+
+@agcl_op.register_fake
+def _(logits, target, class_noise, seed, scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction,
+      with_gradient):  # fmt: skip
+    loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=accumulator(logits.dtype))
+    return loss, empty_gradient(logits, with_gradient)
+
+
+register_gradient(agcl_op, reference.agcl, slope=lambda *inputs: inputs[4])

@@ -1,0 +1,49 @@
+"""The CPU kernel: csrc/agcl.h."""
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+
+
+def agcl(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    margin: float,
+    weight_pos: float,
+    weight_neg: float,
+    gamma_pos: float,
+    gamma_neg: float,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    rows, classes = logits.shape
+    loss = torch.empty(rows, dtype=accumulator(logits.dtype))
+    gradient = empty_gradient(logits, with_gradient)
+    backends.native().agcl(
+        str(logits.dtype)[6:],
+        logits.data_ptr(),
+        logits.stride(0),
+        target.data_ptr(),
+        0 if class_noise is None else class_noise.data_ptr(),
+        0 if seed is None else seed.item(),
+        loss.data_ptr(),
+        gradient.data_ptr() if with_gradient else 0,
+        rows,
+        classes,
+        scale,
+        margin,
+        weight_pos,
+        weight_neg,
+        gamma_pos,
+        gamma_neg,
+        stored_unit(logits.dtype, rows, reduction, scale),
+        torch.get_num_threads(),
+    )
+    return reduce(loss, reduction), gradient

@@ -1,0 +1,38 @@
+"""The definition of the loss in plain PyTorch; every kernel is tested against it."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltfast.ops.fused_loss import accumulator, reduce
+from ltfast.ops.noise import half_normal
+
+LOWEST = -1e30  # log-probabilities saturate here, so that finite logits give a finite loss
+
+
+def agcl(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    margin: float,
+    weight_pos: float,
+    weight_neg: float,
+    gamma_pos: float,
+    gamma_neg: float,
+    reduction: str,
+) -> Tensor:
+    """The arguments of the op ``ltfast::agcl``; differentiable any number of times in the logits."""
+    u = logits.to(accumulator(logits.dtype))
+    own = F.one_hot(target, u.shape[1]).bool()
+    if class_noise is not None and seed is not None:
+        u = u - class_noise * half_normal(*u.shape, seed)
+    u = torch.where(own, u - margin, u)
+    t = (scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
+    log_p = torch.log_softmax(t, dim=1)
+    # 1 - p_y without cancellation, and kept from 0, where the derivative of a power under 1 is infinite.
+    rest = torch.where(own, 0, log_p.exp()).sum(1).clamp(min=torch.finfo(u.dtype).tiny)
+    positive = rest**gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
+    negative = torch.where(own, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
+    return reduce(-(weight_pos * positive + weight_neg * negative), reduction)

@@ -1,0 +1,205 @@
+"""The GPU kernels. A row that fits in registers is read once; a longer one is read block by block, twice, and its
+noise redrawn."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+from ltfast.ops.noise.triton import half_normal_block
+
+LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
+LOWEST = tl.constexpr(-1e30)  # log-probabilities saturate here, so that finite logits give a finite loss
+
+# How p^gamma_neg is computed: the number of squarings for the published exponents, or one of these.
+CONSTANT = tl.constexpr(-1)
+GENERAL = tl.constexpr(-2)
+
+
+@triton.jit
+def _noisy_logits(logits, class_noise, seed, row, row_stride, start, classes, y, margin, NOISY: tl.constexpr,
+                  ACC: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    column = start + tl.arange(0, BLOCK)
+    inside = column < classes
+    u = tl.load(logits + row.to(tl.int64) * row_stride + column, mask=inside, other=-float("inf")).to(ACC)
+    if NOISY:
+        noise = half_normal_block(seed, row, start, BLOCK).to(ACC)
+        u -= tl.load(class_noise + column, mask=inside, other=0.0) * noise
+    return tl.where(column == y, u - margin, u), column
+
+
+@triton.jit
+def _relative(u, peak, scale):
+    t = scale * (u - peak)
+    return tl.where(t < LOWEST, LOWEST, t)  # unlike maximum, keeps NaN
+
+
+@triton.jit
+def _power(e, t, gamma, POWER: tl.constexpr):
+    if POWER == CONSTANT:
+        w = tl.full(e.shape, 1.0, e.dtype)
+    elif POWER == GENERAL:
+        w = tl.exp(gamma * t)
+    else:
+        w = e
+        for _ in tl.static_range(POWER):
+            w = w * w
+    return w
+
+
+@triton.jit
+def _sums(t, e, column, classes, y, gamma, POWER: tl.constexpr):
+    """Sums over the other classes of e^t, e^(gamma t) and t e^(gamma t)."""
+    others = (column != y) & (column < classes)
+    w = tl.where(others, _power(e, t, gamma, POWER), 0.0)
+    mass = tl.sum(tl.where(others, e, 0.0))
+    return mass, tl.sum(w), tl.sum(tl.where(others, w * t, 0.0))
+
+
+@triton.jit
+def _close_row(mass, weight, weighted, t_own, weight_pos, weight_neg, gamma_pos, gamma_neg, unit, FOCUS: tl.constexpr):
+    """The loss of a row and the coefficients of its gradient: dL/dx_c = w (slope t + offset) - e pull, or own."""
+    e_own = tl.exp(t_own)
+    total = mass + e_own
+    log_sum = tl.log(total)
+    p = e_own / total
+    rest = mass / total
+    log_p = t_own - log_sum
+    shrink = tl.exp(-gamma_neg * log_sum)
+    negatives = shrink * (weighted - log_sum * weight)
+    focus = rest * 0.0 + 1.0
+    steep = rest * 0.0
+    if FOCUS:
+        log_rest = tl.log(rest)
+        focus = tl.exp(gamma_pos * log_rest)
+        slope_of_focus = gamma_pos * tl.exp((gamma_pos - 1.0) * log_rest) * p * log_p
+        steep = tl.where(rest == 0.0, 0.0, slope_of_focus)
+    loss = -(weight_pos * focus * log_p + weight_neg * negatives)
+    f_own = -weight_pos * (focus - steep)
+    f_others = -weight_neg * (gamma_neg * negatives + shrink * weight)
+    slope = -weight_neg * shrink * gamma_neg * unit
+    offset = -weight_neg * shrink * (1.0 - gamma_neg * log_sum) * unit
+    pull = (f_own + f_others) / total * unit
+    own = (f_own * rest - p * f_others) * unit
+    return loss, slope, offset, pull, own
+
+
+@triton.jit
+def _store_gradient(gradient, row, column, classes, y, t, e, gamma, slope, offset, pull, own, POWER: tl.constexpr):
+    g = _power(e, t, gamma, POWER) * (slope * t + offset) - e * pull
+    g = tl.where(column == y, own, g)
+    tl.store(gradient + row.to(tl.int64) * classes + column, g.to(gradient.dtype.element_ty), mask=column < classes)
+
+
+@triton.jit
+def _row_kernel(
+    logits, target, class_noise, seed, loss, gradient, row_stride, classes,
+    scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
+    gamma_pos: "fp64", gamma_neg: "fp64", unit: "fp64",  # noqa: F821
+    NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    y = tl.load(target + row)
+    # A label out of range makes the row NaN: raising would have to wait for the GPU.
+    scale = tl.where((y >= 0) & (y < classes), tl.cast(scale, ACC), float("nan"))
+    margin, weight_pos, weight_neg = tl.cast(margin, ACC), tl.cast(weight_pos, ACC), tl.cast(weight_neg, ACC)
+    gamma_pos, gamma_neg, unit = tl.cast(gamma_pos, ACC), tl.cast(gamma_neg, ACC), tl.cast(unit, ACC) * scale
+    key = 0
+    if NOISY:
+        key = tl.load(seed)
+
+    if ONE_BLOCK:
+        u, column = _noisy_logits(logits, class_noise, key, row, row_stride, 0, classes, y, margin, NOISY, ACC, BLOCK)
+        t = _relative(u, tl.max(u), scale)
+        e = tl.exp(t)
+        mass, weight, weighted = _sums(t, e, column, classes, y, gamma_neg, POWER)
+        t_own = tl.sum(tl.where(column == y, t, 0.0))
+        row_loss, slope, offset, pull, own = _close_row(
+            mass, weight, weighted, t_own, weight_pos, weight_neg, gamma_pos, gamma_neg, unit, FOCUS
+        )
+        tl.store(loss + row, row_loss)
+        if WITH_GRADIENT:
+            _store_gradient(
+                gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, POWER
+            )
+    else:
+        peak = tl.full((), -3.0e38, ACC)
+        mass = tl.full((), 0.0, ACC)
+        weight = tl.full((), 0.0, ACC)
+        weighted = tl.full((), 0.0, ACC)
+        u_own = tl.full((), 0.0, ACC)
+        for start in range(0, classes, BLOCK):
+            u, column = _noisy_logits(
+                logits, class_noise, key, row, row_stride, start, classes, y, margin, NOISY, ACC, BLOCK
+            )
+            higher = tl.maximum(peak, tl.max(u))
+            shift = _relative(peak, higher, scale)
+            peak = higher
+            t = _relative(u, peak, scale)
+            m, w, wt = _sums(t, tl.exp(t), column, classes, y, gamma_neg, POWER)
+            weighted = tl.exp(gamma_neg * shift) * (weighted + shift * weight) + wt
+            weight = tl.exp(gamma_neg * shift) * weight + w
+            mass = tl.exp(shift) * mass + m
+            u_own += tl.sum(tl.where(column == y, u, 0.0))
+        row_loss, slope, offset, pull, own = _close_row(
+            mass, weight, weighted, _relative(u_own, peak, scale), weight_pos, weight_neg, gamma_pos, gamma_neg, unit,
+            FOCUS,
+        )  # fmt: skip
+        tl.store(loss + row, row_loss)
+        if WITH_GRADIENT:
+            for start in range(0, classes, BLOCK):
+                u, column = _noisy_logits(
+                    logits, class_noise, key, row, row_stride, start, classes, y, margin, NOISY, ACC, BLOCK
+                )
+                t = _relative(u, peak, scale)
+                _store_gradient(
+                    gradient, row, column, classes, y, t, tl.exp(t), gamma_neg, slope, offset, pull, own, POWER
+                )
+
+
+def launch_options(classes: int, acc: torch.dtype) -> dict[str, int | bool]:
+    """Block size and warps for a row length: 16 elements a thread."""
+    one_block = classes <= LONGEST_ROW[acc.itemsize]
+    block = max(triton.next_power_of_2(classes), 16) if one_block else 2048
+    return {"BLOCK": block, "ONE_BLOCK": one_block, "num_warps": max(block // 512, 1)}
+
+
+def power_kind(gamma: float) -> int:
+    squarings = {0.0: CONSTANT.value, 1.0: 0, 2.0: 1, 4.0: 2, 8.0: 3}
+    return squarings.get(gamma, GENERAL.value)
+
+
+def agcl(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    margin: float,
+    weight_pos: float,
+    weight_neg: float,
+    gamma_pos: float,
+    gamma_neg: float,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    rows, classes = logits.shape
+    acc = accumulator(logits.dtype)
+    loss = torch.empty(rows, dtype=acc, device=logits.device)
+    gradient = empty_gradient(logits, with_gradient)
+    _row_kernel[(rows,)](
+        logits, target, class_noise, seed, loss, gradient, logits.stride(0), classes,
+        scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg,
+        stored_unit(logits.dtype, rows, reduction, scale),
+        NOISY=class_noise is not None,
+        FOCUS=gamma_pos != 0,
+        POWER=power_kind(gamma_neg),
+        WITH_GRADIENT=with_gradient,
+        ACC=tl.float64 if acc == torch.float64 else tl.float32,
+        **launch_options(classes, acc),
+    )  # fmt: skip
+    return reduce(loss, reduction), gradient

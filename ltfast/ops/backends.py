@@ -1,0 +1,153 @@
+"""Which implementation of an op runs: its device decides, ``backend`` or ``LTFAST_BACKEND`` overrides.
+
+``reference``  plain PyTorch, any device, differentiable any number of times
+``native``     C++ on the CPU
+``triton``     Triton on a GPU, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1``)
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "native", "triton")
+
+_native: ModuleType | None
+try:
+    from ltfast import _native  # type: ignore[attr-defined,no-redef]
+except ImportError:
+    _native = None
+
+_has_triton = importlib.util.find_spec("triton") is not None
+_override: str | None = os.environ.get("LTFAST_BACKEND") or None
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot run here; the message says why."""
+
+
+def native() -> ModuleType:
+    """The compiled module, for ``ops/*/native.py``."""
+    if _native is None:
+        raise BackendUnavailableError(
+            "backend 'native': ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
+        )
+    return _native
+
+
+def why_not(name: str, device: torch.device) -> str | None:
+    """The reason why a backend cannot run on a device, or None where it can."""
+    if name not in BACKENDS:
+        return f"there is no such backend: choose one of {', '.join(BACKENDS)}"
+    if name == "native":
+        if _native is None:
+            return "ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
+        if device.type != "cpu":
+            return f"its kernels run on the CPU, the tensor is on {device}"
+    if name == "triton":
+        if not _has_triton:
+            return "the package triton is not installed"
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "it needs a GPU tensor, or Triton's interpreter (TRITON_INTERPRET=1 before the first import)"
+        if device.type not in ("cpu", "cuda"):
+            return f"its kernels are for CUDA and ROCm devices, the tensor is on {device}"
+    return None
+
+
+def default_backend(device: torch.device) -> str:
+    """The backend that a device gets when nobody asks for another."""
+    if device.type == "cuda" and _has_triton:
+        return "triton"
+    if device.type == "cpu" and _native is not None:
+        return "native"
+    return "reference"
+
+
+def resolve(device: torch.device) -> str:
+    """The backend that an op called now on this device runs.
+
+    Raises:
+        BackendUnavailableError: an override asks for a backend that cannot run on this device.
+    """
+    if _override is not None:
+        reason = why_not(_override, device)
+        if reason is not None:
+            raise BackendUnavailableError(f"backend {_override!r} cannot run: {reason}")
+        return _override
+    name = default_backend(device)
+    if name == "reference" and not torch.compiler.is_compiling():
+        _warn_once(device.type)
+    return name
+
+
+def resolve_kernel(device: torch.device) -> str:
+    """Like ``resolve``, from inside a custom op, which has kernels only.
+
+    Raises:
+        BackendUnavailableError: the choice is the reference: it is no kernel, ``ltfast.ops`` calls it directly.
+    """
+    name = resolve(device)
+    if name == "reference":
+        raise BackendUnavailableError(
+            f"the op has no kernel for {device.type} here, and the reference runs through the functions of ltfast.ops, "
+            "not through torch.ops.ltfast"
+        )
+    return name
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(device_type: str) -> None:
+    if device_type not in _warned:
+        _warned.add(device_type)
+        missing = {"cpu": "C++ kernels were not built", "cuda": "triton is not installed"}
+        reason = missing.get(device_type, f"no kernels exist for {device_type}")
+        warnings.warn(f"ltfast runs its slow plain PyTorch reference on {device_type}: {reason}", stacklevel=4)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every ltfast op inside the block on one backend: ``with ltfast.backend("reference"): ...``.
+
+    Applies to the whole process, as PyTorch's own switches do, and takes precedence over ``LTFAST_BACKEND``.
+
+    Args:
+        name: ``"reference"``, ``"native"`` or ``"triton"``.
+
+    Raises:
+        ValueError: no such backend. A backend that cannot run on an op's device raises
+            ``BackendUnavailableError`` when the op is called.
+    """
+    global _override
+    if name not in BACKENDS:
+        raise ValueError(f"name is {name!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+    before, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def describe() -> list[dict[str, str]]:
+    """What is available here, a row a backend: name, status ("available" or the reason why not), detail."""
+    cuda = torch.cuda.is_available()
+    rows = [{"name": "reference", "status": "available", "detail": f"PyTorch {torch.__version__}"}]
+    reason = why_not("native", torch.device("cpu"))
+    detail = ""
+    if _native is not None:
+        threads = f"{torch.get_num_threads()} threads" if _native.openmp else "1 thread (built without OpenMP)"
+        detail = f"{_native.isa()} of {', '.join(_native.isas())}; {threads}"
+    rows.append({"name": "native", "status": reason or "available", "detail": detail})
+    reason = why_not("triton", torch.device("cuda" if cuda else "cpu"))
+    detail = ""
+    if _has_triton:
+        import triton
+
+        detail = f"Triton {triton.__version__}" + (f" on {torch.cuda.get_device_name()}" if cuda else "")
+    rows.append({"name": "triton", "status": reason or "available", "detail": detail})
+    return rows

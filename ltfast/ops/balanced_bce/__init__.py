@@ -1,0 +1,99 @@
+r"""Balanced binary cross-entropy of LiVT (Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023).
+
+.. math::
+
+    z_{ic} = x_{ic} + b_c, \qquad
+    L_i = \sum_c w_c \bigl[ (1 - t_{ic}) z_{ic} + (1 + (q_c - 1) t_{ic}) \log(1 + e^{-z_{ic}}) \bigr]
+
+with the bias :math:`b_c = \tau (\log \pi_c - \log(1 - \pi_c))` of the class prior :math:`\pi`, class weights w and
+positive weights q. Labels are smoothed inside the kernel and never written out as one-hot rows; one read of the logits
+gives loss and gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends, checks
+from ltfast.ops.balanced_bce import reference
+from ltfast.ops.fused_loss import accumulator, empty_gradient, register_gradient, wants_gradient
+
+__all__ = ["balanced_bce"]
+
+
+def balanced_bce(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    *,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Binary cross-entropy of ``logits + bias``, summed over the classes; see the module's docstring for the formula.
+
+    Args:
+        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. They saturate at +-1e30.
+        target: (B,) integer labels in [0, C), or (B, C) probabilities of any float dtype (MixUp, CutMix), which
+            get no gradient.
+        bias: (C,): b_c, added to the logits.
+        weight: (C,): w_c, or None for 1.
+        pos_weight: (C,): q_c, the weight of the positive term, or None for 1.
+        label_smoothing: in [0, 1); labels become 1 - s + s/C and s/C. Soft targets are taken as they are.
+        target_threshold: targets over it become 1, the others 0 (after smoothing); None leaves them.
+        reduction: "mean" over the batch (the sum over the classes stays), "sum", or "none".
+
+    Returns:
+        The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; on a GPU they make the
+            row NaN, and raise under ``LTFAST_CHECKS=1``.
+    """
+    checks.check_logits(logits)
+    checks.check_reduction(reduction)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}: expected a number in [0, 1)")
+    labels = not (isinstance(target, Tensor) and target.dim() == 2)
+    target = checks.check_labels(target, logits) if labels else checks.check_probabilities(target, logits)
+    bias = checks.check_class_vector(bias, logits, "bias")
+    weight = None if weight is None else checks.check_class_vector(weight, logits, "weight")
+    pos_weight = None if pos_weight is None else checks.check_class_vector(pos_weight, logits, "pos_weight")
+    arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
+    if backends.resolve(logits.device) == "reference":
+        if labels:
+            checks.check_reference_labels(target, logits)
+        return reference.balanced_bce(*arguments)
+    loss, _ = balanced_bce_op(*arguments, wants_gradient(logits))
+    return loss
+
+
+@torch.library.custom_op("ltfast::balanced_bce", mutates_args=())
+def balanced_bce_op(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if backends.resolve_kernel(logits.device) == "native":
+        from ltfast.ops.balanced_bce.native import balanced_bce as kernel
+    else:
+        from ltfast.ops.balanced_bce.triton import balanced_bce as kernel
+    return kernel(
+        logits, target, bias, weight, pos_weight, label_smoothing, threshold, reduction, with_gradient
+    )  # fmt: skip
+
+
+@balanced_bce_op.register_fake
+def _(logits, target, bias, weight, pos_weight, label_smoothing, threshold, reduction, with_gradient):
+    loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=accumulator(logits.dtype))
+    return loss, empty_gradient(logits, with_gradient)
+
+
+register_gradient(balanced_bce_op, reference.balanced_bce)

@@ -1,0 +1,60 @@
+"""The CPU kernel: csrc/balanced_bce.h."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+
+
+def balanced_bce(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    rows, classes = logits.shape
+    soft = target.dim() == 2
+    if soft:
+        target = target.to(accumulator(logits.dtype))
+        if target.stride(1) != 1:
+            target = target.contiguous()
+    off = label_smoothing / classes
+    on = 1 - label_smoothing + off
+    if threshold is not None:
+        on, off = float(on > threshold), float(off > threshold)
+    if weight is not None or pos_weight is not None:  # the kernel takes both vectors or neither
+        weight = torch.ones_like(bias) if weight is None else weight
+        pos_weight = torch.ones_like(bias) if pos_weight is None else pos_weight
+    loss = torch.empty(rows, dtype=accumulator(logits.dtype))
+    gradient = empty_gradient(logits, with_gradient)
+    backends.native().balanced_bce(
+        str(logits.dtype)[6:],
+        logits.data_ptr(),
+        logits.stride(0),
+        0 if soft else target.data_ptr(),
+        target.data_ptr() if soft else 0,
+        target.stride(0),
+        bias.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if pos_weight is None else pos_weight.data_ptr(),
+        loss.data_ptr(),
+        gradient.data_ptr() if with_gradient else 0,
+        rows,
+        classes,
+        on,
+        off,
+        stored_unit(logits.dtype, rows, reduction, 1.0),
+        math.nan if threshold is None else threshold,
+        torch.get_num_threads(),
+    )
+    return reduce(loss, reduction), gradient

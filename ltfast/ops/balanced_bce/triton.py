@@ -1,0 +1,115 @@
+"""The GPU kernel: one read of the logits, one write of the gradient."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+
+LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
+
+
+@triton.jit
+def _softplus_negative(magnitude, TERMS: tl.constexpr):
+    """log(1 + e^-|z|) = 2 atanh(s) with s = e / (2 + e), and e = e^-|z|: exact to the last bits for any |z|."""
+    e = tl.exp(-magnitude)
+    s = e / (2.0 + e)
+    q = s * s
+    p = q * 0.0
+    for k in tl.static_range(TERMS):
+        p = p * q + 2.0 / (2 * (TERMS - k) - 1)
+    return s * p, e
+
+
+@triton.jit
+def _row_kernel(
+    logits, target, bias, class_weight, pos_weight, loss, gradient, row_stride, target_stride, classes,
+    on_value: "fp64", off_value: "fp64", threshold: "fp64", unit: "fp64",  # noqa: F821
+    SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    unit = tl.cast(unit, ACC)
+    total = tl.full((), 0.0, ACC)
+    if not SOFT:
+        y = tl.load(target + row)
+        # A label out of range makes the row NaN: raising would have to wait for the GPU.
+        valid = tl.where((y >= 0) & (y < classes), 1.0, float("nan")).to(ACC)
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < classes
+        if SOFT:
+            t = tl.load(target + row * target_stride + column, mask=inside, other=0.0).to(ACC)
+            if THRESHOLD:
+                t = tl.where(t > tl.cast(threshold, ACC), 1.0, 0.0).to(ACC)
+        else:
+            t = tl.where(column == y, tl.cast(on_value, ACC), tl.cast(off_value, ACC)) * valid
+        z = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(ACC)
+        z += tl.load(bias + column, mask=inside, other=0.0)
+        z = tl.where(z < -LIMIT, -LIMIT, z)
+        z = tl.where(z > LIMIT, LIMIT, z)  # unlike clamp, keeps NaN
+        q = tl.full((BLOCK,), 1.0, ACC)
+        if POS_WEIGHTED:
+            q += (tl.load(pos_weight + column, mask=inside, other=1.0) - 1.0) * t
+        softplus, e = _softplus_negative(tl.abs(z), TERMS)
+        term = (1.0 - t) * z + q * (softplus + tl.where(z < 0, -z, 0.0))
+        w = tl.full((BLOCK,), 1.0, ACC)
+        if WEIGHTED:
+            w = tl.load(class_weight + column, mask=inside, other=0.0)
+        total += tl.sum(tl.where(inside, w * term, 0.0))
+        if WITH_GRADIENT:
+            sigmoid_negative = tl.where(z < 0, 1.0, e) / (1.0 + e)
+            g = w * ((1.0 - t) - q * sigmoid_negative) * unit
+            tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
+    tl.store(loss + row, total)
+
+
+def launch_options(classes: int, acc: torch.dtype) -> dict[str, int]:
+    """Block size and warps for a row length: 32 bytes of arithmetic a thread."""
+    block = min(max(triton.next_power_of_2(classes), 16), 8192 // acc.itemsize)
+    return {"BLOCK": block, "num_warps": max(block * acc.itemsize // 1024, 1)}
+
+
+def series_terms(dtype: torch.dtype) -> int:
+    """Terms of atanh's series for s up to 1/3: the next one is below the last bit."""
+    return 17 if dtype == torch.float64 else 7
+
+
+def balanced_bce(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+    reduction: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    soft = target.dim() == 2
+    if soft and target.stride(1) != 1:
+        target = target.contiguous()
+    rows, classes = logits.shape
+    off = label_smoothing / classes
+    on = 1 - label_smoothing + off
+    if threshold is not None:
+        on, off = float(on > threshold), float(off > threshold)
+    acc = accumulator(logits.dtype)
+    loss = torch.empty(rows, dtype=acc, device=logits.device)
+    gradient = empty_gradient(logits, with_gradient)
+    _row_kernel[(rows,)](
+        logits, target, bias, weight, pos_weight, loss, gradient, logits.stride(0), target.stride(0), classes,
+        on, off, 0.0 if threshold is None else threshold, stored_unit(logits.dtype, rows, reduction, 1.0),
+        SOFT=soft,
+        THRESHOLD=threshold is not None,
+        WEIGHTED=weight is not None,
+        POS_WEIGHTED=pos_weight is not None,
+        WITH_GRADIENT=with_gradient,
+        ACC=tl.float64 if acc == torch.float64 else tl.float32,
+        TERMS=series_terms(logits.dtype),
+        **launch_options(classes, acc),
+    )  # fmt: skip
+    return reduce(loss, reduction), gradient

@@ -1,0 +1,86 @@
+"""Argument checks that the ops share. None of them reads a tensor's values, so none synchronises a GPU.
+
+``LTFAST_CHECKS=1`` adds those that must: labels on a GPU. (The CPU kernels always check labels; on a GPU a label out
+of range makes that row's loss and gradient NaN.)
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+CHECK_VALUES = os.environ.get("LTFAST_CHECKS") == "1"
+
+
+def check_logits(logits: Tensor, name: str = "logits") -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} is a {type(logits).__name__}: expected a tensor")
+    if logits.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected (batch, classes)")
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
+    if logits.shape[0] == 0 or logits.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected at least one row and one class")
+
+
+def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> Tensor:
+    """The labels as contiguous int64."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} is a {type(target).__name__}: expected a tensor of integer labels")
+    if target.dtype not in INTEGERS:
+        raise TypeError(f"{name} has dtype {target.dtype}: expected integer labels")
+    if target.shape != logits.shape[:1]:
+        raise ValueError(f"{name} has shape {tuple(target.shape)}: expected ({logits.shape[0]},), a label a row")
+    check_device(target, logits, name)
+    if CHECK_VALUES and not torch.compiler.is_compiling():
+        check_label_values(target, logits.shape[1], name)
+    return target.to(torch.int64).contiguous()
+
+
+def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
+    """Read the labels and refuse any outside [0, num_classes)."""
+    bad = ((target < 0) | (target >= num_classes)).nonzero()
+    if bad.numel():
+        row = int(bad[0])
+        raise ValueError(f"{name}[{row}] is {int(target[row])}: expected a label in [0, {num_classes})")
+
+
+def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:
+    if tensor.device != logits.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected it where the logits are, on {logits.device}")
+
+
+def check_class_vector(vector: Tensor, logits: Tensor, name: str) -> Tensor:
+    """One value a class, contiguous and in the dtype of the arithmetic."""
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value a class")
+    if vector.shape != logits.shape[1:]:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}: expected ({logits.shape[1]},), a value a class")
+    check_device(vector, logits, name)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return vector.to(dtype).contiguous()
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}: expected 'none', 'mean' or 'sum'")
+
+
+def check_reference_labels(target: Tensor, logits: Tensor) -> None:
+    """What the CPU kernels check themselves, where the reference runs instead of them."""
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_values(target, logits.shape[1])
+
+
+def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> Tensor:
+    """A dense soft target."""
+    if target.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {target.dtype}: expected floating-point probabilities")
+    if target.shape != logits.shape:
+        raise ValueError(f"{name} has shape {tuple(target.shape)}: expected {tuple(logits.shape)}, as the logits")
+    if target.requires_grad:
+        raise ValueError(f"{name} requires a gradient: the loss is differentiated in the logits only")
+    check_device(target, logits, name)
+    return target

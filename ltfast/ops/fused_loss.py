@@ -1,0 +1,98 @@
+"""What the fused losses share: an op returns ``(loss, gradient)``, and autograd only scales the gradient.
+
+The forward pass of such an op reads the logits once and leaves d loss / d logits behind, so the backward pass has
+nothing left to compute. It multiplies the stored gradient by the incoming one in place, and skips even that where the
+incoming one is 1. The op's first argument is the logits, its last is ``with_gradient``; its arguments but the
+last are the reference's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.ops.scale_rows import scale_rows_
+
+# A float16 gradient is stored this many times larger: divided by the batch size it would fall below the smallest
+# float16 before a GradScaler can lift it.
+HALF_UNIT = 4096.0
+
+
+def reduce(rows: Tensor, reduction: str) -> Tensor:
+    """The loss of each row, their mean or their sum."""
+    if reduction == "mean":
+        return rows.mean()
+    return rows.sum() if reduction == "sum" else rows
+
+
+def stored_unit(dtype: torch.dtype, rows: int, reduction: str, slope: float) -> float:
+    """What a kernel multiplies d (sum of losses) / d logits by before it stores it.
+
+    Args:
+        slope: how many times steeper than cross-entropy the loss is in the logits (``scale`` for ``agcl``).
+    """
+    if dtype == torch.float16:
+        return HALF_UNIT / max(slope, 1.0)
+    return _mean_factor(rows, reduction)
+
+
+def _mean_factor(rows: int, reduction: str) -> float:
+    return 1.0 / rows if reduction == "mean" else 1.0
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of arithmetic and losses: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def wants_gradient(logits: Tensor) -> bool:
+    return logits.requires_grad and torch.is_grad_enabled()
+
+
+def empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
+    """Where a kernel writes the gradient: like the logits and contiguous, or empty where nobody wants it."""
+    shape = logits.shape if with_gradient else (0,)
+    return torch.empty(shape, dtype=logits.dtype, device=logits.device)
+
+
+def register_gradient(
+    op: Any, reference: Callable[..., Tensor], slope: Callable[..., float] = lambda *inputs: 1.0
+) -> None:
+    """Give a fused-loss op its backward pass.
+
+    Args:
+        op: a custom op ``(logits, ..., reduction, with_gradient) -> (loss, gradient)``.
+        reference: the differentiable definition, with the op's arguments but ``with_gradient``. It serves
+            ``create_graph=True``, where the gradient itself must be differentiable.
+        slope: of the op's inputs, as in ``stored_unit``.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], *(x for x in inputs if isinstance(x, Tensor)))
+        ctx.inputs = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        nothing = [None] * (len(ctx.inputs) - 1)
+        if grad_loss is None:
+            return None, *nothing
+        gradient, *tensors = ctx.saved_tensors
+        remaining = iter(tensors)
+        inputs = [next(remaining) if x is None else x[0] for x in ctx.inputs]
+        logits, reduction = inputs[0], inputs[-2]
+        if torch.is_grad_enabled():  # create_graph=True
+            (result,) = torch.autograd.grad(reference(*inputs[:-1]), logits, grad_loss, create_graph=True)
+            return result, *nothing
+        rows = logits.shape[0]
+        unit = _mean_factor(rows, reduction) / stored_unit(logits.dtype, rows, reduction, slope(*inputs))
+        factor = grad_loss[:, None] if reduction == "none" else grad_loss
+        # In place only where nobody needs the stored gradient again: not with retain_graph=True, and not while a
+        # compiler traces with tensors of its own, which fuses the product with what follows.
+        if type(gradient) is Tensor and not torch._C._autograd._get_current_graph_task_keep_graph():
+            scale_rows_(gradient, factor, unit)
+            return gradient, *nothing
+        return (gradient * (factor * unit)).to(gradient.dtype), *nothing
+
+    op.register_autograd(backward, setup_context=setup_context)

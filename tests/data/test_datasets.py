@@ -1,0 +1,132 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import DataLoader
+
+from ltfast.data import ArrayDataset, FileDataset, ImageDecodeError, ReaderDataset, SeededViews
+
+NAMES = ["cat", "dog", "eel"]
+LABELS = torch.tensor([0, 1, 1, 0], dtype=torch.int32)
+
+
+def jpeg(seed, mode="RGB"):
+    pixels = np.random.RandomState(seed).randint(0, 256, (24, 30, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Four JPEGs: whole, grey, cut off, and no image at all."""
+    contents = [jpeg(0), jpeg(1, "L"), jpeg(2)[:-200], b"not an image"]
+    (tmp_path / "class").mkdir()
+    paths = [tmp_path / "class" / f"{i}.jpg" for i in range(4)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((4, 5, 6), "L"), ((4, 5, 6, 1), "L"), ((4, 5, 6, 3), "RGB")])
+def test_arrays(shape, mode):
+    images = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+    data = ArrayDataset(images, LABELS, NAMES)
+    assert len(data) == 4
+    assert data.labels.dtype == torch.int64
+    assert data.class_names == NAMES
+    assert data.class_counts == [2, 2, 0]
+    image, label = data[2]
+    assert (image.mode, image.size, label) == (mode, (6, 5), 1)
+    np.testing.assert_array_equal(np.asarray(image), images[2].squeeze())
+
+    part = data.subset(torch.tensor([3, 1, 1]))
+    assert part.labels.tolist() == [0, 1, 1]
+    assert part.class_counts == [1, 2, 0]
+    np.testing.assert_array_equal(np.asarray(part.image(0)), images[3].squeeze())
+    with pytest.raises(IndexError):
+        data[4]
+
+
+def test_files_are_decoded_to_rgb(files):
+    data = FileDataset(files, LABELS, NAMES)
+    for index in (0, 1):
+        image, label = data[index]
+        assert (image.mode, image.size, label) == ("RGB", (30, 24), index)
+    np.testing.assert_array_equal(np.asarray(data.image(0)), np.asarray(Image.open(files[0])))
+    assert len(np.unique(np.ptp(np.asarray(data.image(1)), axis=2))) == 1  # grey in three channels
+    part = data.subset(torch.tensor([3, 0]))
+    assert part.paths == [str(files[3]), str(files[0])]
+    assert part.labels.tolist() == [0, 0]
+    assert pickle.loads(pickle.dumps(part)).paths == part.paths  # workers may spawn
+
+
+@pytest.mark.parametrize("broken", [2, 3])
+def test_a_file_that_cannot_be_decoded_is_named(files, broken):
+    data = FileDataset(files, LABELS, NAMES)
+    with pytest.raises(ImageDecodeError, match=rf"cannot decode image .*class/{broken}\.jpg: "):
+        data[broken]
+
+
+def test_a_worker_names_the_file_too(files):
+    views = SeededViews(FileDataset(files, LABELS, NAMES), [np.asarray], seed=0)
+    loader = DataLoader(views, sampler=[(0, 0), (1, 3)], batch_size=2, num_workers=1)
+    with pytest.raises(ImageDecodeError, match=r"class/3\.jpg"):
+        next(iter(loader))
+
+
+def test_sixteen_bits_are_refused_not_clipped(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    data = FileDataset([tmp_path / "deep.png"], torch.tensor([0]), NAMES)
+    with pytest.raises(ImageDecodeError, match=r"deep\.png: expected 8 bits a channel, got mode I;16"):
+        data[0]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    data = FileDataset([tmp_path / "gone.jpg"], torch.tensor([0]), NAMES)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        data[0]
+
+
+def test_readers(files):
+    reader = ReaderImageFolder(str(files[0].parent.parent))
+    data = ReaderDataset(reader, torch.arange(4), LABELS, NAMES)
+    np.testing.assert_array_equal(np.asarray(data[0][0]), np.asarray(Image.open(files[0])))
+    part = data.subset(torch.tensor([2, 1]))
+    assert part.labels.tolist() == [1, 1]
+    assert part[1][0].size == (30, 24)
+    with pytest.raises(ImageDecodeError, match=r"cannot decode image class/2\.jpg \(number 2\): "):
+        part[0]
+
+
+def grey(*shape):
+    return np.zeros(shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (grey(4, 5, 6), LABELS.float(), TypeError, "labels: expected an integer dtype, got torch.float32"),
+        (grey(4, 5, 6), LABELS[None], ValueError, r"labels: expected shape \(N,\) .* got \(1, 4\)"),
+        (grey(0, 5, 6), LABELS[:0], ValueError, r"labels: expected shape \(N,\) with N at least 1, got \(0,\)"),
+        (grey(4, 5, 6), LABELS + 2, ValueError, r"labels: expected values in \[0, 3\), got 2 to 3"),
+        (grey(4, 5, 6), LABELS - 1, ValueError, r"labels: expected values in \[0, 3\), got -1 to 0"),
+        (grey(4, 5, 6) / 255, LABELS, TypeError, r"images: expected uint8 in 0..255, got float64"),
+        (grey(4, 3, 5, 6), LABELS, ValueError, r"images: expected shape .* got \(4, 3, 5, 6\)"),
+        (grey(4, 5), LABELS, ValueError, r"images: expected shape .* got \(4, 5\)"),
+        (grey(4, 0, 6), LABELS, ValueError, r"images: expected shape .* got \(4, 0, 6\)"),
+        (grey(3, 5, 6), LABELS, ValueError, "images: expected as many as labels, got 3 images and 4 labels"),
+    ],
+)
+def test_bad_arrays(images, labels, error, message):
+    with pytest.raises(error, match=message):
+        ArrayDataset(images, labels, NAMES)
+
+
+def test_bad_paths():
+    with pytest.raises(ValueError, match="paths: expected as many as labels, got 1 paths and 4 labels"):
+        FileDataset(["a.jpg"], LABELS, NAMES)

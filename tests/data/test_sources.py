@@ -1,0 +1,352 @@
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ltfast.data import ArrayDataset, FileDataset, channel_statistics, load, long_tail_indices, pareto_counts
+
+RANDOM = np.random.RandomState(0)
+
+
+def noise(*shape):
+    return RANDOM.randint(0, 256, shape, dtype=np.uint8)
+
+
+def save_image(path, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(*size, 3)).save(path)
+
+
+# digits
+
+
+def test_digits():
+    bundle = load("digits")
+    assert (bundle.image_size, bundle.channels, bundle.num_classes) == (8, 1, 10)
+    assert bundle.class_names == [str(i) for i in range(10)]
+    assert bundle.class_counts == [110] * 10
+    assert len(bundle.test) == 697
+    assert min(bundle.test.class_counts) == 64
+    pixels = bundle.train.images
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    np.testing.assert_allclose([bundle.mean[0], bundle.std[0]], [(pixels / 255).mean(), (pixels / 255).std()])
+    assert np.array_equal(load("digits").train.images, pixels)
+
+
+def test_digits_train_and_test_are_all_of_them_once():
+    from sklearn.datasets import load_digits
+
+    bundle = load("digits")
+    split = np.concatenate([bundle.train.images, bundle.test.images]).reshape(-1, 64)
+    labels = np.concatenate([bundle.train.labels, bundle.test.labels])
+    whole = np.round(load_digits().data * 255 / 16)
+
+    def rows(images, targets):
+        return sorted(map(tuple, np.column_stack([targets, images]).astype(int).tolist()))
+
+    assert rows(split, labels) == rows(whole, load_digits().target)
+
+
+@pytest.mark.parametrize("imbalance", [1, 10, 100])
+def test_a_long_tail_cuts_train_and_leaves_test(imbalance):
+    whole, cut = load("digits"), load("digits", imbalance=imbalance)
+    kept = long_tail_indices(whole.train.labels, 10, imbalance)
+    assert np.array_equal(cut.train.images, whole.train.images[kept])
+    assert torch.equal(cut.train.labels, whole.train.labels[kept])
+    assert (cut.class_counts[0], cut.class_counts[-1]) == (110, 110 // imbalance)
+    assert np.array_equal(cut.test.images, whole.test.images)
+    assert (cut.mean, cut.std) == channel_statistics(cut.train.images)
+
+
+def test_pareto_profile():
+    assert load("digits", imbalance=10, profile="pareto").class_counts == pareto_counts(110, 10, 10)
+
+
+# cifar10, cifar100: small files of the same form
+
+
+@pytest.mark.parametrize(("source", "dataset"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_cifar(tmp_path, monkeypatch, source, dataset):
+    names = [f"class {i}" for i in range(4)]
+    label_key = "labels" if source == "cifar10" else "fine_labels"
+    folder = tmp_path / dataset.base_folder
+    folder.mkdir()
+    parts = {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for name in [file for file, _ in dataset.train_list + dataset.test_list]:
+        parts[name] = {"data": noise(8, 3072), label_key: [i % 4 for i in range(8)]}
+    sums = {name: write(name, content) for name, content in parts.items()}
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(dataset, attribute, [[name, sums[name]] for name, _ in getattr(dataset, attribute)])
+    meta = {**dataset.meta, "md5": write(dataset.meta["filename"], {dataset.meta["key"]: names})}
+    monkeypatch.setattr(dataset, "meta", meta)
+
+    bundle = load(source, root=tmp_path)
+    train = [parts[name] for name, _ in dataset.train_list]
+    assert bundle.class_names == names
+    assert bundle.class_counts == [2 * len(train)] * 4
+    assert (len(bundle.test), bundle.image_size, bundle.channels) == (8, 32, 3)
+    assert (bundle.mean, bundle.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    expected = train[0]["data"][5].reshape(3, 32, 32).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(bundle.train.image(5)), expected)
+    assert load(source, root=tmp_path, imbalance=2).class_counts[-1] == len(train)
+
+
+@pytest.mark.parametrize(("source", "dataset"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_cifar_that_cannot_be_downloaded(tmp_path, monkeypatch, source, dataset):
+    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    with pytest.raises(FileNotFoundError, match=rf"{source}: not in the folder .*could not be downloaded.*npz:FILE"):
+        load(source, root=tmp_path / "nothing")
+
+
+# npz:FILE
+
+
+def arrays(**changed):
+    return {
+        "x_train": noise(12, 6, 6, 3),
+        "y_train": np.arange(12) % 3,
+        "x_test": noise(6, 6, 6, 3),
+        "y_test": np.arange(6) % 3,
+        **changed,
+    }
+
+
+def save(tmp_path, content):
+    np.savez(tmp_path / "data.npz", **{name: array for name, array in content.items() if array is not None})
+    return f"npz:{tmp_path / 'data.npz'}"
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((6, 6), 1), ((6, 6, 1), 1), ((6, 6, 3), 3)])
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_npz(tmp_path, shape, channels, column, dtype):
+    content = arrays(x_train=noise(12, *shape), x_test=noise(6, *shape))
+    for name in ("y_train", "y_test"):
+        content[name] = content[name].astype(dtype)[:, None] if column else content[name].astype(dtype)
+    bundle = load(save(tmp_path, content))
+    assert (bundle.image_size, bundle.channels, bundle.class_counts) == (6, channels, [4, 4, 4])
+    assert bundle.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_array_equal(np.asarray(bundle.test.image(1)), content["x_test"][1].squeeze())
+    pixels = content["x_train"].reshape(-1, channels) / 255
+    np.testing.assert_allclose(bundle.mean, pixels.mean(0))
+    np.testing.assert_allclose(bundle.std, pixels.std(0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"y_test": None}, ValueError, r"expected the arrays x_train, y_train, x_test, y_test, got \['x_train'"),
+        ({"x_train": noise(12, 6, 6, 3) / 255}, TypeError, "train: images: expected uint8 in 0..255, got float64"),
+        ({"y_train": np.arange(12) / 3}, TypeError, "y_train: expected integers, got float64"),
+        ({"y_test": np.array(list("abcabc"))}, TypeError, "y_test: expected integers, got <U1"),
+        ({"y_test": np.array([0, None] * 3)}, ValueError, "y_test cannot be read .*allow_pickle"),
+        ({"y_train": np.arange(11) % 3}, ValueError, "train: images: expected as many .* 12 images and 11 labels"),
+        ({"y_test": np.eye(6, dtype=int)}, ValueError, r"test: labels: expected shape \(N,\) .* got \(6, 6\)"),
+        ({"y_test": np.arange(6)}, ValueError, r"test: labels: expected values in \[0, 3\), got 0 to 5"),
+        ({"y_train": np.arange(12) - 1}, ValueError, r"train: labels: expected values in \[0, 11\), got -1 to 10"),
+        ({"y_train": np.arange(0)}, ValueError, "y_train: expected labels, got none"),
+        ({"x_test": noise(6, 5, 5, 3)}, ValueError, r"x_test: .*\(6, 6, 3\) as in x_train, got \(5, 5, 3\)"),
+        (
+            {"x_train": noise(12, 3, 6, 6), "x_test": noise(6, 3, 6, 6)},
+            ValueError,
+            r"train: images: expected shape .* got \(12, 3, 6, 6\)",
+        ),
+        (
+            {"x_train": noise(12, 5, 6), "x_test": noise(6, 5, 6)},
+            ValueError,
+            "expected square images, got 5 x 6; pad them, or use folder:",
+        ),
+        (
+            {"x_train": np.full((12, 6, 6, 3), 7, dtype=np.uint8)},
+            ValueError,
+            "images: expected some variation, channel 0 is 7 everywhere",
+        ),
+    ],
+)
+def test_bad_npz(tmp_path, changed, error, message):
+    with pytest.raises(error, match=message):
+        load(save(tmp_path, arrays(**changed)))
+
+
+def test_no_npz(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"npz: no file .*gone\.npz"):
+        load(f"npz:{tmp_path}/gone.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.npz: expected a \.npz file, and it is none"):
+        load(f"npz:{tmp_path}/text.npz")
+    whole = (tmp_path / "data.npz", save(tmp_path, arrays()))[0].read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"cut\.npz: expected a \.npz file, and it is none"):
+        load(f"npz:{tmp_path}/cut.npz")
+    with open(tmp_path / "single.npz", "wb") as file:
+        np.save(file, noise(3))
+    with pytest.raises(ValueError, match=r"single\.npz: expected a \.npz file, got a single array"):
+        load(f"npz:{tmp_path}/single.npz")
+
+
+# folder:DIR
+
+
+def make_folder(root, held_out="test", test_classes=("ant", "bee")):
+    for name, number in (("ant", 4), ("bee", 4)):
+        for i in range(number):
+            save_image(root / "train" / name / f"{i}.png")
+    for name in test_classes:
+        for i in range(2):
+            save_image(root / held_out / name / f"{i}.png")
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_folder(tmp_path, held_out):
+    bundle = load(make_folder(tmp_path, held_out), imbalance=2)
+    assert bundle.class_names == ["ant", "bee"]
+    assert bundle.class_counts == [4, 2]
+    assert bundle.test.class_counts == [2, 2]
+    assert (bundle.image_size, bundle.channels) == (224, 3)
+    assert (bundle.mean, bundle.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    image, label = bundle.test[3]
+    assert (image.mode, image.size, label) == ("RGB", (10, 12), 1)
+
+
+def test_folder_takes_test_before_val(tmp_path):
+    make_folder(tmp_path, "val", ("ant",))
+    assert load(make_folder(tmp_path, "test")).test.class_counts == [2, 2]
+
+
+def test_folder_may_lack_test_images_of_a_class(tmp_path):
+    assert load(make_folder(tmp_path, test_classes=("bee",))).test.class_counts == [0, 2]
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder: no folder .*gone"):
+        load(f"folder:{tmp_path}/gone")
+    source = make_folder(tmp_path / "a", "validation")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*val; expected train/ and test/ or val/ in"):
+        load(source)
+    source = make_folder(tmp_path / "b", "test", ("ant", "cow"))
+    with pytest.raises(ValueError, match=r"expected the classes of .*train, got \['cow'\] besides"):
+        load(source)
+    source = make_folder(tmp_path / "c")
+    (tmp_path / "c" / "train" / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        load(source)
+    source = make_folder(tmp_path / "d", test_classes=())
+    (tmp_path / "d" / "test" / "ant").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="test: no images"):
+        load(source)
+
+
+# list:FILE
+
+
+def make_list(root, held_out="test", train=None, test=None):
+    for i in range(3):
+        save_image(root / "images" / "a b" / f"{i}.png")
+    name = {"train": "Bees_LT_train.txt", held_out: f"Bees_LT_{held_out}.txt"}
+    (root / name["train"]).write_text(train or "a b/0.png 0\n\na b/1.png 1\na b/2.png 0\n")
+    (root / name[held_out]).write_text(test or "a b/1.png 1\n")
+    return f"list:{root}/Bees_LT_train.txt"
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_list(tmp_path, held_out):
+    bundle = load(make_list(tmp_path, held_out), root=tmp_path / "images")
+    assert isinstance(bundle.train, FileDataset)
+    assert bundle.class_names == ["0", "1"]
+    assert bundle.class_counts == [2, 1]
+    assert bundle.train.paths == [str(tmp_path / "images" / "a b" / f"{i}.png") for i in range(3)]
+    assert bundle.test.labels.tolist() == [1]
+    assert bundle.train[2][0].size == (10, 12)
+    assert (bundle.image_size, bundle.channels) == (224, 3)
+
+
+def test_list_takes_test_before_val(tmp_path):
+    make_list(tmp_path, "val", test="a b/0.png 0\n")
+    assert load(make_list(tmp_path, "test"), root=tmp_path / "images").test.labels.tolist() == [1]
+
+
+def test_bad_lists(tmp_path):
+    images = tmp_path / "images"
+    with pytest.raises(FileNotFoundError, match=r"list: no file .*gone_train\.txt"):
+        load(f"list:{tmp_path}/gone_train.txt")
+    with pytest.raises(ValueError, match=r"expected a file with 'train' in its name .* got .*list\.txt"):
+        load(f"list:{tmp_path}/list.txt")
+    for line in ("a b/0.png", "a b/0.png -1", "a b/0.png 1.5", "7"):
+        source = make_list(tmp_path, train=f"a b/1.png 0\n{line}\n")
+        with pytest.raises(ValueError, match=r"Bees_LT_train\.txt:2: expected a path and a label"):
+            load(source, root=images)
+    with pytest.raises(ValueError, match=r"Bees_LT_train\.txt: .* got an empty file"):
+        load(make_list(tmp_path, train="\n"), root=images)
+    with pytest.raises(ValueError, match=r"Bees_LT_test\.txt: expected labels below 2 as in .*, got 5"):
+        load(make_list(tmp_path, test="a b/0.png 5\n"), root=images)
+    with pytest.raises(FileNotFoundError, match=r"no image .*elsewhere/a b/0\.png; is .* the images' folder \(root\)"):
+        load(make_list(tmp_path), root=tmp_path / "elsewhere")
+    source = make_list(tmp_path / "alone", "other")
+    with pytest.raises(FileNotFoundError, match=r"beside .*: Bees_LT_test\.txt or Bees_LT_val\.txt"):
+        load(source, root=tmp_path / "alone" / "images")
+
+
+# timm's
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def test_torch_fashion_mnist(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    labels = (np.arange(40) % 10).astype(np.uint8)
+    images = {"train": noise(40, 28, 28), "t10k": noise(40, 28, 28)}
+    for part in images:
+        write_idx(raw / f"{part}-images-idx3-ubyte", images[part])
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    bundle = load("torch/fashion_mnist", root=tmp_path, imbalance=4)
+    assert isinstance(bundle.train, ArrayDataset)
+    assert (bundle.image_size, bundle.channels) == (28, 1)
+    assert bundle.class_names[9] == "Ankle boot"
+    assert (bundle.class_counts[0], bundle.class_counts[-1]) == (4, 1)
+    np.testing.assert_array_equal(np.asarray(bundle.test.image(3)), images["t10k"][3])
+    assert (bundle.mean, bundle.std) == channel_statistics(bundle.train.images)
+
+
+def test_torch_image_folder(tmp_path):
+    make_folder(tmp_path, "validation")
+    bundle = load("torch/image_folder", root=tmp_path)
+    assert isinstance(bundle.train, FileDataset)
+    assert bundle.class_names == ["ant", "bee"]
+    assert (bundle.class_counts, bundle.test.class_counts) == ([4, 4], [2, 2])
+
+
+@pytest.mark.parametrize(
+    "source", ["cifar11", "CIFAR10", "", "npz:", "folder:", "list:", "zip:a.zip", "wds/x", "tfds/mnist", "torch/nope"]
+)
+def test_unknown_source_lists_the_sources(source, tmp_path):
+    with pytest.raises(ValueError, match="source: ") as caught:
+        load(source, root=tmp_path)
+    for kind in ("digits", "cifar10", "cifar100", "npz:FILE", "folder:DIR", "list:FILE", "torch/NAME", "hfds/NAME"):
+        assert f"\n  {kind} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"imbalance": 0.5}, "imbalance: expected a finite number of at least 1, got 0.5"),
+        ({"imbalance": 500}, "imbalance: 500 leaves class 7 without images"),
+        ({"imbalance": 10, "profile": "step"}, "profile: expected 'exponential' or 'pareto', got 'step'"),
+    ],
+)
+def test_bad_long_tails(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load("digits", **arguments)

@@ -1,0 +1,52 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import ltfast
+from ltfast.ops import backends
+
+HAS_CUDA = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Place:
+    """One implementation on one device."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}"
+
+
+PLACES = [
+    pytest.param(Place("native", "cpu"), id="native"),
+    # The interpreter is switched on where there is no GPU; elsewhere the same kernels run on the GPU.
+    pytest.param(Place("triton", "cpu"), id="triton-interpreter", marks=pytest.mark.skipif(HAS_CUDA, reason="GPU runs")),
+    pytest.param(Place("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    """Runs the test on every implementation."""
+    with ltfast.backend(request.param.backend):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_numbers():
+    seed = torch.seed()
+    print(f"torch.manual_seed({seed})")  # shown where a test fails
+
+
+@pytest.fixture(params=backends.native().isas())
+def native_isa(request):
+    """Runs the test on the native kernels of every instruction set that this machine has."""
+    native = backends.native()
+    before = native.isa()
+    native.use_isa(request.param)
+    with ltfast.backend("native"):
+        yield Place("native", "cpu")
+    native.use_isa(before)

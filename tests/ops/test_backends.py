@@ -1,0 +1,126 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ltfast
+from ltfast.ops import agcl, backends
+from ltfast.ops.backends import BackendUnavailableError
+
+CPU = torch.device("cpu")
+
+
+def call():
+    return agcl(torch.rand(3, 4), torch.zeros(3).long())
+
+
+def python(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LTFAST_BACKEND")} | variables
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd="/")
+
+
+def test_the_device_decides():
+    assert backends.resolve(CPU) == "native"
+    assert backends.default_backend(torch.device("cuda")) == "triton"
+    assert backends.default_backend(torch.device("mps")) == "reference"
+
+
+def test_the_context_manager_overrides_and_restores():
+    with ltfast.backend("reference"):
+        assert backends.resolve(CPU) == "reference"
+        with ltfast.backend("native"):
+            assert backends.resolve(CPU) == "native"
+        assert backends.resolve(CPU) == "reference"
+    assert backends.resolve(CPU) == "native"
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="name is 'fast': expected one of 'reference', 'native', 'triton'"), ltfast.backend("fast"):
+        pass
+
+
+def test_native_off_the_cpu_says_why():
+    with ltfast.backend("native"), pytest.raises(BackendUnavailableError, match="its kernels run on the CPU"):
+        backends.resolve(torch.device("cuda"))
+
+
+def test_an_op_has_no_reference_kernel():
+    with ltfast.backend("reference"), pytest.raises(BackendUnavailableError, match=r"functions of ltfast\.ops"):
+        backends.resolve_kernel(CPU)
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_the_variable_overrides(name):
+    script = "import torch; from ltfast.ops import backends; print(backends.resolve(torch.device('cpu')))"
+    assert python(script, LTFAST_BACKEND=name).stdout.strip() == name
+
+
+def test_the_variable_overrides_with_a_reason_where_it_cannot():
+    script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.zeros(3).long())"
+    for name, reason in [("triton", "it needs a GPU tensor"), ("fast", "there is no such backend")]:
+        result = python(script, LTFAST_BACKEND=name)
+        assert result.returncode != 0
+        assert f"backend '{name}' cannot run: {reason}" in result.stderr
+
+
+WITHOUT_NATIVE = """
+import sys, warnings
+sys.modules["ltfast._native"] = None
+import torch
+from ltfast.losses import AGCLLoss
+loss = AGCLLoss([5, 4])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        loss(torch.rand(3, 2, requires_grad=True), torch.tensor([0, 1, 1])).backward()
+assert len(caught) == 1, caught
+print(caught[0].message)
+import ltfast
+with ltfast.backend("native"):
+    loss(torch.rand(3, 2), torch.tensor([0, 1, 1]))
+"""
+
+
+def test_without_native_kernels_the_reference_runs_and_says_so_once():
+    result = python(WITHOUT_NATIVE)
+    assert "slow plain PyTorch reference on cpu: C++ kernels were not built" in result.stdout
+    assert "backend 'native' cannot run: ltfast was installed without its C++ kernels" in result.stderr
+
+
+def test_describe_names_every_backend():
+    rows = {row["name"]: row for row in backends.describe()}
+    assert list(rows) == list(backends.BACKENDS)
+    assert rows["reference"]["status"] == rows["native"]["status"] == "available"
+    assert backends.native().isa() in rows["native"]["detail"]
+
+
+def test_kernels_follow_pytorch_s_thread_count():
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            x = torch.rand(64, 4096, requires_grad=True)
+            loss = agcl(x, torch.arange(64), torch.ones(4096))
+            if count == 1:
+                first = loss
+            assert torch.equal(loss, first)  # rows do not depend on how they are shared out
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_native_and_pytorch_share_one_thread_pool():
+    script = """
+import torch
+from ltfast.ops import agcl
+torch.set_num_threads(4)
+torch.rand(4_000_000).exp().sum()
+def threads():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("Threads")).split()[1])
+before = threads()
+agcl(torch.rand(256, 4096), torch.zeros(256).long())
+print(threads() - before)
+"""
+    assert python(script).stdout.strip() == "0"

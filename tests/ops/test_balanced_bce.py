@@ -1,0 +1,192 @@
+import math
+
+import pytest
+import torch
+from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.ops import balanced_bce
+from ltfast.ops.balanced_bce import balanced_bce_op
+
+SHAPES = [(1, 1), (1, 2), (5, 1), (3, 7), (37, 101), (2, 1024), (9, 1031), (3, 9001)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def problem(rows, classes, dtype=torch.float32, device="cpu"):
+    logits = (torch.randn(rows, classes, dtype=torch.float64) * 4).to(dtype).to(device)
+    return logits, torch.randint(classes, (rows,), device=device), torch.randn(classes, device=device) * 3
+
+
+def soft_target(rows, classes, dtype=torch.float32, device="cpu"):
+    return torch.rand(rows, classes, device=device).to(dtype)
+
+
+def check(place, logits, target, bias, incoming=None, **options):
+    loss, gradient = loss_and_gradient(lambda x: balanced_bce(x, target, bias, **options), logits, incoming)
+    with ltfast.backend("reference"):
+        reference_loss, reference_gradient = loss_and_gradient(
+            lambda x: balanced_bce(x, target, bias, **options), logits.double(), incoming
+        )
+    loss_tolerance, gradient_tolerance = tolerances(place, logits.dtype)
+    assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    assert gradient.dtype == logits.dtype
+    assert relative_error(loss, reference_loss) < loss_tolerance
+    assert row_error(gradient, reference_gradient) < gradient_tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_labels(place, shape, dtype):
+    logits, target, bias = problem(*shape, dtype, place.device)
+    check(place, logits, target, bias)
+    check(place, logits, target, bias, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_soft_targets(place, shape, dtype):
+    logits, _, bias = problem(*shape, dtype, place.device)
+    check(place, logits, soft_target(*shape, dtype, place.device), bias)
+    check(place, logits, soft_target(*shape, torch.float32, place.device), bias, target_threshold=0.4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("vectors", [("weight",), ("pos_weight",), ("weight", "pos_weight")], ids=str)
+def test_weights_and_reductions(place, reduction, dtype, vectors):
+    logits, target, bias = problem(13, 67, dtype, place.device)
+    incoming = torch.rand(13, device=place.device) + 0.5 if reduction == "none" else torch.tensor(1.7)
+    weights = {name: torch.rand(67, device=place.device) * 3 for name in vectors}
+    check(place, logits, target, bias, incoming, reduction=reduction, label_smoothing=0.2, **weights)
+    soft = soft_target(13, 67, dtype, place.device)
+    check(place, logits, soft, bias, incoming, reduction=reduction, **weights)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 0.95])
+def test_threshold_after_smoothing(place, threshold):
+    logits, target, bias = problem(4, 11, device=place.device)
+    check(place, logits, target, bias, label_smoothing=0.3, target_threshold=threshold)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(native_isa, dtype):
+    logits, target, bias = problem(5, 1031, dtype)
+    check(native_isa, logits, target, bias, label_smoothing=0.1, weight=torch.rand(1031))
+    check(native_isa, logits, soft_target(5, 1031, dtype), bias)
+
+
+def test_non_contiguous(place):
+    wide, target, _ = problem(11, 60, device=place.device)
+    for logits in (wide[:, ::3], wide[:, 7:41], wide.t()[:11], wide[:1].expand(11, -1)):
+        classes = logits.shape[1]
+        bias = torch.randn(classes, 2, device=place.device)[:, 0]
+        check(place, logits, target % classes, bias)
+        check(place, logits, soft_target(classes, 11, device=place.device).t(), bias)
+        check(place, logits, soft_target(1, classes, device=place.device).expand(11, -1), bias)
+
+
+def test_a_million_classes(place):
+    interpreted = place.backend == "triton" and place.device == "cpu"
+    check(place, *problem(2, 100_003 if interpreted else 1_000_003, device=place.device))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 6), classes=st.integers(1, 70), data=st.integers(0, 2**31), spread=st.floats(0.01, 300))
+def test_it_is_binary_cross_entropy(rows, classes, data, spread):
+    torch.manual_seed(data)
+    logits, target, bias = problem(rows, classes, torch.float64)
+    logits = logits * spread
+    hot = F.one_hot(target, classes).double()
+    loss, gradient = loss_and_gradient(lambda x: balanced_bce(x, target, bias), logits)
+
+    def plain(x):
+        return classes * F.binary_cross_entropy_with_logits(x + bias, hot)
+
+    reference, reference_gradient = loss_and_gradient(plain, logits)
+    torch.testing.assert_close(loss, reference, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(gradient, reference_gradient, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("magnitude", [1e3, 1e15, 1e30, 3.4e38])
+def test_finite_logits_give_finite_results(place, magnitude):
+    logits = torch.tensor([[1.0, -1, 0, 0.5], [-1, 1, 1, 1], [0, 0, 0, 0], [-1, -1, -1, -1]], device=place.device)
+    bias = torch.tensor([-20.0, 20, 0, 1], device=place.device)
+    for target in (torch.arange(4, device=place.device), torch.full((4, 4), 0.5, device=place.device)):
+        for reduction in ("mean", "none"):
+            loss, gradient = loss_and_gradient(
+                lambda x, t=target, r=reduction: balanced_bce(x, t, bias, reduction=r), logits * magnitude
+            )
+            assert loss.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_row_stays_alone(place, bad):
+    logits, target, bias = problem(5, 50, device=place.device)
+    broken = logits.clone()
+    broken[2, 7] = bad
+    target[2] = 8
+    clean = loss_and_gradient(lambda x: balanced_bce(x, target, bias, reduction="none"), logits)
+    loss, gradient = loss_and_gradient(lambda x: balanced_bce(x, target, bias, reduction="none"), broken)
+    others = torch.tensor([0, 1, 3, 4], device=place.device)
+    if math.isnan(bad):
+        assert loss[2].isnan()
+        assert gradient[2, 7].isnan()
+    assert torch.equal(loss[others], clean[0][others])
+    assert torch.equal(gradient[others], clean[1][others])
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradcheck(backend, soft):
+    logits, target, bias = problem(4, 6, torch.float64)
+    logits.requires_grad_()
+    target = soft_target(4, 6, torch.float64) if soft else target
+    weight, pos_weight = torch.rand(6), torch.rand(6) * 4
+
+    def loss(x):
+        return balanced_bce(x, target, bias, weight=weight, pos_weight=pos_weight, reduction="none")
+
+    with ltfast.backend(backend):
+        assert torch.autograd.gradcheck(loss, logits)
+        assert torch.autograd.gradgradcheck(loss, logits)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_opcheck(place, reduction, soft):
+    logits, target, bias = problem(5, 12, device=place.device)
+    target = soft_target(5, 12, device=place.device) if soft else target
+    for with_gradient in (True, False):
+        arguments = (logits.requires_grad_(with_gradient), target, bias, torch.rand_like(bias), None)
+        options = (0.1, None, reduction, with_gradient)
+        torch.library.opcheck(balanced_bce_op, (*arguments, *options), rtol=1e-4, atol=1e-5)
+
+
+BAD = [
+    ({"logits": torch.rand(3)}, ValueError, "logits has shape"),
+    ({"logits": torch.rand(0, 4), "target": torch.zeros(0).long()}, ValueError, "logits has shape"),
+    ({"logits": torch.rand(2, 4).int()}, TypeError, "logits has dtype"),
+    ({"target": torch.tensor([0, 4])}, ValueError, r"target\[1\] is 4"),
+    ({"target": torch.rand(2, 3)}, ValueError, "target has shape"),
+    ({"target": torch.ones(2, 4).long()}, TypeError, "target has dtype"),
+    ({"target": torch.rand(2, 4, requires_grad=True)}, ValueError, "target requires a gradient"),
+    ({"target": None}, TypeError, "target is a NoneType"),
+    ({"bias": torch.rand(3)}, ValueError, "bias has shape"),
+    ({"bias": 0.0}, TypeError, "bias is a float"),
+    ({"weight": torch.rand(2, 4)}, ValueError, "weight has shape"),
+    ({"pos_weight": torch.rand(1)}, ValueError, "pos_weight has shape"),
+    ({"label_smoothing": 1.0}, ValueError, "label_smoothing is 1.0"),
+    ({"reduction": "median"}, ValueError, "reduction is 'median'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[message for *_, message in BAD])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_bad_input(backend, arguments, error, message):
+    good = {"logits": torch.rand(2, 4), "target": torch.tensor([0, 3]), "bias": torch.rand(4)}
+    with ltfast.backend(backend), pytest.raises(error, match=message):
+        balanced_bce(**good | arguments)

@@ -1,0 +1,25 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "triton_compile.py"
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_without_spills(target):
+    # In a process of its own: this one may have Triton's interpreter switched on.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, SCRIPT, target], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    usages = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(usages) > 20
+    for usage in usages:
+        print(usage)
+    assert [usage for usage in usages if usage["local_bytes"] or usage["spills"]] == []
+    assert all(usage["registers"] > 0 for usage in usages)

@@ -1,0 +1,211 @@
+"""What every fused loss promises to autograd, the compiler and the allocator."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import ltfast
+from ltfast.losses import AGCLLoss, BalancedBCELoss
+from ltfast.ops.scale_rows import scale_rows_
+
+COUNTS = [500, 200, 100, 50, 20, 10, 5]
+LOSSES = [
+    pytest.param(lambda **k: AGCLLoss(COUNTS, gamma_pos=0.5, **k), id="agcl"),
+    pytest.param(lambda **k: BalancedBCELoss(COUNTS, label_smoothing=0.1, **k), id="balanced_bce"),
+]
+
+
+@pytest.fixture(params=LOSSES)
+def make_loss(request):
+    return request.param
+
+
+def batch(place, rows=9, dtype=torch.float32):
+    logits = torch.rand(rows, len(COUNTS), device=place.device) * 2 - 1
+    return logits.to(dtype).requires_grad_(), torch.randint(len(COUNTS), (rows,), device=place.device)
+
+
+def seeded(loss, *arguments):
+    torch.manual_seed(0)
+    return loss(*arguments)
+
+
+def test_backward_twice_with_retain_graph(place, make_loss):
+    logits, target = batch(place)
+    loss = make_loss().to(place.device)(logits, target)
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss * 3, logits, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(second, 3 * kept)
+    assert torch.equal(first, kept)
+    assert torch.equal(third, kept)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, logits)
+
+
+def test_the_incoming_gradient_scales_every_row(place, make_loss):
+    logits, target = batch(place)
+    loss_of = make_loss(reduction="none").to(place.device)
+    (plain,) = torch.autograd.grad(seeded(loss_of, logits, target).sum(), logits)
+    incoming = torch.rand(len(target), device=place.device)
+    incoming[3] = 0
+    (scaled,) = torch.autograd.grad(seeded(loss_of, logits, target), logits, incoming)
+    torch.testing.assert_close(scaled, plain * incoming[:, None])
+
+
+def test_gradient_accumulates_over_uses(place, make_loss):
+    logits, target = batch(place)
+    loss_of = make_loss().to(place.device)
+    seeded(loss_of, logits, target).backward()
+    once = logits.grad.clone()
+    (seeded(loss_of, logits, target) * 2).backward()
+    torch.testing.assert_close(logits.grad, 3 * once)
+
+
+def test_second_derivatives_are_the_reference_s(place, make_loss):
+    logits, target = batch(place)
+    loss_of = make_loss().to(place.device)
+
+    def penalty():
+        (gradient,) = torch.autograd.grad(seeded(loss_of, logits, target), logits, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), logits)[0]
+
+    fused = penalty()
+    with ltfast.backend("reference"):
+        torch.testing.assert_close(fused, penalty(), rtol=1e-4, atol=1e-6)
+
+
+def test_no_gradient_is_computed_where_nobody_wants_it(place, make_loss):
+    logits, target = batch(place)
+    loss_of = make_loss().to(place.device)
+    with torch.no_grad():
+        without = seeded(loss_of, logits, target)
+    assert not without.requires_grad
+    torch.testing.assert_close(without, seeded(loss_of, logits, target).detach())
+
+
+def test_activation_checkpointing_redraws_the_same_noise(place, make_loss):
+    logits, target = batch(place)
+    loss_of = make_loss().to(place.device)
+    plain = seeded(loss_of, logits, target)
+    (expected,) = torch.autograd.grad(plain, logits)
+    again = seeded(lambda x: checkpoint(loss_of, x, target, use_reentrant=False), logits)
+    (gradient,) = torch.autograd.grad(again, logits)
+    assert torch.equal(again, plain)
+    assert torch.equal(gradient, expected)
+
+
+def test_grad_scaler_keeps_small_half_precision_gradients(place, make_loss):
+    rows = 512  # a batch whose 1 / B alone would push float16 gradients below its smallest number
+    logits, target = batch(place, rows)
+    loss_of = make_loss().to(place.device)
+    half = logits.detach().half().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(seeded(loss_of, full, target), full)
+    (scaled,) = torch.autograd.grad(seeded(loss_of, half, target) * 2.0**15, half)
+    torch.testing.assert_close(scaled.float() / 2.0**15, expected, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(place, make_loss, dtype):
+    model = nn.Linear(16, len(COUNTS)).to(place.device)
+    features, target = torch.randn(9, 16, device=place.device), batch(place)[1]
+    loss_of = make_loss().to(place.device)
+    with torch.autocast(place.device, dtype):
+        loss = seeded(lambda: loss_of(model(features), target))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert model.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(loss, seeded(lambda: loss_of(model(features), target)), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_torch_compile_fullgraph(backend, make_loss):
+    model = nn.Linear(16, len(COUNTS))
+    loss_of = make_loss()
+    if isinstance(loss_of, AGCLLoss):
+        loss_of.noisy = False  # a compiled graph draws its own random numbers
+
+    def step(features, target):
+        return loss_of(model(features), target)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager" if backend == "reference" else "inductor")
+    with ltfast.backend(backend):
+        for rows in (9, 5):
+            features, target = torch.randn(rows, 16), torch.randint(len(COUNTS), (rows,))
+            loss, plain = compiled(features, target), step(features, target)
+            torch.testing.assert_close(loss, plain)
+            torch.testing.assert_close(
+                torch.autograd.grad(loss, model.weight), torch.autograd.grad(plain, model.weight)
+            )
+
+
+def test_torch_compile_draws_fresh_noise():
+    loss_of = torch.compile(AGCLLoss(COUNTS), fullgraph=True)
+    logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
+    assert loss_of(logits, target) != loss_of(logits, target)
+
+
+def test_torch_export(make_loss):
+    loss_of = make_loss()
+    logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
+    with ltfast.backend("native"):
+        program = torch.export.export(loss_of, (logits, target))
+    torch.testing.assert_close(seeded(program.module(), logits, target), seeded(loss_of, logits, target))
+
+
+def test_torch_func_takes_the_reference(make_loss):
+    # PyTorch's function transforms refuse custom ops with a registered backward pass.
+    logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
+    loss_of = make_loss()
+    with ltfast.backend("reference"):
+        gradient = seeded(torch.func.grad(lambda x: loss_of(x, target)), logits)
+    logits.requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(seeded(loss_of, logits, target), logits)[0])
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("columns", [1, 33, 5000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_scale_rows(place, rows, columns, dtype):
+    matrix = torch.randn(rows, columns, device=place.device).to(dtype)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    for factor in (torch.rand(rows, 1, device=place.device, dtype=acc), torch.tensor(2.5, device=place.device, dtype=acc)):
+        scaled = matrix.clone()
+        scale_rows_(scaled, factor, 0.5)
+        torch.testing.assert_close(scaled, (matrix.to(acc) * (factor * 0.5)).to(dtype))
+        untouched = matrix.clone()
+        scale_rows_(untouched, torch.ones_like(factor), 1.0)
+        assert torch.equal(untouched, matrix)
+
+
+@pytest.mark.parametrize("loss", ["AGCLLoss", "BalancedBCELoss"])
+def test_no_second_matrix_is_allocated(loss):
+    # In a process of its own: the peak of resident memory over a step, beside the logits and their gradient.
+    script = f"""
+        import torch
+        from ltfast.losses import {loss}
+        rows, classes = 2048, 16384
+        loss = {loss}(torch.arange(1, classes + 1))
+        def step(logits):
+            loss(logits, torch.zeros(len(logits), dtype=torch.int64)).backward()
+        step(torch.rand(4, classes, requires_grad=True))
+        logits = torch.rand(rows, classes, requires_grad=True)
+        def resident(peak):
+            lines = open("/proc/self/status").read().splitlines()
+            return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM" if peak else "VmRSS"))
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+        before = resident(peak=False)
+        step(logits)
+        print((resident(peak=True) - before) * 1024 / (4 * rows * classes))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True, cwd="/"
+    )
+    assert 0.9 < float(result.stdout) < 1.1

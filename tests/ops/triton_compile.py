@@ -1,0 +1,138 @@
+"""Compiles the Triton kernels for a GPU that is not here and prints what each uses, a JSON object a line.
+
+    python triton_compile.py {sm_80,sm_90,sm_100,gfx942}
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ltfast.ops.agcl import triton as agcl
+from ltfast.ops.balanced_bce import triton as balanced_bce
+from ltfast.ops.noise import triton as noise
+from ltfast.ops.scale_rows import triton as scale_rows
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass
+class Usage:
+    registers: int
+    local_bytes: int  # per-thread memory: the stack, and registers spilled to it
+    spills: int  # vector registers spilled; gfx942's scalar registers may rest in vector lanes, which is no memory
+
+
+def compile_kernel(
+    kernel, pointers: dict[str, str], scalars: dict[str, str], constexprs: dict, target: str, num_warps: int
+) -> Usage:
+    """Compile ``kernel`` for a target.
+
+    Args:
+        pointers: argument name -> Triton pointer type ("*fp32"); taken as aligned to 16 bytes.
+        scalars: argument name -> Triton type.
+        constexprs: argument name -> value.
+    """
+    names = kernel.arg_names
+    signature = {name: (pointers | scalars).get(name, "constexpr") for name in names}
+    missing = [name for name in names if signature[name] == "constexpr" and name not in constexprs]
+    assert not missing, f"no value for {missing}"
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constexprs.items()}, attributes)
+    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": num_warps})
+    if target.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+        return Usage(
+            field("vgpr_count"),
+            field("private_segment_fixed_size"),
+            field("vgpr_spill_count"),
+        )
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        report = subprocess.run(
+            [cuobjdump, "-res-usage", cubin.name], check=True, capture_output=True, text=True
+        ).stdout
+    stack, local = (int(re.search(rf"\b{name}:(\d+)", report).group(1)) for name in ("STACK", "LOCAL"))
+    registers = int(re.search(r"\bREG:(\d+)", report).group(1))
+    return Usage(registers, stack + local, 0)  # what NVIDIA's compiler spills, it spills to local memory
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+CLASSES = (10, 1000, 8142, 100_000)
+
+
+def cases() -> Iterator[tuple]:
+    """A label, and the arguments of ``compile_kernel`` but the target."""
+    for (dtype, torch_dtype), classes in itertools.product(DTYPES.items(), CLASSES):
+        acc = "fp64" if dtype == "fp64" else "fp32"
+        accumulator = tl.float64 if dtype == "fp64" else tl.float32
+        torch_acc = torch.float64 if dtype == "fp64" else torch.float32
+        options = agcl.launch_options(classes, torch_acc)
+        warps = options.pop("num_warps")
+        scalars = ("scale", "margin", "weight_pos", "weight_neg", "gamma_pos", "gamma_neg", "unit")
+        for gamma_pos, gamma_neg in ((0.0, 4.0), (0.5, 8.0), (0.5, 1.5)) if dtype == "fp32" else ((0.5, 4.0),):
+            yield (
+                f"agcl {dtype} {classes} {gamma_pos} {gamma_neg}",
+                agcl._row_kernel,
+                {"logits": f"*{dtype}", "target": "*i64", "class_noise": f"*{acc}", "seed": "*i64",
+                 "loss": f"*{acc}", "gradient": f"*{dtype}"},
+                {"row_stride": "i32", "classes": "i32"} | dict.fromkeys(scalars, "fp64"),
+                {"NOISY": True, "FOCUS": gamma_pos != 0, "POWER": agcl.power_kind(gamma_neg), "WITH_GRADIENT": True,
+                 "ACC": accumulator, **options},
+                warps,
+            )  # fmt: skip
+        options = balanced_bce.launch_options(classes, torch_acc)
+        warps = options.pop("num_warps")
+        scalars = ("on_value", "off_value", "threshold", "unit")
+        for soft in (False, True):
+            yield (
+                f"balanced_bce {dtype} {classes} {'soft' if soft else 'labels'}",
+                balanced_bce._row_kernel,
+                {"logits": f"*{dtype}", "target": "*fp32" if soft else "*i64", "bias": f"*{acc}",
+                 "class_weight": f"*{acc}", "pos_weight": f"*{acc}", "loss": f"*{acc}", "gradient": f"*{dtype}"},
+                {"row_stride": "i32", "target_stride": "i32", "classes": "i32"} | dict.fromkeys(scalars, "fp64"),
+                {"SOFT": soft, "THRESHOLD": False, "WEIGHTED": soft, "POS_WEIGHTED": soft, "WITH_GRADIENT": True,
+                 "ACC": accumulator, "TERMS": balanced_bce.series_terms(torch_dtype), **options},
+                warps,
+            )  # fmt: skip
+        yield (
+            f"scale_rows {dtype} {classes}",
+            scale_rows._scale_rows_kernel,
+            {"matrix": f"*{dtype}", "factor": f"*{acc}"},
+            {"factor_stride": "i32", "columns": "i32", "unit": "fp64"},
+            {"BLOCK": scale_rows.block_size(classes)},
+            8,
+        )
+    yield (
+        "half_normal", noise._half_normal_kernel, {"out": "*fp32", "seed": "*i64"}, {"columns": "i32"}, {"BLOCK": 1024},
+        4,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for label, *case, warps in cases():
+        usage = compile_kernel(*case, sys.argv[1], warps)
+        print(json.dumps({"kernel": label, "target": sys.argv[1], **asdict(usage)}), flush=True)
