@@ -70,32 +70,70 @@ void check_labels(const int64_t* target, int64_t rows, int64_t classes) {
   }
 }
 
+// Where a kernel writes the losses of the rows: the caller's vector, or one of our own that is then reduced to the
+// caller's scalar, in double.
+class RowLosses {
+ public:
+  RowLosses(uintptr_t out, const std::string& reduction, int64_t rows, bool wide)
+      : out_(out), rows_(rows), wide_(wide), divisor_(reduction == "mean" ? double(rows) : 1.0) {
+    if (reduction != "none") own_.reset(new double[rows]);
+  }
+  void* rows() const { return own_ ? own_.get() : at(out_); }
+  void reduce() const {
+    if (!own_) return;
+    if (wide_)
+      *at<double>(out_) = total<double>();
+    else
+      *at<float>(out_) = float(total<float>());
+  }
+
+ private:
+  template <class T>
+  double total() const {
+    const T* rows = reinterpret_cast<const T*>(own_.get());
+    double sum = 0;
+    for (int64_t row = 0; row < rows_; ++row) sum += rows[row];
+    return sum / divisor_;
+  }
+  uintptr_t out_;
+  int64_t rows_;
+  bool wide_;
+  double divisor_;
+  std::unique_ptr<double[]> own_;
+};
+
 void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
           uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double scale, double margin,
           double weight_pos, double weight_neg, double gamma_pos, double gamma_neg, double gradient_scale,
-          int threads) {
+          const std::string& reduction, int threads) {
   check_labels(at<int64_t>(target), rows, classes);
   threads = useful_threads(threads, rows, classes);
-  const size_t width = dtype == "float64" ? sizeof(double) : sizeof(float);
+  const bool wide = dtype == "float64";
+  const RowLosses losses(loss, reduction, rows, wide);
+  const size_t width = wide ? sizeof(double) : sizeof(float);
   const std::unique_ptr<char[]> scratch(new char[width * 2 * size_t(classes) * size_t(threads)]);
   const AgclArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
-                        at(loss), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
+                        losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
                         gamma_neg, gradient_scale, scratch.get(), threads};
   py::gil_scoped_release release;
   current().agcl(a);
+  losses.reduce();
 }
 
 void balanced_bce(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target,
                   uintptr_t soft_target, int64_t soft_target_stride, uintptr_t bias, uintptr_t weight,
                   uintptr_t pos_weight, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
-                  double on_value, double off_value, double gradient_scale, double threshold, int threads) {
+                  double on_value, double off_value, double gradient_scale, double threshold,
+                  const std::string& reduction, int threads) {
   if (target) check_labels(at<int64_t>(target), rows, classes);
+  const RowLosses losses(loss, reduction, rows, dtype == "float64");
   const BalancedBceArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(soft_target),
-                               soft_target_stride, at(bias), at(weight), at(pos_weight), at(loss), at(gradient), rows,
+                               soft_target_stride, at(bias), at(weight), at(pos_weight), losses.rows(), at(gradient), rows,
                                classes, on_value, off_value, gradient_scale, threshold,
                                useful_threads(threads, rows, classes)};
   py::gil_scoped_release release;
   current().balanced_bce(a);
+  losses.reduce();
 }
 
 void scale_rows(const std::string& dtype, uintptr_t matrix, uintptr_t factor, int64_t factor_stride, double unit,

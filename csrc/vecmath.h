@@ -55,24 +55,6 @@ inline double exp_negative(double x) {
   return x < lowest ? 0.0 : p * power;
 }
 
-// log x for normal positive x. The mantissa is brought to [1/sqrt 2, sqrt 2); coefficients of Cephes' logf.
-inline float log_positive(float x) {
-  const int32_t bits = bit_cast<int32_t>(x);
-  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
-  const float f = bit_cast<float>(bits - (exponent << 23)) - 1.f;
-  const float z = f * f;
-  float p = 7.0376836292e-2f;
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
-  return float(exponent) * 0.693147181f + (f + (p * f * z - 0.5f * z));
-}
-
 // 2 atanh(s) / s for s^2 = q in [0, 1/9]: log1p(e) = s * atanh_series(s^2) with s = e / (2 + e), 0 <= e <= 1.
 inline float atanh_series(float q) {
   float p = 2.f / 13;

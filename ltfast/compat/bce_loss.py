@@ -7,7 +7,7 @@ from ltfast import ops
 from ltfast.losses import BalancedBCELoss
 
 
-class BCE_loss(nn.Module):  # noqa: N801, the authors' name
+class BCE_loss(nn.Module):
     """``BCE_loss`` of LiVT's training script: C times the elementwise mean, so the sum over the classes.
 
     Args:

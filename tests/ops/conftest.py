@@ -23,7 +23,9 @@ class Place:
 PLACES = [
     pytest.param(Place("native", "cpu"), id="native"),
     # The interpreter is switched on where there is no GPU; elsewhere the same kernels run on the GPU.
-    pytest.param(Place("triton", "cpu"), id="triton-interpreter", marks=pytest.mark.skipif(HAS_CUDA, reason="GPU runs")),
+    pytest.param(
+        Place("triton", "cpu"), id="triton-interpreter", marks=pytest.mark.skipif(HAS_CUDA, reason="GPU runs")
+    ),
     pytest.param(Place("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
 ]
 

@@ -37,7 +37,8 @@ def test_the_context_manager_overrides_and_restores():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="name is 'fast': expected one of 'reference', 'native', 'triton'"), ltfast.backend("fast"):
+    message = "name is 'fast': expected one of 'reference', 'native', 'triton'"
+    with pytest.raises(ValueError, match=message), ltfast.backend("fast"):
         pass
 
 

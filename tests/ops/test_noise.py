@@ -82,7 +82,7 @@ def test_mean_and_variance_over_ten_million_draws():
     assert abs(noise.mean() - mean) < 3.9 * math.sqrt(variance / DRAWS)  # 3.9: one failure in 10,000 runs
     fourth = ((noise - mean) ** 4).mean()
     assert abs(noise.var() - variance) < 3.9 * math.sqrt((fourth - variance**2) / DRAWS)
-    assert 0 <= noise.min()
+    assert noise.min() >= 0
     assert noise.max() == 1
     assert abs((noise == 1).double().mean() - (1 - inside)) < 3.9 * math.sqrt((1 - inside) / DRAWS)
 

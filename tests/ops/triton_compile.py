@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that is not here and prints what each uses, a JSON object a line.
 
-    python triton_compile.py {sm_80,sm_90,sm_100,gfx942}
+python triton_compile.py {sm_80,sm_90,sm_100,gfx942}
 """
 
 import itertools
@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget

@@ -13,12 +13,14 @@ The weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}` are differen
 row's logits gives its loss and its gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ltfast.ops import backends, checks
 from ltfast.ops.agcl import reference
-from ltfast.ops.fused_loss import accumulator, empty_gradient, register_gradient, wants_gradient
+from ltfast.ops.fused_loss import register, wants_gradient
 from ltfast.ops.noise import draw_seed
 
 __all__ = ["agcl"]
@@ -79,36 +81,19 @@ def agcl(
     return loss
 
 
-@torch.library.custom_op("ltfast::agcl", mutates_args=())
-def agcl_op(
-    logits: Tensor,
-    target: Tensor,
-    class_noise: Tensor | None,
-    seed: Tensor | None,
-    scale: float,
-    margin: float,
-    weight_pos: float,
-    weight_neg: float,
-    gamma_pos: float,
-    gamma_neg: float,
-    reduction: str,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _kernel(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     if backends.resolve_kernel(logits.device) == "native":
         from ltfast.ops.agcl.native import agcl as kernel
     else:
         from ltfast.ops.agcl.triton import agcl as kernel
-    return kernel(
-        logits, target, class_noise, seed, scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction,
-        with_gradient,
-    )  # fmt: skip
+    return kernel(logits, *inputs)
 
 
-@agcl_op.register_fake
-def _(logits, target, class_noise, seed, scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction,
-      with_gradient):  # fmt: skip
-    loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=accumulator(logits.dtype))
-    return loss, empty_gradient(logits, with_gradient)
-
-
-register_gradient(agcl_op, reference.agcl, slope=lambda *inputs: inputs[4])
+agcl_op = register(
+    "agcl",
+    "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
+    "float weight_neg, float gamma_pos, float gamma_neg, str reduction, bool with_gradient",
+    _kernel,
+    reference.agcl,
+    slope=lambda *inputs: inputs[4],
+)

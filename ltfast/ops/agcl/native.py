@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+from ltfast.ops.fused_loss import empty_gradient, empty_loss, stored_unit
 
 
 def agcl(
@@ -24,7 +24,7 @@ def agcl(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, classes = logits.shape
-    loss = torch.empty(rows, dtype=accumulator(logits.dtype))
+    loss = empty_loss(logits, reduction)
     gradient = empty_gradient(logits, with_gradient)
     backends.native().agcl(
         str(logits.dtype)[6:],
@@ -44,6 +44,7 @@ def agcl(
         gamma_pos,
         gamma_neg,
         stored_unit(logits.dtype, rows, reduction, scale),
+        reduction,
         torch.get_num_threads(),
     )
-    return reduce(loss, reduction), gradient
+    return loss, gradient

@@ -27,7 +27,7 @@ def agcl(
     u = logits.to(accumulator(logits.dtype))
     own = F.one_hot(target, u.shape[1]).bool()
     if class_noise is not None and seed is not None:
-        u = u - class_noise * half_normal(*u.shape, seed)
+        u = u - class_noise * half_normal(u.shape[0], u.shape[1], seed)
     u = torch.where(own, u - margin, u)
     t = (scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
     log_p = torch.log_softmax(t, dim=1)

@@ -121,9 +121,7 @@ def _row_kernel(
         )
         tl.store(loss + row, row_loss)
         if WITH_GRADIENT:
-            _store_gradient(
-                gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, POWER
-            )
+            _store_gradient(gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, POWER)
     else:
         peak = tl.full((), -3.0e38, ACC)
         mass = tl.full((), 0.0, ACC)

@@ -10,12 +10,13 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from ltfast.ops import backends, checks
 from ltfast.ops.balanced_bce import reference
-from ltfast.ops.fused_loss import accumulator, empty_gradient, register_gradient, wants_gradient
+from ltfast.ops.fused_loss import register, wants_gradient
 
 __all__ = ["balanced_bce"]
 
@@ -69,31 +70,18 @@ def balanced_bce(
     return loss
 
 
-@torch.library.custom_op("ltfast::balanced_bce", mutates_args=())
-def balanced_bce_op(
-    logits: Tensor,
-    target: Tensor,
-    bias: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    reduction: str,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _kernel(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     if backends.resolve_kernel(logits.device) == "native":
         from ltfast.ops.balanced_bce.native import balanced_bce as kernel
     else:
         from ltfast.ops.balanced_bce.triton import balanced_bce as kernel
-    return kernel(
-        logits, target, bias, weight, pos_weight, label_smoothing, threshold, reduction, with_gradient
-    )  # fmt: skip
+    return kernel(logits, *inputs)
 
 
-@balanced_bce_op.register_fake
-def _(logits, target, bias, weight, pos_weight, label_smoothing, threshold, reduction, with_gradient):
-    loss = logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=accumulator(logits.dtype))
-    return loss, empty_gradient(logits, with_gradient)
-
-
-register_gradient(balanced_bce_op, reference.balanced_bce)
+balanced_bce_op = register(
+    "balanced_bce",
+    "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
+    "float? threshold, str reduction, bool with_gradient",
+    _kernel,
+    reference.balanced_bce,
+)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+from ltfast.ops.fused_loss import accumulator, empty_gradient, empty_loss, stored_unit
 
 
 def balanced_bce(
@@ -35,7 +35,7 @@ def balanced_bce(
     if weight is not None or pos_weight is not None:  # the kernel takes both vectors or neither
         weight = torch.ones_like(bias) if weight is None else weight
         pos_weight = torch.ones_like(bias) if pos_weight is None else pos_weight
-    loss = torch.empty(rows, dtype=accumulator(logits.dtype))
+    loss = empty_loss(logits, reduction)
     gradient = empty_gradient(logits, with_gradient)
     backends.native().balanced_bce(
         str(logits.dtype)[6:],
@@ -55,6 +55,7 @@ def balanced_bce(
         off,
         stored_unit(logits.dtype, rows, reduction, 1.0),
         math.nan if threshold is None else threshold,
+        reduction,
         torch.get_num_threads(),
     )
-    return reduce(loss, reduction), gradient
+    return loss, gradient

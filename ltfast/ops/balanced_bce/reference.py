@@ -1,6 +1,5 @@
 """The definition of the loss in plain PyTorch; every kernel is tested against it."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -41,7 +41,8 @@ def half_normal(rows: int, columns: int, seed: Tensor) -> Tensor:
     """
     row = torch.arange(rows, device=seed.device)[:, None]
     counter = torch.arange((columns + 3) // 4, device=seed.device)[None, :]
-    words = philox(*torch.broadcast_tensors(counter, row & WORD, row >> 32, torch.zeros_like(row)), seed)
+    counter, row = torch.broadcast_tensors(counter, row)
+    words = philox(counter, row & WORD, row >> 32, torch.zeros_like(row), seed)
     word = torch.stack(words, dim=-1).reshape(rows, -1)[:, :columns]
     u = (word >> 8).float() * 2.0**-24
     x = -torch.log(((1 - u) * (1 + u)).clamp(min=CLIPPED)) - 2.6

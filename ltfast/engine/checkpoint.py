@@ -1,0 +1,100 @@
+"""Checkpoints: one file, written beside the old one, synced and renamed; so there is always a whole one."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHECKPOINT = "checkpoint.pt"
+_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is not this run's."""
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint at `path`: after a crash at any moment, the old one or the new one is there, whole.
+
+    Raises:
+        OSError: it cannot be written (the disk is full, say); the old one is as it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": _FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        before = "the checkpoint before it is whole" if path.exists() else "there is no earlier one"
+        raise OSError(f"cannot write checkpoint {path}: {cause}; {before}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Only tensors and plain values are unpickled, never code.
+
+    Args:
+        path: the file, or the run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is truncated, damaged, or no checkpoint of ltfast's.
+    """
+    if path.is_dir():
+        path = path / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: there is no {path}")
+    try:
+        # torch's reader checks sizes but not contents: the archive's own checksums do
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"checkpoint {path} is damaged (checksum of {damaged}); delete it to start again")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile and torch raise almost anything
+        raise CheckpointError(
+            f"checkpoint {path} is truncated, damaged or no checkpoint ({type(error).__name__}); "
+            "delete it to start again"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise CheckpointError(f"checkpoint {path} was not written by this version of ltfast")
+    return state
+
+
+def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings.
+
+    Raises:
+        CheckpointError: a setting differs; the message names each that does.
+    """
+    differ = [
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
+            "Run with the settings it was started with, or choose another --out"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut. Windows cannot open a folder, and does not need to."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,346 @@
+"""The training loop.
+
+Every step's randomness is a function of (seed, stage, step), and every batch one of (seed, epoch, place in it). So a
+checkpoint is the weights, the optimiser's state and the position, and a run that was killed and started again ends
+with the weights of one that was not: bit for bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, check_settings, load_checkpoint, save_checkpoint
+from ltfast.engine.interrupt import Interrupt, graceful_interrupt
+from ltfast.engine.metrics import evaluate
+from ltfast.engine.report import METRICS, read_metrics, write_report
+from ltfast.engine.seeding import seed_everything
+from ltfast.engine.settings import RunSettings
+from ltfast.engine.stage import Plan, Stage
+from ltfast.engine.timing import loss_milliseconds
+
+_LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
+_START, _EPOCH, _STEP = range(3)  # what a seed is for
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a loss or a weight is not finite."""
+
+
+@dataclass
+class Position:
+    """Where a run is: everything before this step is done."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    """Optimiser steps done in this epoch."""
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The devices and processes of this run, as `accelerate launch` or `torchrun` set them up.
+
+    Raises:
+        ValueError: fp16 without a GPU.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
+    torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
+    # without cpu=True, Accelerate overlooks the other processes of torchrun on a machine without a GPU
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision="no" if precision == "fp32" else precision
+    )
+
+
+def train(
+    plan: Plan,
+    *,
+    run: RunSettings,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    class_counts: Sequence[int],
+    groups: Mapping[str, Sequence[int]],
+    out: Path,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """Train a plan's stages, from the checkpoint in `out` if there is one, and write the run's report.
+
+    Args:
+        plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
+        run: how to run.
+        settings: all that decides the result, as plain values; a checkpoint of other settings is refused.
+        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint.
+        class_counts: training images of each class, length C.
+        groups: class indices of each group.
+        out: the run's folder; made if it is not there.
+        accelerator: from `make_accelerator(run.precision)`.
+
+    Returns:
+        What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or belongs to other settings.
+        TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
+        OSError: a file cannot be written; the last checkpoint is whole.
+    """
+    return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator).execute()
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunSettings,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        class_counts: Sequence[int],
+        groups: Mapping[str, Sequence[int]],
+        out: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.plan, self.run, self.facts, self.out, self.accelerator = plan, run, facts, out, accelerator
+        # with other processes or none, the same settings give other batches
+        self.settings = {**settings, "processes": accelerator.num_processes}
+        self.class_counts, self.groups = class_counts, groups
+        self.modules = nn.ModuleList(plan.stages)
+        self.steps_per_epoch = [math.ceil(len(stage.batches) / run.accumulate) for stage in plan.stages]
+        self.position = Position()
+        self.train_seconds = 0.0
+        self.metrics: dict[str, Any] | None = None
+        self.path = out / CHECKPOINT
+        self.console = Console(quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False)
+        self.interrupt = Interrupt()
+        self.writer: SummaryWriter | None = None
+
+    def execute(self) -> dict[str, Any] | None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        saved = self._load()
+        if self.position.stage == len(self.plan.stages) and (self.out / METRICS).exists():
+            self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
+            return read_metrics(self.out)
+        if self.accelerator.is_main_process:
+            # what a killed run logged after its checkpoint is logged again: purge it
+            self.writer = SummaryWriter(str(self.out), purge_step=self._global_step() if saved else None)
+        try:
+            # several processes cannot agree on a step to stop at; they leave it to the last checkpoint
+            with graceful_interrupt(self.accelerator.num_processes == 1) as self.interrupt:
+                for stage in self.plan.stages[self.position.stage :]:
+                    if not self._train_stage(stage, saved):
+                        where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+                        self.console.print(f"stopped at {where}; the same command continues from there")
+                        return None
+                    saved = None
+            return self._report()
+        finally:
+            if self.writer:
+                self.writer.close()
+
+    def _train_stage(self, stage: Stage, saved: dict[str, Any] | None) -> bool:
+        """Train a stage to its end; False if the user interrupted it."""
+        number, steps = self.position.stage, self.steps_per_epoch[self.position.stage]
+        for parameter in stage.parameters():
+            parameter.requires_grad_(False)
+        for parameter in stage.trained():
+            parameter.requires_grad_(True)
+        stage.to(self.accelerator.device)
+        resumed = saved is not None and saved["optimizer"] is not None
+        if not resumed:
+            seed_everything(self.run.seed, number, _START)
+            stage.start()
+        model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
+        scheduler = stage.optimisation.make_scheduler(optimizer, steps)
+        if saved is not None and resumed:
+            optimizer.load_state_dict(saved["optimizer"])
+            if self.accelerator.scaler is not None and saved["scaler"]:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        for epoch in range(self.position.epoch, stage.optimisation.epochs):
+            stage.epoch = epoch
+            if self.position.step == 0:
+                seed_everything(self.run.seed, number, _EPOCH, epoch)
+                stage.start_epoch()
+            losses = self._train_epoch(stage, model, optimizer, scheduler)
+            if losses is None:
+                return False
+            last = epoch + 1 == stage.optimisation.epochs
+            self.position = Position(number + 1) if last else Position(number, epoch + 1)
+            self._save(None if last else optimizer)
+            self._end_epoch(stage, epoch, losses)
+        if self.position.stage < len(self.plan.stages):
+            self.accelerator.free_memory()  # it holds on to this stage's optimiser
+        return True
+
+    def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
+        """The rest of an epoch; its mean loss over the steps taken here, or None if the user interrupted it."""
+        number, epoch, accumulate = self.position.stage, self.position.epoch, self.run.accumulate
+        steps = self.steps_per_epoch[number]
+        batches = stage.batches.epoch(epoch, self.position.step * accumulate)
+        trained = [p for p in stage.parameters() if p.requires_grad]
+        window: list[dict[str, Tensor]] = []
+        total = torch.zeros((), device=self.accelerator.device)
+        taken = 0
+        begun = saved = time.monotonic()
+        model.train()
+        with self._progress() as progress:
+            task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
+            progress.update(task, completed=self.position.step)
+            while self.position.step < steps:
+                done = epoch * steps + self.position.step
+                scheduler.step_update(done)
+                logged = self._step(stage, model, optimizer, batches, trained, number, done)
+                stage.after_step()
+                self.position.step += 1
+                taken += 1
+                total += logged["loss"]
+                window.append(logged)
+                progress.advance(task)
+                due = time.monotonic() - saved >= 60 * self.run.checkpoint_minutes
+                if self.interrupt.asked or due or self.position.step % _LOG_STEPS == 0 or self.position.step == steps:
+                    self._log(stage, window, optimizer.param_groups[0]["lr"])
+                if self.position.step < steps and (self.interrupt.asked or due):
+                    self.train_seconds += time.monotonic() - begun
+                    self._save(optimizer)
+                    begun = saved = time.monotonic()
+                    if self.interrupt.asked:
+                        return None
+        self.train_seconds += time.monotonic() - begun
+        return float(total) / max(taken, 1)
+
+    def _step(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        optimizer: Any,
+        batches: Any,
+        trained: Sequence[nn.Parameter],
+        number: int,
+        done: int,
+    ) -> dict[str, Tensor]:
+        """One optimiser step; the values to log, on the device."""
+        window = list(islice(batches, self.run.accumulate))
+        sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(window):
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            seed_everything(self.run.seed, number, _STEP, done, i, self.accelerator.process_index)
+            with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
+                loss, logged = model(batch)
+                self.accelerator.backward(loss / len(window))
+            for name, value in {"loss": loss, **logged}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(window)
+        if self.run.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(trained, self.run.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return sums
+
+    def _log(self, stage: Stage, window: list[dict[str, Tensor]], lr: float) -> None:
+        """Read the losses since the last time, and stop if one is not finite."""
+        losses = torch.stack([logged["loss"] for logged in window]).tolist()
+        for step, loss in enumerate(losses, self.position.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                where = f"stage {stage.name!r}, epoch {self.position.epoch + 1}, step {step}"
+                raise TrainingError(f"the loss is {loss} at {where}; {self._kept()}. A lower --lr often helps")
+        if self.writer:
+            step = self._global_step()
+            for name in window[-1]:
+                value = torch.stack([logged[name] for logged in window]).float().mean()
+                self.writer.add_scalar(f"{stage.name}/{name}", value.item(), step)
+            self.writer.add_scalar(f"{stage.name}/lr", lr, step)
+        window.clear()
+
+    def _end_epoch(self, stage: Stage, epoch: int, loss: float) -> None:
+        line = f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}  loss {loss:.4f}"
+        if stage.evaluated:
+            groups, num_classes = self.groups, len(self.class_counts)
+            self.metrics = evaluate(stage, self.plan.test, groups, num_classes, self.accelerator)
+            for name in ("top1", *groups):
+                value = self.metrics[name]
+                line += f"  {name} {'-' if value is None else f'{value:.1f}'}"
+                if self.writer and value is not None:
+                    self.writer.add_scalar(f"{stage.name}/{name}", value, self._global_step())
+        self.console.print(line)
+
+    def _report(self) -> dict[str, Any] | None:
+        stage = self.plan.stages[-1].to(self.accelerator.device)
+        if self.metrics is None or not stage.evaluated:  # the run was killed between its last step and its report
+            self.metrics = evaluate(stage, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
+        if not self.accelerator.is_main_process:
+            return None
+        batch = send_to_device(next(stage.batches.epoch(0, 0)), self.accelerator.device)
+        seed_everything(self.run.seed, len(self.plan.stages), _STEP)
+        report = {
+            **self.metrics,
+            "train_seconds": self.train_seconds,
+            "loss_ms": loss_milliseconds(stage, batch, self.accelerator),
+            "class_counts": list(self.class_counts),
+            "settings": self.settings,
+        }
+        write_report(self.out, report, self.facts["class_names"], self.groups)
+        return report
+
+    def _save(self, optimizer: Any | None) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.modules.parameters()):
+            raise TrainingError(f"a weight is not finite; {self._kept()}. A lower --lr often helps")
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_checkpoint(
+            self.path,
+            {
+                "settings": self.settings,
+                "facts": dict(self.facts),
+                "position": vars(self.position),
+                "train_seconds": self.train_seconds,
+                "model": self.modules.state_dict(),
+                "optimizer": optimizer.state_dict() if optimizer is not None else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+        )
+
+    def _load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        saved = load_checkpoint(self.path)
+        check_settings(self.path, saved["settings"], self.settings)
+        try:
+            self.modules.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"checkpoint {self.path} does not fit this version's model: {error}") from error
+        self.position = Position(**saved["position"])
+        self.train_seconds = saved["train_seconds"]
+        if self.position.stage < len(self.plan.stages):
+            where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+            self.console.print(f"resuming {self.plan.stages[self.position.stage].name} at {where}")
+        return saved
+
+    def _global_step(self) -> int:
+        before = zip(self.plan.stages[: self.position.stage], self.steps_per_epoch, strict=False)
+        done = sum(stage.optimisation.epochs * steps for stage, steps in before)
+        if self.position.stage < len(self.plan.stages):
+            done += self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
+        return done
+
+    def _kept(self) -> str:
+        return f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )

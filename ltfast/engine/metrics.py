@@ -1,0 +1,61 @@
+"""Top-1 accuracy: overall, for groups of classes, and for each class."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torchmetrics.classification import MulticlassStatScores
+
+from ltfast.engine.stage import Stage
+
+
+def evaluate(
+    stage: Stage,
+    test: Iterable[Sequence[Tensor]],
+    groups: Mapping[str, Sequence[int]],
+    num_classes: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Top-1 accuracies, in percent, of a stage's `predict`, over the shares of all processes.
+
+    Args:
+        stage: unwrapped; put into evaluation mode.
+        test: this process's batches of (view, ..., labels), shapes (B, channels, H, W) and (B,).
+        groups: class indices of each group.
+        num_classes: number of classes C.
+        accelerator: the device, the precision, and the other processes.
+
+    Returns:
+        What `accuracies` returns.
+    """
+    # sums of counts over the processes, so uneven shares need no padding and no image counts twice
+    scores = MulticlassStatScores(num_classes, average=None, validate_args=False).to(accelerator.device)
+    stage.eval()
+    with torch.no_grad():
+        for batch in test:
+            *views, labels = send_to_device(batch, accelerator.device, non_blocking=True)
+            with accelerator.autocast():
+                logits = stage.predict(*views)
+            scores.update(logits.argmax(1), labels)
+    counts = scores.compute().reshape(num_classes, 5)  # columns: tp, fp, tn, fn, support
+    return accuracies(counts[:, 0].tolist(), counts[:, 4].tolist(), groups)
+
+
+def accuracies(correct: Sequence[int], total: Sequence[int], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Top-1 accuracies in percent from the correct and all test images of each class, both of length C.
+
+    Returns:
+        `top1` over all images; each group's mean over its classes, as the field reports it (Liu et al., CVPR 2019);
+        `per_class`, a list of length C. None where there is no test image.
+    """
+    per_class = [100.0 * c / t if t else None for c, t in zip(correct, total, strict=True)]
+
+    def mean(classes: Sequence[int]) -> float | None:
+        known = [value for c in classes if (value := per_class[c]) is not None]
+        return sum(known) / len(known) if known else None
+
+    top1 = 100.0 * sum(correct) / sum(total) if sum(total) else None
+    return {"top1": top1, **{name: mean(classes) for name, classes in groups.items()}, "per_class": per_class}

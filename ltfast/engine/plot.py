@@ -1,0 +1,97 @@
+"""The picture of a run: accuracy and training images of each class."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+_COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
+_INK, _GREY, _GRID = "#262626", "#6e6e6e", "#e6e6e6"
+_NAMED = 30  # up to so many classes, each has its name and its numbers
+_HALO = [withStroke(linewidth=3, foreground="white")]
+
+
+def plot_per_class(
+    path: Path, report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
+) -> None:
+    """Draw the accuracy of each class as bars, classes sorted by count, and the counts as a line.
+
+    Args:
+        path: the PNG file to write.
+        report: `per_class` and `class_counts` of length C, `top1`, and each group's accuracy.
+        class_names: length C.
+        groups: class indices of many, medium and few.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    counts: Sequence[int] = report["class_counts"]
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    accuracy = [report["per_class"][c] for c in order]
+    colour = {c: _COLOURS[name] for name, classes in groups.items() for c in classes}
+    named = len(order) <= _NAMED
+    x = range(len(order))
+
+    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+    bars = figure.add_subplot()
+    heights = [value or 0.0 for value in accuracy]
+    bars.bar(x, heights, width=0.72 if named else 1.0, color=[colour[c] for c in order], zorder=2)
+    bars.set(ylim=(0, 112), xlim=(-0.6, len(order) - 0.4), ylabel="top-1 accuracy (%)", yticks=range(0, 101, 20))
+    bars.set_xlabel(f"{'class, and its' if named else f'{len(order)} classes, by'} number of training images")
+    bars.grid(axis="y", color=_GRID, zorder=0)
+
+    line = bars.twinx()
+    line.plot(
+        x,
+        [counts[c] for c in order],
+        color=_INK,
+        linewidth=1.5,
+        marker="o" if named else None,
+        markersize=4.5,
+        path_effects=_HALO,
+    )
+    line.set_yscale("log")
+    # over the bars' numbers, which stand at their feet: from 16 to 88 % of the height
+    low, high = min(counts), max(counts)
+    span = (high / low) ** (1 / 0.72) if high > low else 10.0
+    line.set_ylim(low / span**0.16, low * span**0.84)
+    line.set_ylabel("training images (line, log scale)", color=_GREY)
+    line.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    line.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    line.yaxis.set_minor_locator(NullLocator())
+    line.yaxis.set_minor_formatter(NullFormatter())
+
+    if named:
+        for i, value in enumerate(accuracy):
+            inside = value is not None and value >= 8
+            bars.annotate(
+                "no test\nimages" if value is None else f"{value:.0f}",
+                (i, 0.0 if inside else value or 0.0),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=10,
+                color="white" if inside else _INK,
+            )
+        crowded = max(len(class_names[c]) for c in order) * len(order) > 100
+        labels = [f"{class_names[c]}{' · ' if crowded else chr(10)}{counts[c]:,}" for c in order]
+        bars.set_xticks(x, labels, rotation=45 if crowded else 0, ha="right" if crowded else "center", fontsize=9)
+        if crowded:
+            for label in bars.get_xticklabels():
+                label.set_rotation_mode("anchor")
+    else:
+        bars.set_xticks([])
+    for axes, tint in ((bars, _INK), (line, _GREY)):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, colors=tint)
+
+    shown = {name: report[name] for name in groups if report[name] is not None}
+    patches = [Patch(color=_COLOURS[name], label=f"{name}  {value:.1f} %") for name, value in shown.items()]
+    figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False)
+    figure.suptitle(f"All {report['top1']:.1f} %", x=0.012, ha="left", fontsize=12, fontweight="bold")
+    figure.savefig(path, format="png")

@@ -1,0 +1,85 @@
+"""What a run leaves behind: `metrics.json` and `per_class.png`; and the tables made of them."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ltfast.engine.plot import plot_per_class
+
+METRICS = "metrics.json"
+
+
+def write_report(
+    out: Path, report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
+) -> None:
+    """Write `per_class.png` and then `metrics.json` into a run's folder: the latter says that the run is finished.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    plot_per_class(out / "per_class.png", report, class_names, groups)
+    write_json(out / METRICS, report)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write beside the file and rename, so that it is never half there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """A run's `metrics.json`.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: it is not one.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        raise FileNotFoundError(f"run: there is no {path}: not a run's folder, or the run is not finished")
+    try:
+        metrics = json.loads(path.read_text())
+        if not {"top1", "many", "medium", "few"} <= metrics.keys():
+            raise ValueError("top1, many, medium or few is missing")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"run: {path} is no metrics file: {error}") from error
+    return metrics
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """Metrics side by side.
+
+    Args:
+        rows: metrics of each run, by name.
+        title: shown above the table.
+
+    Returns:
+        Accuracies in percent, and where runs have them the loss's and the training's time; the best accuracy of each
+        column is bold if there are several runs.
+    """
+    result = Table(title=title, title_justify="left")
+    result.add_column("run", overflow="fold")
+    accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
+    times = {"loss_ms": ("loss, ms a step", ".3f"), "train_seconds": ("training, s", ".0f")}
+    shown = {key: value for key, value in times.items() if any(key in row for row in rows.values())}
+    for heading in (*accuracies.values(), *(heading for heading, _ in shown.values())):
+        result.add_column(heading, justify="right")
+    best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
+    for name, row in rows.items():
+        cells = []
+        for key in accuracies:
+            value = row[key]
+            text = "-" if value is None else f"{value:.1f}"
+            cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
+        cells += [format(row[key], spec) if key in row else "-" for key, (_, spec) in shown.items()]
+        result.add_row(name, *cells)
+    return result

@@ -1,0 +1,39 @@
+"""Typed settings: dataclasses whose fields carry their own help."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the line that `--help` shows for it."""
+    return field(default=default, metadata={"help": help})
+
+
+def check(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise a ValueError that names the setting unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is executed, whatever the method.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    seed: int = option(0, "seed of everything random: same seed, same machine, same weights")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "arithmetic of the model; fp16 needs a GPU")
+    accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step")
+    clip_norm: float | None = option(None, "largest gradient norm; none leaves gradients as they are")
+    workers: int = option(0, "processes that decode and augment images; 0 does it in the training process")
+    checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
+        check(self.precision in ("fp32", "bf16", "fp16"), "precision", "fp32, bf16 or fp16", self.precision)
+        check(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
+        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a positive number or none", self.clip_norm)
+        check(self.workers >= 0, "workers", "at least 0", self.workers)
+        check(self.checkpoint_minutes >= 0, "checkpoint_minutes", "at least 0", self.checkpoint_minutes)

@@ -1,0 +1,91 @@
+"""What a method is made of: stages, trained one after the other."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ltfast.engine.optimisation import Optimisation
+
+
+class Batches(Protocol):
+    """A stage's training batches."""
+
+    def __len__(self) -> int:
+        """Batches an epoch, at least 1."""
+
+    def epoch(self, epoch: int, skip: int) -> Iterator[Any]:
+        """Epoch `epoch`'s batches without the first `skip`; the same ones each time they are asked for."""
+
+
+class Stage(nn.Module):
+    """One training stage of a method.
+
+    What a stage trains or carries from step to step (networks, momentum encoders, queues, masks, estimators) is a
+    submodule, parameter or buffer of it, so the checkpoint holds it. Stages of one method may share modules: that is
+    how a stage takes up what the one before it trained.
+
+    A stage defines `forward`, and `predict` unless `evaluated` is False; the other methods have defaults. Everything
+    random may come from the global generators: the engine seeds them before each call.
+
+    Args:
+        name: shown in progress, logs and messages; one of its own for each stage of a method.
+        batches: the training batches.
+        optimisation: epochs, optimiser and schedule.
+    """
+
+    evaluated: bool = True
+    """Whether `predict` gives class scores, so that the engine reports accuracy after each epoch."""
+
+    epoch: int = 0
+    """The current epoch of this stage, set by the engine: for whatever depends on the epoch."""
+
+    def __init__(self, name: str, batches: Batches, optimisation: Optimisation) -> None:
+        super().__init__()
+        self.name = name
+        self.batches = batches
+        self.optimisation = optimisation
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """The parameters this stage trains (all of its own, unless overridden); the engine freezes the others."""
+        return self.parameters()
+
+    def optimizer(self) -> Optimizer:
+        """The optimiser of the parameters that require a gradient."""
+        return self.optimisation.make_optimizer(self)
+
+    def start(self) -> None:
+        """Called once, before the first epoch: to change weights or masks for this stage."""
+
+    def start_epoch(self) -> None:
+        """Called once at the start of each epoch: to exchange estimators, prune a step further, ..."""
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, a scalar to minimise (a mean over the batch), and named scalars to log."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimiser step: to move a momentum encoder, restore frozen weights, ..."""
+
+    def predict(self, *views: Tensor) -> Tensor:
+        """Class scores (B, C) of test images, from the views of them that the plan's test batches have."""
+        raise NotImplementedError
+
+    def losses(self) -> Sequence[nn.Module]:
+        """The loss modules that `forward` calls; the engine measures their time."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method made ready for its data.
+
+    Attributes:
+        stages: in the order in which they are trained; the last one's `predict` gives the run's result.
+        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
+    """
+
+    stages: Sequence[Stage]
+    test: Iterable[Sequence[Tensor]]

@@ -1,0 +1,121 @@
+"""The baseline: one stage, one classifier, any of the losses for single labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, option
+
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Optimisation):
+    """Options of `--method ce`.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    loss: Literal["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"] = option(
+        "cross_entropy", "training loss; agcl brings a cosine classifier, the others a linear one"
+    )
+    sampler: Literal["instance", "class_balanced", "square_root", "effective_number"] = option(
+        "instance", "which images an epoch draws: each once, or by class"
+    )
+    augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
+        "basic", "augmentation of training images; basic is a shifted crop, cifar flips too"
+    )
+    backbone: str | None = option(
+        None, "any timm model; none: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
+    )
+    pretrained: bool = option(False, "start from timm's pretrained weights")
+    image_size: int | None = option(None, "pixels of height and width; none: the data's own")
+
+
+class SupervisedStage(Stage):
+    """A network and a loss: `loss(network(images), labels)`."""
+
+    def __init__(
+        self, name: str, batches: Batches, optimisation: Optimisation, *, network: nn.Module, loss: nn.Module
+    ) -> None:
+        super().__init__(name, batches, optimisation)
+        self.network = network
+        self.loss = loss
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = batch
+        return self.loss(self.network(images), labels), {}
+
+    def predict(self, *views: Tensor) -> Tensor:
+        (images,) = views
+        return self.network(images)
+
+    def losses(self) -> Sequence[nn.Module]:
+        return [self.loss]
+
+
+def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
+    """One of `--loss`'s losses, for training images of these counts, length C.
+
+    Raises:
+        ValueError: there is no such loss, or a class has no images.
+    """
+    from ltfast.losses import AGCLLoss, BalancedBCELoss, LogitAdjustedLoss
+
+    if name == "cross_entropy":
+        return nn.CrossEntropyLoss()
+    if name == "agcl":
+        return AGCLLoss(class_counts)
+    if name == "balanced_bce":
+        return BalancedBCELoss(class_counts)
+    if name == "logit_adjusted":
+        return LogitAdjustedLoss(class_counts)
+    raise ValueError(f"loss: expected cross_entropy, logit_adjusted, agcl or balanced_bce, got {name!r}")
+
+
+def build(settings: Settings, bundle: "DataBundle", *, run: RunSettings, rank: int = 0, world_size: int = 1) -> Plan:
+    """The one stage. Its initial weights come from torch's global generator.
+
+    Raises:
+        ValueError: a setting that does not fit the data.
+    """
+    # seconds to import, and --help needs none of it
+    from ltfast.data import NumberedBatches, SeededViews, eval_transform, make_sampler, train_transform
+    from ltfast.methods.batches import TrainBatches, evaluation_batches
+    from ltfast.models import ImageClassifier, default_backbone
+
+    size = settings.image_size or bundle.image_size
+    sampler = make_sampler(
+        settings.sampler,
+        bundle.train.labels,
+        num_classes=bundle.num_classes,
+        seed=run.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    views = SeededViews(bundle.train, [train_transform(bundle, settings.augment, size)], seed=run.seed)
+    batches = TrainBatches(views, NumberedBatches(sampler, settings.batch_size, drop_last=True), workers=run.workers)
+    network = ImageClassifier(
+        settings.backbone or default_backbone(size),
+        bundle.num_classes,
+        head="cosine" if settings.loss == "agcl" else "linear",
+        in_chans=bundle.channels,
+        image_size=size,
+        pretrained=settings.pretrained,
+    )
+    stage = SupervisedStage(
+        "train", batches, settings, network=network, loss=make_loss(settings.loss, bundle.class_counts)
+    )
+    test = evaluation_batches(
+        bundle.test,
+        [eval_transform(bundle, size)],
+        batch_size=max(settings.batch_size, 256),
+        workers=run.workers,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Plan([stage], test)

@@ -1,0 +1,11 @@
+"""What timm lacks: CIFAR's ResNet-32, a net for 8 x 8 digits, the cosine classifier.
+
+Importing this package registers its networks with timm, so `timm.create_model("resnet32_cifar")` works.
+"""
+
+from ltfast.models.classifier import ImageClassifier, default_backbone
+from ltfast.models.cosine_classifier import CosineClassifier
+from ltfast.models.digits_convnet import DigitsConvNet
+from ltfast.models.resnet_cifar import ResNetCifar
+
+__all__ = ["CosineClassifier", "DigitsConvNet", "ImageClassifier", "ResNetCifar", "default_backbone"]

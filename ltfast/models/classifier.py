@@ -1,0 +1,72 @@
+"""Any timm backbone with the classifier a loss needs."""
+
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ltfast.models.cosine_classifier import CosineClassifier
+
+
+def default_backbone(image_size: int) -> str:
+    """The backbone the literature uses for images of this height and width in pixels."""
+    if image_size <= 16:
+        return "digits_convnet"
+    return "resnet32_cifar" if image_size <= 64 else "resnet50"
+
+
+class ImageClassifier(nn.Module):
+    """A timm backbone without its head, and a linear or a cosine classifier on its features.
+
+    Args:
+        backbone: a name from `timm.list_models()` (this package's networks among them).
+        num_classes: number of classes C.
+        head: `"linear"` (logits) or `"cosine"` (cosines in [-1, 1], for losses with a scale of their own).
+        in_chans: channels of the images.
+        image_size: height and width of the images in pixels, for backbones with a fixed input size.
+        pretrained: load timm's pretrained weights into the backbone.
+
+    Shapes: images (B, in_chans, image_size, image_size) -> (B, C).
+
+    Raises:
+        ValueError: an unknown backbone or head, pretrained weights that do not exist or cannot be had, or an image
+            too small for the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        head: Literal["linear", "cosine"] = "linear",
+        in_chans: int = 3,
+        image_size: int = 224,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(backbone.split(".")[0]):
+            near = get_close_matches(backbone, timm.list_models(), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else " (timm.list_models() has the names)"
+            raise ValueError(f"backbone {backbone!r} is not known to timm{hint}")
+        if head not in ("linear", "cosine"):
+            raise ValueError(f"head must be 'linear' or 'cosine', got {head!r}")
+        kwargs: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
+        config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+        if config is not None and config.fixed_input_size:  # a ViT's position embedding has the image's size
+            kwargs["img_size"] = image_size
+        try:
+            self.backbone = timm.create_model(backbone, pretrained=pretrained, **kwargs)
+            # one image tells the width of the features, and whether the backbone takes images of this size
+            with torch.no_grad():
+                width = self.backbone.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape[-1]
+        except Exception as error:  # timm and its models raise what they please
+            what = f"backbone {backbone!r} cannot be made for {image_size} px images"
+            raise ValueError(f"{what}{' with pretrained weights' if pretrained else ''}: {error}") from error
+        self.backbone.train()
+        classifier = CosineClassifier if head == "cosine" else nn.Linear
+        self.head = classifier(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))

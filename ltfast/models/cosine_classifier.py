@@ -1,0 +1,42 @@
+"""The cosine classifier."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CosineClassifier(nn.Module):
+    """Cosine of the angle between a feature and each class's weight (Gidaris & Komodakis, CVPR 2018).
+
+    There is no scale: the loss applies its own (`ltfast.losses.AGCLLoss` has `scale=20`).
+
+    Args:
+        in_features: width D of the features.
+        num_classes: number of classes C.
+
+    Shapes: features (B, D) -> cosines (B, C) in [-1, 1], in the features' dtype.
+
+    Raises:
+        ValueError: a size below 1, or features whose last dimension is not `in_features`.
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("num_classes", num_classes)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
+        nn.init.normal_(self.weight)  # only the direction counts: uniform on the sphere
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.shape[-1] != self.in_features:
+            raise ValueError(f"features must have {self.in_features} columns, got shape {tuple(features.shape)}")
+        # the norms in float32: under autocast, half-precision features would lose digits or overflow
+        unit = F.normalize(features.float(), dim=-1).to(features.dtype)
+        # rounding can leave [-1, 1] by an ulp; the clamp keeps acos and the like finite downstream
+        return F.linear(unit, F.normalize(self.weight, dim=-1).to(features.dtype)).clamp(-1.0, 1.0)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}"

@@ -1,0 +1,34 @@
+"""`killed_train.py STEP ... -- ARGUMENTS`: `ltfast ARGUMENTS`, killed after its STEP-th optimiser step, time and again;
+STEP 0 lets it come to its end. In forked children: importing torch once saves time."""
+
+import os
+import signal
+import sys
+
+import torch
+
+from ltfast import cli
+from ltfast.engine import Stage
+
+
+def main():
+    split = sys.argv.index("--")
+    for stop in map(int, sys.argv[1:split]):
+        child = os.fork()
+        if child == 0:
+            left = [stop]
+
+            def after_step(stage, left=left):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Stage.after_step = after_step
+            os._exit(cli.main(sys.argv[split + 1 :]))
+        _, status = os.waitpid(child, 0)
+        print(f"child {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

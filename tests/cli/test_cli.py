@@ -1,0 +1,215 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltfast.cli import main
+from ltfast.engine.checkpoint import load_checkpoint
+
+TINY = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--loss", "agcl"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of two epochs."""
+    out = tmp_path_factory.mktemp("run")
+    assert main([*TINY, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_leaves_what_it_promises(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"top1", "many", "medium", "few", "per_class", "train_seconds", "loss_ms"} <= metrics.keys()
+    assert metrics["class_counts"][0] == 110
+    assert metrics["class_counts"][-1] == 5
+    settings = metrics["settings"]
+    assert (settings["loss"], settings["epochs"], settings["imbalance"], settings["seed"]) == ("agcl", 2, 20, 0)
+    assert (run / "per_class.png").exists()
+    assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_killed_in_mid_epoch_ends_with_the_same_bits(run, tmp_path):
+    script = Path(__file__).parent / "killed_train.py"
+    arguments = [*TINY, "--checkpoint-minutes", "0", "--out", str(tmp_path)]
+    command = [sys.executable, str(script), "3", "4", "0", "--", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert [line for line in result.stdout.splitlines() if line.startswith("child")] == [
+        "child -9",
+        "child -9",
+        "child 0",
+    ], result.stderr
+    assert "resuming train at epoch 2" in result.stdout
+    whole, resumed = load_checkpoint(run)["model"], load_checkpoint(tmp_path)["model"]
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text())["per_class"]
+        == (json.loads((run / "metrics.json").read_text())["per_class"])
+    )
+
+
+def test_same_command_again_does_nothing(run, capsys):
+    before = (run / "checkpoint.pt").stat().st_mtime_ns
+    assert main([*TINY, "--out", str(run)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (run / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_more_epochs_are_refused(run, capsys):
+    words = [word if word != "2" else "3" for word in TINY]
+    assert main([*words, "--out", str(run)]) == 2
+    assert "epochs was 2 and is now 3" in capsys.readouterr().err
+
+
+def test_eval_gives_the_runs_metrics(run, tmp_path, capsys):
+    out = tmp_path / "eval.json"
+    assert main(["eval", "--checkpoint", str(run), "--out", str(out)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    result = json.loads(out.read_text())
+    assert all(result[key] == metrics[key] for key in ("top1", "many", "medium", "few", "per_class"))
+    assert f"{metrics['top1']:.1f}" in capsys.readouterr().out
+
+
+def test_eval_on_other_data_normalises_and_groups_as_in_training(run, tmp_path, capsys):
+    """The digits' own test images from a file, with a training set of its own that must not matter."""
+    from ltfast.data import load
+
+    test = load("digits").test
+    images, labels = test.images, test.labels.numpy()
+    few = np.concatenate([np.flatnonzero(labels == c)[:1] for c in range(10)])
+    np.savez(tmp_path / "d.npz", x_train=images[few] // 3, y_train=labels[few], x_test=images, y_test=labels)
+    out = tmp_path / "eval.json"
+    assert main(["eval", "--checkpoint", str(run), "--data", f"npz:{tmp_path}/d.npz", "--out", str(out)]) == 0
+    metrics, result = json.loads((run / "metrics.json").read_text()), json.loads(out.read_text())
+    assert all(result[key] == metrics[key] for key in ("top1", "many", "medium", "few", "per_class"))
+
+    keep = labels < 9
+    np.savez(tmp_path / "d.npz", x_train=images[keep], y_train=labels[keep], x_test=images[keep], y_test=labels[keep])
+    assert main(["eval", "--checkpoint", str(run), "--data", f"npz:{tmp_path}/d.npz"]) == 2
+    assert "data: expected 10 classes, as in the training, got 9" in capsys.readouterr().err
+
+
+def test_report_shows_runs_side_by_side(run, capsys, tmp_path):
+    shutil.copy(run / "metrics.json", tmp_path)
+    assert main(["report", str(run), str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert shown.count(f"{metrics['medium']:.1f}") >= 2
+    assert all(word in shown for word in ("many", "medium", "few", "all", "loss"))
+
+
+def settings_after(monkeypatch, words):
+    """The settings a command line comes to, without training."""
+    from ltfast import cli
+
+    seen = []
+    monkeypatch.setattr(cli, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
+    status = main(["train", "--out", "unused", *words])
+    assert status == 0
+    return seen[0]
+
+
+def test_bare_train_is_the_digits_recipe(monkeypatch):
+    args = settings_after(monkeypatch, [])
+    assert (args["data"], args["imbalance"], args["loss"]) == ("digits", 50.0, "cross_entropy")
+    assert settings_after(monkeypatch, ["--data", "digits"])["imbalance"] is None  # data one names are not cut unasked
+
+
+def test_recipes_by_name_path_and_override(monkeypatch, tmp_path):
+    args = settings_after(monkeypatch, ["--config", "ce/cifar10-lt"])
+    assert (args["data"], args["epochs"], list(args["milestones"])) == ("cifar10", 200, [160, 180])
+    # the command line comes first, wherever it stands
+    for words in (["--lr", "0.5", "--config", "ce/cifar10-lt"], ["--config=ce/cifar10-lt", "--lr=0.5"]):
+        args = settings_after(monkeypatch, words)
+        assert (args["lr"], args["epochs"]) == (0.5, 200)
+    assert settings_after(monkeypatch, ["--config", "ce/imagenet-lt"])["imbalance"] is None
+    assert settings_after(monkeypatch, ["--config", "ce/digits", "--imbalance", "none"])["imbalance"] is None
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: digits\nepochs: 7\npretrained: true\n")
+    args = settings_after(monkeypatch, ["--config", str(path)])
+    assert (args["epochs"], args["pretrained"]) == (7, True)
+    assert settings_after(monkeypatch, ["--config", str(path), "--no-pretrained"])["pretrained"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["train"], "required: out"),
+        (["train", "--out", "o", "--lr", "fast"], "--lr: expected float, got 'fast'"),
+        (["train", "--out", "o", "--lr", "-1"], "lr: expected a positive number, got -1.0"),
+        (["train", "--out", "o", "--loss", "focal"], "--loss: expected .*agcl.*, got 'focal'"),
+        (["train", "--out", "o", "--los", "agcl"], "--los"),
+        (["train", "--out", "o", "--method", "lpt"], "--method: expected one of ce, got 'lpt'"),
+        (["train", "--out", "o", "--config", "nope"], "--config: there is no file nope, and no recipe.*ce/digits"),
+        (["train", "--out", "o", "--config", "BAD"], "--config .*bad.yaml: .*nosuch"),
+        (["train", "--out", "o", "--config", "WRONG"], "--config .*wrong.yaml: .*epochs"),
+        (["train", "--out", "o", "--data", "nope"], "'nope'"),
+        (["train", "--out", "o", "--data", "npz:/nope.npz"], "/nope.npz"),
+        (["train", "--out", "o", "--imbalance", "0.5"], "imbalance: expected .* got 0.5"),
+        (["train", "--out", "o", "--backbone", "resnet_99"], "backbone 'resnet_99'"),
+        (["train", "--out", "o", "--batch-size", "100000"], "batch_size: expected at most"),
+        (["train", "--out", "o", "--optimizer", "nosuch"], "optimizer: expected .* got 'nosuch'"),
+        (["train", "--out", "/etc/passwd"], "--out: expected a folder's name, got '/etc/passwd'"),
+        (["eval", "--checkpoint", "/nope"], "checkpoint: there is no /nope"),
+        (["report", "/nope"], "there is no /nope/metrics.json"),
+        (["info", "--nope"], "--nope"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("nosuch: 1\n")
+    Path("wrong.yaml").write_text("epochs: many\n")
+    words = [{"BAD": "bad.yaml", "WRONG": "wrong.yaml"}.get(word, word) for word in words]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ltfast: error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def test_verbose_shows_the_traceback(capsys):
+    assert main(["report", "/nope", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["report", "x"]) == 2
+    assert "pip install 'ltfast[train]'" in capsys.readouterr().err
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert f"torch {torch.__version__.split('+')[0]}" in shown
+    assert "CPU: " in shown
+    assert "backend reference: available" in shown
+
+
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("train", "eval", "report", "info"))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in ("method", "data", "imbalance", "config", "out", "loss", "batch-size"))
+
+
+def test_module_runs_as_a_program():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "ltfast.cli", "report", "/nope"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert result.returncode == 2
+    assert "/nope/metrics.json" in result.stderr

@@ -1,0 +1,91 @@
+"""The authors' signatures, against their losses written out plainly."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltfast.compat import AGCL, BCE_loss, LogitAdjust
+from ltfast.losses import AGCLLoss
+
+COUNTS = [1000, 300, 100, 50, 20, 5]
+ARGS = SimpleNamespace(cls_num=COUNTS, smoothing=0.1)
+
+
+def batch(rows=16):
+    return torch.rand(rows, len(COUNTS)) * 2 - 1, torch.randint(len(COUNTS), (rows,))
+
+
+def seeded(loss, *arguments):
+    torch.manual_seed(0)
+    return loss(*arguments)
+
+
+def test_agcl_as_the_training_script_builds_it():
+    cosine, target = batch()
+    ours = AGCL(
+        cls_num_list=COUNTS, m=0.1, s=20, weight=None, train_cls=False, noise_mul=0.5, gamma=4.0, gamma_pos=0.5,
+        gamma_neg=8.0,
+    )  # fmt: skip
+    assert seeded(ours, cosine, target) == seeded(AGCLLoss(COUNTS, gamma_pos=0.5, gamma_neg=8.0), cosine, target)
+
+
+def test_agcl_has_the_authors_defaults():
+    cosine, target = batch()
+    expected = AGCLLoss(COUNTS, margin=0.5, scale=30, noise_mul=1.0, gamma_pos=0.0, gamma_neg=4.0)
+    assert seeded(AGCL(COUNTS), cosine, target) == seeded(expected, cosine, target)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
+def test_agcl_train_cls_is_a_focal_loss(weight):
+    cosine, target = batch()
+    loss = AGCL([7] * 6, m=0.2, s=5, weight=weight, train_cls=True, gamma=2.0)  # balanced: no noise
+    cross_entropy = F.cross_entropy(5 * (cosine - 0.2 * F.one_hot(target, 6)), target, weight=weight, reduction="none")
+    expected = ((1 - (-cross_entropy).exp()) ** 2 * cross_entropy).mean()
+    torch.testing.assert_close(loss(cosine, target), expected)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
+def test_logit_adjust(weight):
+    logits, target = batch()
+    adjusted = logits + 2 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
+    expected = F.cross_entropy(adjusted, target, weight=weight)
+    torch.testing.assert_close(LogitAdjust(COUNTS, tau=2, weight=weight)(logits, target), expected)
+
+
+def published_bce(x, target, kind, threshold, reduction, pos_weight):
+    """C times the elementwise reduction; labels smoothed as timm does."""
+    classes = x.shape[1]
+    if target.dim() == 1:
+        target = F.one_hot(target, classes) * (1 - ARGS.smoothing) + ARGS.smoothing / classes
+    if threshold is not None:
+        target = (target > threshold).float()
+    weight = None
+    if kind == "Bal":
+        prior = torch.tensor(COUNTS) / sum(COUNTS)
+        x = x + prior.log() - (1 - prior).log()
+    if kind == "CB":
+        weight = 0.0001 / (1 - 0.9999 ** torch.tensor(COUNTS).double())
+        weight = (weight / weight.sum() * classes).float()
+    return classes * F.binary_cross_entropy_with_logits(x, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+@pytest.mark.parametrize("kind", ["Bal", "CB", None])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("pos_weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
+def test_bce_loss(kind, reduction, threshold, soft, pos_weight):
+    x, target = batch()
+    target = torch.rand_like(x) if soft else target
+    loss = BCE_loss(ARGS, threshold, type=kind, reduction=reduction, pos_weight=pos_weight)
+    torch.testing.assert_close(loss(x, target), published_bce(x, target, kind, threshold, reduction, pos_weight))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"type": "bal"}, "type is 'bal'"), ({"reduction": "none"}, "reduction")]
+)
+def test_bce_loss_refuses_what_it_does_not_know(options, message):
+    with pytest.raises(ValueError, match=message):
+        BCE_loss(ARGS, **options)

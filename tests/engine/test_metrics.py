@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ltfast.engine.metrics import accuracies, evaluate
+from ltfast.engine.report import read_metrics, table, write_report
+from ltfast.engine.timing import loss_milliseconds
+
+GROUPS = {"many": [0, 1], "medium": [2, 3], "few": []}
+
+
+class Fixed(nn.Module):
+    def predict(self, logits):
+        return logits
+
+
+def test_metrics_against_a_plain_computation():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(101, 5, generator=generator)
+    labels = torch.randint(4, (101,), generator=generator)  # class 4 has no test image
+    batches = list(zip(logits.split(17), labels.split(17), strict=True))
+    groups = {**GROUPS, "few": [4]}
+    result = evaluate(Fixed(), batches, groups, 5, Accelerator(cpu=True))
+
+    right = [0] * 5
+    total = [0] * 5
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        total[label] += 1
+        right[label] += row.index(max(row)) == label
+    each = [100 * r / t for r, t in zip(right[:4], total[:4], strict=True)]
+    assert result["per_class"] == pytest.approx([*each, None])
+    assert result["top1"] == pytest.approx(100 * sum(right) / 101)
+    assert result["many"] == pytest.approx((each[0] + each[1]) / 2)
+    assert result["medium"] == pytest.approx((each[2] + each[3]) / 2)
+    assert result["few"] is None
+
+
+def test_groups_without_classes_or_images_are_none():
+    result = accuracies([1, 0, 0, 0], [2, 0, 0, 0], GROUPS)
+    assert result == {"top1": 50.0, "many": 50.0, "medium": None, "few": None, "per_class": [50.0, None, None, None]}
+
+
+def test_report_is_written_read_and_shown(tmp_path):
+    report = {
+        **accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS),
+        "train_seconds": 12.0,
+        "loss_ms": 0.25,
+        "class_counts": [500, 300, 50, 40],
+        "settings": {"lr": 0.1},
+    }
+    write_report(tmp_path, report, ["w", "x", "y", "z"], GROUPS)
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == read_metrics(tmp_path) == report
+    assert (tmp_path / "per_class.png").read_bytes().startswith(b"\x89PNG")
+    shown = table({"a": report, "b": {**report, "many": 10.0}})
+    columns = {column.header: list(column.cells) for column in shown.columns}
+    assert columns["many"] == ["[bold]80.0[/bold]", "10.0"]
+    assert columns["few"] == ["-", "-"]
+    assert columns["loss, ms a step"] == ["0.250", "0.250"]
+
+
+def test_unfinished_or_broken_runs_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the run is not finished"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no metrics file"):
+        read_metrics(tmp_path)
+
+
+def test_loss_time_is_the_losses_alone():
+    """A slow network in front of the loss, or a slow second call of it, must not and must count."""
+    import time
+
+    class SlowLoss(nn.Module):
+        def forward(self, x, *, target):
+            time.sleep(0.004)
+            return nn.functional.mse_loss(x, target)
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.loss = SlowLoss()
+
+        def losses(self):
+            return [self.loss]
+
+        def forward(self, batch):
+            time.sleep(0.2)
+            x = batch * self.weight
+            return self.loss(x, target=batch) + self.loss(2 * x, target=batch), {}
+
+    stage = Slow()
+    assert 8 <= loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) < 100
+    assert stage.weight.grad is None

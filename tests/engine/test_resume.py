@@ -1,0 +1,116 @@
+"""A run that was stopped, in whatever way, and started again ends with the weights of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy
+
+from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The digest of a run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    toy.toy_train(out)
+    return toy.digest(out)
+
+
+SCENARIOS = {
+    # a checkpoint each step: killed in the middle of epochs of both stages
+    "mid-epoch": ["0", "step:7", "step:10", "step:21", "none"],
+    # a checkpoint each epoch: the epoch is done again
+    "epoch-again": ["10", "step:17", "step:25", "none"],
+    "mid-save": ["0", "rename:1", "rename:8", "write:1", "write:30", "none"],
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folders of runs that were killed and started again, and the exit statuses of each one's processes."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in SCENARIOS}
+    words = [f"{folders[name]},{','.join(scenario)}" for name, scenario in SCENARIOS.items()]
+    result = subprocess.run([sys.executable, toy.__file__, *words], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    statuses = {name: [] for name in SCENARIOS}
+    for line in result.stdout.splitlines():
+        if line.startswith("child "):
+            _, folder, status = line.split()
+            statuses[next(name for name in SCENARIOS if str(folders[name]) == folder)].append(int(status))
+    return folders, statuses
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_run_ends_with_the_same_bits(name, expected, killed):
+    folders, statuses = killed
+    assert statuses[name] == [-signal.SIGKILL] * (len(SCENARIOS[name]) - 2) + [0]
+    assert toy.digest(folders[name]) == expected
+    assert (folders[name] / "metrics.json").exists()
+
+
+def test_interrupt_saves_and_the_next_run_continues(tmp_path, expected, capsys):
+    steps = []
+
+    def on_step(stage):
+        steps.append(stage.name)
+        if len(steps) == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert toy.toy_train(tmp_path, toy.toy_plan(on_step=on_step)) is None
+    assert len(steps) == 13
+    assert load_checkpoint(tmp_path)["position"] == {"stage": 0, "epoch": 1, "step": 3}
+    assert "stopped at epoch 2, step 3" in capsys.readouterr().out
+    assert toy.toy_train(tmp_path) is not None
+    assert toy.digest(tmp_path) == expected
+
+
+def test_finished_run_says_so_and_does_nothing(tmp_path, expected, capsys):
+    metrics = toy.toy_train(tmp_path)
+    before = (tmp_path / CHECKPOINT).stat().st_mtime_ns
+
+    def fail(stage):
+        raise AssertionError("a finished run was trained again")
+
+    assert toy.toy_train(tmp_path, toy.toy_plan(on_step=fail)) == json.loads(json.dumps(metrics))
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == before
+
+
+def test_finished_but_unreported_run_gets_its_report(tmp_path):
+    metrics = toy.toy_train(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    again = toy.toy_train(tmp_path)
+    assert again["per_class"] == metrics["per_class"]
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    toy.toy_train(tmp_path)
+    with pytest.raises(CheckpointError, match="epochs was 3 and is now 5"):
+        toy.toy_train(tmp_path, settings={**toy.SETTINGS, "epochs": 5})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "pickle"])
+def test_damaged_checkpoint_is_named(tmp_path, damage):
+    toy.toy_train(tmp_path)
+    path = tmp_path / CHECKPOINT
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) * 2 // 3])
+    elif damage == "flipped":
+        weight = load_checkpoint(path)["model"]["0.classifier.weight"].numpy().tobytes()
+        content[content.index(weight)] ^= 1
+        path.write_bytes(content)
+    elif damage == "text":
+        path.write_text("no checkpoint")
+    else:
+        import torch
+
+        torch.save({"format": 1, "model": Path("code")}, path)  # needs more than plain values to unpickle
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}.* delete it to start again"):
+        toy.toy_train(tmp_path)

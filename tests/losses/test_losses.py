@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
+
+COUNTS = [1000, 300, 100, 50, 20, 5]
+EVERY = [AGCLLoss, BalancedBCELoss, LogitAdjustedLoss, lambda counts: CompensationLoss(counts, 3)]
+EVERY_NAMES = ["agcl", "balanced_bce", "logit_adjusted", "compensation"]
+
+
+def batch(rows=16):
+    return torch.rand(rows, len(COUNTS)) * 2 - 1, torch.randint(len(COUNTS), (rows,))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([5, 0, 3], r"class_counts\[1\] is 0"),
+        ([5, 2, -3], r"class_counts\[2\] is -3"),
+        ([5, math.nan, 3], r"class_counts\[1\] is nan"),
+        ([5, math.inf, 3], r"class_counts\[1\] is inf"),
+        ([[5, 3]], r"class_counts has shape \(1, 2\)"),
+        ([], r"class_counts has shape \(0,\)"),
+    ],
+)
+@pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)
+def test_bad_class_counts(loss, counts, message):
+    with pytest.raises(ValueError, match=message):
+        loss(counts)
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)
+@pytest.mark.parametrize("counts", [COUNTS, tuple(COUNTS), torch.tensor(COUNTS), torch.tensor(COUNTS).double()])
+def test_counts_come_in_any_form(loss, counts):
+    logits, target = batch()
+    logits.requires_grad_()
+    loss(counts)(logits, target).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)
+def test_buffers_move_but_are_not_saved(loss):
+    module = loss(COUNTS)
+    assert module.state_dict() == {}
+    assert all(buffer.device.type == "meta" for buffer in module.to("meta").buffers())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AGCLLoss(COUNTS, variant="theirs"), "variant is 'theirs'"),
+        (lambda: AGCLLoss(COUNTS, label_smoothing=1.0), "label_smoothing is 1.0"),
+        (lambda: AGCLLoss(COUNTS, noise_mul=-1.0), "noise_mul is -1.0"),
+        (lambda: AGCLLoss(COUNTS, scale=0.0)(*batch()), "scale is 0.0"),
+        (lambda: AGCLLoss(COUNTS)(batch()[0][:, :4], batch()[1]), r"class_noise has shape \(6,\)"),
+        (lambda: BalancedBCELoss([7]), r"class_counts has shape \(1,\).*at least 2"),
+        (lambda: CompensationLoss(COUNTS, 4), "stage is 4"),
+        (lambda: CompensationLoss(COUNTS, 2, rho=1.0), "rho is 1.0"),
+    ],
+)
+def test_bad_settings(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def published_agcl(cosine, target, counts, noise, gamma_pos, gamma_neg, variant, scale=20.0, margin=0.1, noise_mul=0.5):
+    """The loss as the paper and its code state it, in float64."""
+    cosine, classes = cosine.double(), cosine.shape[1]
+    rarity = torch.tensor(counts).double().log().max() - torch.tensor(counts).double().log()
+    if variant == "official":
+        rarity = rarity / rarity.max()
+        smoothing = 0.1
+    else:
+        smoothing, margin = 0.0, 0.0
+    own = F.one_hot(target, classes).double()
+    log_p = torch.log_softmax(scale * (cosine - noise_mul * noise * rarity - margin * own), 1)
+    p = log_p.exp()
+    weight = own * (1 - p) ** gamma_pos + (1 - own) * p**gamma_neg
+    if variant == "official":
+        return -((own * (1 - smoothing) + smoothing / classes) * weight * log_p).sum(1).mean()
+    return -(weight * log_p).sum(1).mean()
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+@pytest.mark.parametrize(("gamma_pos", "gamma_neg"), [(0.0, 4.0), (0.5, 8.0)])
+def test_agcl_is_the_published_loss(variant, gamma_pos, gamma_neg):
+    from ltfast.ops.noise import draw_seed, half_normal
+
+    cosine, target = batch()
+    loss = AGCLLoss(COUNTS, variant=variant, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
+    ours = loss(cosine, target, generator=torch.Generator().manual_seed(3))
+    noise = half_normal(*cosine.shape, draw_seed(cosine.device, torch.Generator().manual_seed(3)))
+    torch.testing.assert_close(
+        ours.double(), published_agcl(cosine, target, COUNTS, noise, gamma_pos, gamma_neg, variant), rtol=2e-6, atol=0
+    )
+
+
+def test_agcl_on_balanced_classes_has_no_noise():
+    cosine, target = batch()
+    loss = AGCLLoss([10] * len(COUNTS))
+    assert loss(cosine, target) == loss(cosine, target)
+
+
+def test_agcl_lowers_rare_classes_more():
+    cosine = torch.zeros(4000, len(COUNTS))
+    loss = AGCLLoss(COUNTS, gamma_neg=0.0, label_smoothing=0.0, reduction="none")
+    means = torch.stack([loss(cosine, torch.full((4000,), c)).mean() for c in range(len(COUNTS))])
+    assert (means.diff() > 0).all()
+
+
+def test_balanced_bce_is_the_published_loss():
+    logits, target = batch()
+    prior = torch.tensor(COUNTS).double() / sum(COUNTS)
+    z = logits.double() + 0.7 * (prior.log() - (1 - prior).log())
+    hot = F.one_hot(target, len(COUNTS)).double() * 0.9 + 0.1 / len(COUNTS)
+    expected = F.binary_cross_entropy_with_logits(z, hot, reduction="none").sum(1).mean()
+    ours = BalancedBCELoss(COUNTS, tau=0.7, label_smoothing=0.1)(logits, target)
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_logit_adjustment_by_hand():
+    logits, target = batch()
+    prior = torch.tensor(COUNTS) / sum(COUNTS)
+    expected = F.cross_entropy(logits + 1.5 * prior.log(), target)
+    torch.testing.assert_close(LogitAdjustedLoss(COUNTS, tau=1.5)(logits, target), expected)
+
+
+def test_compensation_by_hand():
+    logits, target = batch()
+    one, two, three = (CompensationLoss(COUNTS, stage, rho=0.7)(logits, target) for stage in (1, 2, 3))
+    torch.testing.assert_close(one, F.cross_entropy(logits, target))
+    # Medium classes have 20 to 100 images, ends included.
+    alpha = torch.tensor([0.3, 0.3, 0.7, 0.7, 0.7, 0.3])
+    torch.testing.assert_close(two, F.cross_entropy(logits - alpha.log(), target))
+    reversed_counts = torch.tensor(COUNTS[::-1]) / sum(COUNTS)
+    torch.testing.assert_close(three, F.cross_entropy(logits - reversed_counts.log(), target))
+
+
+def test_compensation_does_not_depend_on_the_order_of_the_classes():
+    logits, target = batch()
+    order = torch.randperm(len(COUNTS))
+    place = order.argsort()
+    shuffled = CompensationLoss(torch.tensor(COUNTS)[order], 3)(logits[:, order], place[target])
+    torch.testing.assert_close(shuffled, CompensationLoss(COUNTS, 3)(logits, target))
