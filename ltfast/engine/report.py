@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ltfast.engine.plot import plot_per_class
 
-METRICS = "metrics.json"
+METRICS, PICTURE = "metrics.json", "per_class.png"
 
 
 def write_report(
@@ -21,7 +21,7 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    plot_per_class(out / "per_class.png", report, class_names, groups)
+    plot_per_class(out / PICTURE, report, class_names, groups)
     write_json(out / METRICS, report)
 
 
@@ -63,13 +63,13 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         title: shown above the table.
 
     Returns:
-        Accuracies in percent, and where runs have them the loss's and the training's time; the best accuracy of each
-        column is bold if there are several runs.
+        Accuracies in percent, and where runs have them the loss's time a step (forward and backward) in milliseconds
+        and the training's in seconds; the best accuracy of each column is bold if there are several runs.
     """
     result = Table(title=title, title_justify="left")
     result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
-    times = {"loss_ms": ("loss, ms a step", ".3f"), "train_seconds": ("training, s", ".0f")}
+    times = {"loss_ms": ("loss ms", ".3f"), "train_seconds": ("train s", ".0f")}
     shown = {key: value for key, value in times.items() if any(key in row for row in rows.values())}
     for heading in (*accuracies.values(), *(heading for heading, _ in shown.values())):
         result.add_column(heading, justify="right")

@@ -60,7 +60,7 @@ def test_report_is_written_read_and_shown(tmp_path):
     columns = {column.header: list(column.cells) for column in shown.columns}
     assert columns["many"] == ["[bold]80.0[/bold]", "10.0"]
     assert columns["few"] == ["-", "-"]
-    assert columns["loss, ms a step"] == ["0.250", "0.250"]
+    assert columns["loss ms"] == ["0.250", "0.250"]
 
 
 def test_unfinished_or_broken_runs_are_named(tmp_path):
