@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OUT ?= build/gpu-check
+OUT ?= build/bench
 RUNS ?= runs/demo
 
-.PHONY: demo test bench lint gpu-check clean
+.PHONY: help demo test bench tables lint gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | bench | lint | gpu-check OUT=DIR | clean"
+	@echo "make demo | test | bench | tables | lint | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
@@ -33,7 +33,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only --out $(OUT)
+
+tables:
+	$(PYTHON) bench/tables.py
 
 # On a machine with a GPU, its own PyTorch and nvcc, and perhaps no network: uses $(PYTHON) as it is.
 gpu-check:

@@ -1,3 +1,4 @@
+import importlib.util
 from dataclasses import dataclass
 
 import pytest
@@ -7,6 +8,7 @@ import ltfast
 from ltfast.ops import backends
 
 HAS_CUDA = torch.cuda.is_available()
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ PLACES = [
     pytest.param(Place("native", "cpu"), id="native"),
     # The interpreter is switched on where there is no GPU; elsewhere the same kernels run on the GPU.
     pytest.param(
-        Place("triton", "cpu"), id="triton-interpreter", marks=pytest.mark.skipif(HAS_CUDA, reason="GPU runs")
+        Place("triton", "cpu"),
+        id="triton-interpreter",
+        marks=pytest.mark.skipif(HAS_CUDA or not HAS_TRITON, reason="a GPU runs the same kernels, or no triton"),
     ),
     pytest.param(Place("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton")
 SCRIPT = Path(__file__).parent / "triton_compile.py"
 
 
