@@ -6,12 +6,14 @@ incoming one is 1. The op's first argument is the logits, its last is ``with_gra
 last are the reference's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ltfast.ops import backends
 from ltfast.ops.scale_rows import scale_rows_
 
 _library = torch.library.Library("ltfast", "DEF")
@@ -26,17 +28,6 @@ def reduce(rows: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return rows.mean()
     return rows.sum() if reduction == "sum" else rows
-
-
-def stored_unit(dtype: torch.dtype, rows: int, reduction: str, slope: float) -> float:
-    """What a kernel multiplies d (sum of losses) / d logits by before it stores it.
-
-    Args:
-        slope: how many times steeper than cross-entropy the loss is in the logits (``scale`` for ``agcl``).
-    """
-    if dtype == torch.float16:
-        return HALF_UNIT / max(slope, 1.0)
-    return _mean_factor(rows, reduction)
 
 
 def _mean_factor(rows: int, reduction: str) -> float:
@@ -72,20 +63,21 @@ def is_plain(tensor: Tensor) -> bool:
 def register(
     name: str,
     schema: str,
-    kernel: Callable[..., tuple[Tensor, Tensor]],
     reference: Callable[..., Tensor],
     slope: Callable[..., float] = lambda *inputs: 1.0,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register the op ``ltfast::name`` with its shapes and its backward pass.
 
+    Its kernels are the functions ``name`` of ``ltfast/ops/name/native.py`` and ``triton.py``: they take the op's
+    arguments and ``unit``, the factor by which they multiply the gradient of the summed loss before they store it.
+
     (``torch.library.custom_op`` would do it in fewer lines, and take 200 us longer a step.)
 
     Args:
         schema: the arguments: the logits first, then "str reduction, bool with_gradient" last.
-        kernel: what runs on a CPU or a GPU.
         reference: the differentiable definition, with the op's arguments but ``with_gradient``. It serves
             ``create_graph=True``, where the gradient itself must be differentiable.
-        slope: of the op's inputs, as in ``stored_unit``.
+        slope: of the op's inputs: how many times steeper than cross-entropy the loss is in the logits.
 
     Returns:
         What to call: the op, or in plain eager mode the same without PyTorch's dispatcher, whose two round trips
@@ -93,6 +85,16 @@ def register(
     """
     _library.define(f"{name}({schema}) -> (Tensor loss, Tensor gradient)")
     op: Any = getattr(torch.ops.ltfast, name).default
+
+    def unit_of(inputs: Sequence[Any]) -> float:
+        logits, reduction = inputs[0], inputs[-2]
+        if logits.dtype == torch.float16:
+            return HALF_UNIT / max(slope(*inputs), 1.0)
+        return _mean_factor(logits.shape[0], reduction)
+
+    def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
+        module = import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(inputs[0].device)}")
+        return getattr(module, name)(*inputs, unit=unit_of(inputs))
 
     def fake(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
         reduction, with_gradient = inputs[-2:]
@@ -126,8 +128,7 @@ def register(
             if torch.is_grad_enabled():  # create_graph=True
                 (result,) = torch.autograd.grad(reference(*inputs[:-1]), logits, grad_loss, create_graph=True)
                 return result, *nothing
-            rows = logits.shape[0]
-            unit = _mean_factor(rows, reduction) / stored_unit(logits.dtype, rows, reduction, slope(*inputs))
+            unit = _mean_factor(logits.shape[0], reduction) / unit_of(inputs)
             factor = grad_loss[:, None] if reduction == "none" else grad_loss
             # In place only where nobody needs the stored gradient again: not with retain_graph=True, and not while a
             # compiler traces with tensors of its own, which fuses the product with what follows.

@@ -127,6 +127,15 @@ def test_finite_logits_give_finite_results(place, magnitude, exponents):
         assert gradient.isfinite().all()
 
 
+def test_finite_logits_give_finite_results_over_blocks(place):
+    cosine = torch.full((3, 9001), -3.4e38, device=place.device)
+    cosine[1, 4000:] = 3.4e38
+    cosine[2] = torch.linspace(-1, 1, 9001) * 3.4e38
+    loss, gradient = run(cosine, torch.tensor([0, 1, 2], device=place.device), None, reduction="none")
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("gamma_pos", [0.0, 0.25, 0.5, 1.0])
 def test_a_certain_prediction_costs_nothing(place, gamma_pos):
     # The published code gives NaN here for 0 < gamma_pos < 1.

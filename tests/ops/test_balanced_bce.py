@@ -64,6 +64,11 @@ def test_weights_and_reductions(place, reduction, dtype, vectors):
     check(place, logits, soft, bias, incoming, reduction=reduction, **weights)
 
 
+def test_large_weights_in_half_precision(place):
+    logits, target, bias = problem(6, 40, torch.float16, place.device)
+    check(place, logits, target, bias, pos_weight=torch.full((40,), 1000.0, device=place.device), reduction="sum")
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 0.95])
 def test_threshold_after_smoothing(place, threshold):
     logits, target, bias = problem(4, 11, device=place.device)

@@ -13,8 +13,6 @@ The weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}` are differen
 row's logits gives its loss and its gradient.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -81,19 +79,10 @@ def agcl(
     return loss
 
 
-def _kernel(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    if backends.resolve_kernel(logits.device) == "native":
-        from ltfast.ops.agcl.native import agcl as kernel
-    else:
-        from ltfast.ops.agcl.triton import agcl as kernel
-    return kernel(logits, *inputs)
-
-
 agcl_op = register(
     "agcl",
     "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
     "float weight_neg, float gamma_pos, float gamma_neg, str reduction, bool with_gradient",
-    _kernel,
     reference.agcl,
     slope=lambda *inputs: inputs[4],
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends
-from ltfast.ops.fused_loss import empty_gradient, empty_loss, stored_unit
+from ltfast.ops.fused_loss import empty_gradient, empty_loss
 
 
 def agcl(
@@ -20,6 +20,7 @@ def agcl(
     gamma_neg: float,
     reduction: str,
     with_gradient: bool,
+    unit: float,
 ) -> tuple[Tensor, Tensor]:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -43,7 +44,7 @@ def agcl(
         weight_neg,
         gamma_pos,
         gamma_neg,
-        stored_unit(logits.dtype, rows, reduction, scale),
+        unit,
         reduction,
         torch.get_num_threads(),
     )

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
 from ltfast.ops.noise.triton import half_normal_block
 
 LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
@@ -123,7 +123,7 @@ def _row_kernel(
         if WITH_GRADIENT:
             _store_gradient(gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, POWER)
     else:
-        peak = tl.full((), -3.0e38, ACC)
+        peak = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
         mass = tl.full((), 0.0, ACC)
         weight = tl.full((), 0.0, ACC)
         weighted = tl.full((), 0.0, ACC)
@@ -182,6 +182,7 @@ def agcl(
     gamma_neg: float,
     reduction: str,
     with_gradient: bool,
+    unit: float,
 ) -> tuple[Tensor, Tensor]:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -192,7 +193,7 @@ def agcl(
     _row_kernel[(rows,)](
         logits, target, class_noise, seed, loss, gradient, logits.stride(0), classes,
         scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg,
-        stored_unit(logits.dtype, rows, reduction, scale),
+        unit,
         NOISY=class_noise is not None,
         FOCUS=gamma_pos != 0,
         POWER=power_kind(gamma_neg),

@@ -10,13 +10,11 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from ltfast.ops import backends, checks
 from ltfast.ops.balanced_bce import reference
-from ltfast.ops.fused_loss import register, wants_gradient
+from ltfast.ops.fused_loss import HALF_UNIT, register, wants_gradient
 
 __all__ = ["balanced_bce"]
 
@@ -70,18 +68,11 @@ def balanced_bce(
     return loss
 
 
-def _kernel(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    if backends.resolve_kernel(logits.device) == "native":
-        from ltfast.ops.balanced_bce.native import balanced_bce as kernel
-    else:
-        from ltfast.ops.balanced_bce.triton import balanced_bce as kernel
-    return kernel(logits, *inputs)
-
-
 balanced_bce_op = register(
     "balanced_bce",
     "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
     "float? threshold, str reduction, bool with_gradient",
-    _kernel,
     reference.balanced_bce,
+    # Weights have no bound, so a float16 gradient is not lifted.
+    slope=lambda *inputs: HALF_UNIT if inputs[3] is not None or inputs[4] is not None else 1.0,
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends
-from ltfast.ops.fused_loss import accumulator, empty_gradient, empty_loss, stored_unit
+from ltfast.ops.fused_loss import accumulator, empty_gradient, empty_loss
 
 
 def balanced_bce(
@@ -19,6 +19,7 @@ def balanced_bce(
     threshold: float | None,
     reduction: str,
     with_gradient: bool,
+    unit: float,
 ) -> tuple[Tensor, Tensor]:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -53,7 +54,7 @@ def balanced_bce(
         classes,
         on,
         off,
-        stored_unit(logits.dtype, rows, reduction, 1.0),
+        unit,
         math.nan if threshold is None else threshold,
         reduction,
         torch.get_num_threads(),

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce, stored_unit
+from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
 
@@ -86,6 +86,7 @@ def balanced_bce(
     threshold: float | None,
     reduction: str,
     with_gradient: bool,
+    unit: float,
 ) -> tuple[Tensor, Tensor]:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -102,7 +103,7 @@ def balanced_bce(
     gradient = empty_gradient(logits, with_gradient)
     _row_kernel[(rows,)](
         logits, target, bias, weight, pos_weight, loss, gradient, logits.stride(0), target.stride(0), classes,
-        on, off, 0.0 if threshold is None else threshold, stored_unit(logits.dtype, rows, reduction, 1.0),
+        on, off, 0.0 if threshold is None else threshold, unit,
         SOFT=soft,
         THRESHOLD=threshold is not None,
         WEIGHTED=weight is not None,
