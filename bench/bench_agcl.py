@@ -20,7 +20,7 @@ def test_agcl(step, device, rows, classes, dtype, implementation):
     loss = AGCLLoss(counts).to(device)
     rarity = (loss.class_noise / loss.class_noise.max()).to(dtype)
     gradient = torch.empty_like(cosine, requires_grad=False)
-    compiled = torch.compile(peers.agcl)
+    compiled = torch.compile(peers.agcl, fullgraph=True, dynamic=False)
     calls = {
         "ltfast": lambda: loss(cosine, target),
         "eager": lambda: peers.agcl(cosine, target, rarity),

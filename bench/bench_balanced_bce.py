@@ -23,7 +23,7 @@ def test_balanced_bce(step, device, rows, classes, kind, dtype, implementation):
     bias = loss.bias.to(dtype)
     plain_target = target.to(dtype) if kind == "soft" else target
     gradient = torch.empty_like(logits, requires_grad=False)
-    compiled = torch.compile(peers.balanced_bce)
+    compiled = torch.compile(peers.balanced_bce, fullgraph=True, dynamic=False)
     calls = {
         "ltfast": lambda: loss(logits, target),
         "eager": lambda: peers.balanced_bce(logits, plain_target, bias),

@@ -10,11 +10,12 @@ import platform
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 import ltfast
 
@@ -27,6 +28,13 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def device(request) -> str:
     return request.config.getoption("--device")
+
+
+@pytest.fixture(autouse=True)
+def compile_afresh():
+    """Past its limit of variants, torch.compile would run a function eagerly without a word."""
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def machine() -> dict[str, object]:
         "ltfast": ltfast.__version__,
         "commit": commit or "unknown",
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": version("triton") if find_spec("triton") else "not installed",
         "python": platform.python_version(),
     }
 

@@ -21,7 +21,7 @@ failed=0
 stage() {  # stage NAME SECONDS COMMAND...
   local name=$1 seconds=$2 started=$SECONDS
   shift 2
-  timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+  timeout --signal=INT --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1
   local code=$?
   echo "$name: exit $code after $((SECONDS - started)) s" | tee -a "$out/summary.txt"
   tail -n 5 "$out/$name.log"
@@ -37,7 +37,7 @@ export python
 
 : >"$out/summary.txt"
 stage build 100 bash -c build
-stage tests 170 "$python" -m pytest tests/ops -m gpu -x --junitxml="$out/tests.xml"
+stage tests 140 "$python" -m pytest tests/ops -m gpu -x --junitxml="$out/tests.xml"
 small='gpu and (test_loss_and_gradient or test_labels) and (101 or 9001) and float32'
 for tool in memcheck racecheck; do
   stage "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name regex:_kernel \

@@ -22,7 +22,7 @@ template <class A>
 inline BceTerm<A> bce_term(A z, A t, A q) {
   const A limit = A(1e30);  // so that finite logits give a finite sum
   const A low = z < -limit ? -limit : z;
-  const A bounded = low > limit ? limit : low;
+  const A bounded = (low > limit ? limit : low) + (z - z);  // z - z is 0, or NaN for an infinite logit
   const A magnitude = bounded < 0 ? -bounded : bounded;
   const A e = exp_negative(-magnitude);
   const A inverse = A(1) / ((1 + e) * (2 + e));  // one division for both 1 / (1 + e) and 1 / (2 + e)

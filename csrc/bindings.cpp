@@ -56,10 +56,10 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Waking a thread costs more than a few thousand elements do.
+// Waking the other threads costs more than a few thousand elements do. Otherwise all of them: a smaller team would make
+// OpenMP end the threads that it leaves out and start them again for the next one.
 int useful_threads(int threads, int64_t rows, int64_t columns) {
-  const int64_t enough = std::max<int64_t>(1, rows * columns / 8192);
-  return int(std::min<int64_t>({std::max(threads, 1), rows, enough}));
+  return rows == 1 || rows * columns < 16384 ? 1 : std::max(threads, 1);
 }
 
 void check_labels(const int64_t* target, int64_t rows, int64_t classes) {

@@ -1,4 +1,4 @@
-"""Fast training on long-tailed images: fused losses, five published methods, one command.
+"""Fast training on long-tailed images: fused losses for any PyTorch script, and whole runs from one command.
 
 ``ltfast.losses`` drops into any PyTorch script; ``ltfast.ops`` holds the functions behind it;
 ``ltfast train`` runs whole methods.

@@ -215,7 +215,8 @@ def info(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ltfast.ops.backends import describe
+    from ltfast import ops
+    from ltfast.ops.backends import choice, describe
 
     print(f"ltfast {ltfast.__version__}")
     print(f"Python {platform.python_version()} on {platform.platform()}")
@@ -229,6 +230,9 @@ def info(argv: Sequence[str]) -> int:
         print("GPU: none that torch can use")
     for row in describe():
         print(f"backend {row['name']}: {row['status']}{f' ({detail})' if (detail := row['detail']) else ''}")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for op in ops.__all__:
+        print(f"op {op}: " + ", ".join(f"{choice(torch.device(device))} on {device}" for device in devices))
     return 0
 
 

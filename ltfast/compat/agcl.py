@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ltfast import ops
+from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
 
 
@@ -38,9 +39,7 @@ class AGCL(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
-        # The authors' scripts build the loss on the GPU and never move it.
-        if self.loss.class_noise.device != cosine.device:
-            self.to(cosine.device)
+        follow(self, cosine)
         if not self.train_cls:
             return self.loss(cosine, target)
         loss = ops.agcl(

@@ -4,7 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ltfast import ops
+from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
+from ltfast.ops.balanced_bce import reference
+from ltfast.ops.checks import check_reduction
 
 
 class BCE_loss(nn.Module):
@@ -16,21 +19,24 @@ class BCE_loss(nn.Module):
         target_threshold: targets over it become 1, the others 0.
         type: "Bal" adds the log-odds of the class prior to the logits; "CB" weighs the classes by effective
             number (Cui et al., CVPR 2019, beta 0.9999); None does neither.
-        reduction: "mean" or "sum".
+        reduction: "mean", "sum" or "none": the elementwise losses, (B, C), which plain PyTorch computes.
         pos_weight: (C,), weight of the positive term.
     """
+
+    bias: Tensor | None
+    weight: Tensor | None
+    pos_weight: Tensor | None
 
     def __init__(
         self,
         args: Any = None,
         target_threshold: float | None = None,
         type: Literal["Bal", "CB"] | None = None,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Literal["mean", "sum", "none"] = "mean",
         pos_weight: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is {reduction!r}: expected 'mean' or 'sum'")
+        check_reduction(reduction)
         if type not in ("Bal", "CB", None):
             raise ValueError(f"type is {type!r}: expected 'Bal', 'CB' or None")
         self.smoothing = float(getattr(args, "smoothing", 0.0))
@@ -47,18 +53,22 @@ class BCE_loss(nn.Module):
         self.register_buffer("pos_weight", pos_weight)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        buffers = dict(self.named_buffers())
-        if any(buffer.device != x.device for buffer in buffers.values()):
-            self.to(x.device)  # the authors' scripts never move the loss
-            buffers = dict(self.named_buffers())
-        loss = ops.balanced_bce(
-            x,
-            target,
-            buffers["bias"] if "bias" in buffers else x.new_zeros(x.shape[1]),
-            weight=buffers.get("weight"),
-            pos_weight=buffers.get("pos_weight"),
-            label_smoothing=self.smoothing if target.dim() == 1 else 0.0,
-            target_threshold=self.target_threshold,
-            reduction=self.reduction,
-        )
-        return loss * x.shape[1] if self.reduction == "sum" else loss
+        follow(self, x)
+        if target.shape != x.shape:
+            target = target.reshape(-1)  # labels may come as (B, 1)
+        bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
+        if self.reduction == "none":
+            smoothing, threshold = self.smoothing, self.target_threshold
+            loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, smoothing, threshold)
+        else:
+            loss = ops.balanced_bce(
+                x,
+                target,
+                bias,
+                weight=self.weight,
+                pos_weight=self.pos_weight,
+                label_smoothing=self.smoothing,
+                target_threshold=self.target_threshold,
+                reduction=self.reduction,
+            )
+        return loss if self.reduction == "mean" else loss * x.shape[1]

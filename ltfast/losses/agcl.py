@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.ops.agcl import check_settings
+from ltfast.ops.checks import check_label_smoothing, check_number
 
 
 class AGCLLoss(nn.Module):
@@ -51,10 +53,8 @@ class AGCLLoss(nn.Module):
         counts = parse_class_counts(class_counts)
         if variant not in ("official", "paper"):
             raise ValueError(f"variant is {variant!r}: expected 'official' or 'paper'")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}: expected a number in [0, 1)")
-        if not 0 <= noise_mul < float("inf"):
-            raise ValueError(f"noise_mul is {noise_mul}: expected a number of 0 or more")
+        check_label_smoothing(label_smoothing)
+        check_number("noise_mul", noise_mul, at_least=0)
         rarity = counts.max().log() - counts.log()
         if variant == "paper":
             margin, self.weight_pos, self.weight_neg = 0.0, 1.0, 1.0
@@ -62,6 +62,7 @@ class AGCLLoss(nn.Module):
             rarity = rarity / rarity.max().clamp(min=torch.finfo(rarity.dtype).tiny)
             self.weight_neg = label_smoothing / counts.numel()
             self.weight_pos = 1 - label_smoothing + self.weight_neg
+        check_settings(scale, margin, self.weight_pos, self.weight_neg, gamma_pos, gamma_neg, reduction)
         self.register_buffer("class_noise", (noise_mul * rarity).float(), persistent=False)
         self.noisy = bool(self.class_noise.any())
         self.scale, self.margin = scale, margin

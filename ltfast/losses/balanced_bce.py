@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.ops.checks import check_label_smoothing, check_number, check_reduction
 
 
 class BalancedBCELoss(nn.Module):
@@ -38,6 +39,9 @@ class BalancedBCELoss(nn.Module):
         super().__init__()
         # One class would have the prior 1 and infinite log-odds.
         counts = parse_class_counts(class_counts, at_least=2)
+        check_number("tau", tau)
+        check_reduction(reduction)
+        check_label_smoothing(label_smoothing)
         others = counts.sum() - counts
         self.register_buffer("bias", (tau * (counts.log() - others.log())).float(), persistent=False)
         self.label_smoothing = label_smoothing

@@ -12,7 +12,8 @@ def parse_class_counts(class_counts: Sequence[int] | Sequence[float] | Tensor, *
     Raises:
         ValueError: not one-dimensional, fewer than ``at_least`` classes, or a count that is not finite and over 0.
     """
-    counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
+    counts = class_counts.detach() if isinstance(class_counts, Tensor) else torch.tensor(class_counts, device="cpu")
+    counts = counts.to("cpu", torch.float64)
     if counts.dim() != 1 or counts.numel() < at_least:
         raise ValueError(
             f"class_counts has shape {tuple(counts.shape)}: expected one count a class, at least {at_least}"

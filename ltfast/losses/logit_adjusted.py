@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.ops.checks import check_number
 
 
 class LogitAdjustedLoss(nn.Module):
@@ -24,6 +25,7 @@ class LogitAdjustedLoss(nn.Module):
     def __init__(self, class_counts: Sequence[int] | Tensor, *, tau: float = 1.0) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
+        check_number("tau", tau)
         self.register_buffer("adjustment", (tau * (counts / counts.sum()).log()).float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

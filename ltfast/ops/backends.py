@@ -17,10 +17,13 @@ import torch
 BACKENDS = ("reference", "native", "triton")
 
 _native: ModuleType | None
+_NO_NATIVE = "ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
 try:
     from ltfast import _native  # type: ignore[attr-defined,no-redef]
-except ImportError:
+except ImportError as error:
     _native = None
+    if importlib.util.find_spec("ltfast._native") is not None:
+        _NO_NATIVE = f"its C++ kernels do not load: {error}"
 
 _has_triton = importlib.util.find_spec("triton") is not None
 _override: str | None = os.environ.get("LTFAST_BACKEND") or None
@@ -33,9 +36,7 @@ class BackendUnavailableError(RuntimeError):
 def native() -> ModuleType:
     """The compiled module, for ``ops/*/native.py``."""
     if _native is None:
-        raise BackendUnavailableError(
-            "backend 'native': ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
-        )
+        raise BackendUnavailableError(f"backend 'native' cannot run: {_NO_NATIVE}")
     return _native
 
 
@@ -45,7 +46,7 @@ def why_not(name: str, device: torch.device) -> str | None:
         return f"there is no such backend: choose one of {', '.join(BACKENDS)}"
     if name == "native":
         if _native is None:
-            return "ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
+            return _NO_NATIVE
         if device.type != "cpu":
             return f"its kernels run on the CPU, the tensor is on {device}"
     if name == "triton":
@@ -105,7 +106,7 @@ _warned: set[str] = set()
 def _warn_once(device_type: str) -> None:
     if device_type not in _warned:
         _warned.add(device_type)
-        missing = {"cpu": "C++ kernels were not built", "cuda": "triton is not installed"}
+        missing = {"cpu": _NO_NATIVE, "cuda": "triton is not installed"}
         reason = missing.get(device_type, f"no kernels exist for {device_type}")
         warnings.warn(f"ltfast runs its slow plain PyTorch reference on {device_type}: {reason}", stacklevel=4)
 
@@ -131,6 +132,14 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _override = before
+
+
+def choice(device: torch.device) -> str:
+    """What an op would run on a device now, in words: a backend's name, or why the override cannot run."""
+    try:
+        return resolve(device)
+    except BackendUnavailableError as error:
+        return str(error)
 
 
 def describe() -> list[dict[str, str]]:

@@ -1,9 +1,10 @@
 """Argument checks that the ops share. None of them reads a tensor's values, so none synchronises a GPU.
 
-``LTFAST_CHECKS=1`` adds those that must: labels on a GPU. (The CPU kernels always check labels; on a GPU a label out
-of range makes that row's loss and gradient NaN.)
+``LTFAST_CHECKS=1`` adds those that must: labels on a GPU. (On a CPU labels are always checked; in Triton's kernels a
+label out of range makes that row's loss and gradient NaN.)
 """
 
+import math
 import os
 
 import torch
@@ -25,8 +26,8 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected at least one row and one class")
 
 
-def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> Tensor:
-    """The labels as contiguous int64."""
+def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> None:
+    """Integer labels, one a row."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} is a {type(target).__name__}: expected a tensor of integer labels")
     if target.dtype not in INTEGERS:
@@ -36,7 +37,6 @@ def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> Tensor
     check_device(target, logits, name)
     if CHECK_VALUES and not torch.compiler.is_compiling():
         check_label_values(target, logits.shape[1], name)
-    return target.to(torch.int64).contiguous()
 
 
 def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
@@ -52,15 +52,26 @@ def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on {tensor.device}: expected it where the logits are, on {logits.device}")
 
 
-def check_class_vector(vector: Tensor, logits: Tensor, name: str) -> Tensor:
-    """One value a class, contiguous and in the dtype of the arithmetic."""
+def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None:
+    """One value a class."""
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value a class")
     if vector.shape != logits.shape[1:]:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}: expected ({logits.shape[1]},), a value a class")
+    if vector.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {vector.dtype}: expected floating-point values")
     check_device(vector, logits, name)
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return vector.to(dtype).contiguous()
+
+
+def check_number(name: str, value: float, *, at_least: float = -math.inf) -> None:
+    if not (math.isfinite(value) and value >= at_least):
+        expected = "a finite number" if at_least == -math.inf else f"a finite number of {at_least} or more"
+        raise ValueError(f"{name} is {value}: expected {expected}")
+
+
+def check_label_smoothing(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"label_smoothing is {value}: expected a number in [0, 1)")
 
 
 def check_reduction(reduction: str) -> None:
@@ -70,11 +81,11 @@ def check_reduction(reduction: str) -> None:
 
 def check_reference_labels(target: Tensor, logits: Tensor) -> None:
     """What the CPU kernels check themselves, where the reference runs instead of them."""
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+    if type(target) is Tensor and logits.device.type == "cpu" and not torch.compiler.is_compiling():
         check_label_values(target, logits.shape[1])
 
 
-def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> Tensor:
+def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> None:
     """A dense soft target."""
     if target.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {target.dtype}: expected floating-point probabilities")
@@ -83,4 +94,3 @@ def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") ->
     if target.requires_grad:
         raise ValueError(f"{name} requires a gradient: the loss is differentiated in the logits only")
     check_device(target, logits, name)
-    return target

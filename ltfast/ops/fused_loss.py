@@ -2,8 +2,9 @@
 
 The forward pass of such an op reads the logits once and leaves d loss / d logits behind, so the backward pass has
 nothing left to compute. It multiplies the stored gradient by the incoming one in place, and skips even that where the
-incoming one is 1. The op's first argument is the logits, its last is ``with_gradient``; its arguments but the
-last are the reference's.
+incoming one is 1. (With ``retain_graph=True`` it makes a new product, so that the graph can be walked again; with
+``create_graph=True`` it differentiates the reference.) The op's first argument is the logits, its last is
+``with_gradient``; its arguments but the last are the reference's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +19,9 @@ from ltfast.ops.scale_rows import scale_rows_
 
 _library = torch.library.Library("ltfast", "DEF")
 
-# A float16 gradient is stored this many times larger: divided by the batch size it would fall below the smallest
-# float16 before a GradScaler can lift it.
-HALF_UNIT = 4096.0
+# A float16 gradient is stored so that its bound becomes this: divided by the batch size it would fall below the
+# smallest float16 before a GradScaler can lift it. The largest float16 is 65504.
+HALF_BOUND = 16384.0
 
 
 def reduce(rows: Tensor, reduction: str) -> Tensor:
@@ -56,15 +57,26 @@ def empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it is memory and nobody watches: no subclass (fake, functional, distributed), no dispatch mode."""
-    return type(tensor) is Tensor and torch._C._len_torch_dispatch_stack() == 0
+    """Whether it is memory and nobody watches: no subclass (fake, functional, distributed), no mode, no torch.func."""
+    return (
+        type(tensor) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _dense(x: Any, dtype: torch.dtype) -> Any:
+    """Labels and class vectors as the kernels read them; the logits and soft targets bring strides and dtypes."""
+    if not isinstance(x, Tensor) or x.dim() != 1:
+        return x
+    return x.to(dtype if x.is_floating_point() else torch.int64).contiguous()
 
 
 def register(
     name: str,
     schema: str,
     reference: Callable[..., Tensor],
-    slope: Callable[..., float] = lambda *inputs: 1.0,
+    bound: Callable[..., float],
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register the op ``ltfast::name`` with its shapes and its backward pass.
 
@@ -77,7 +89,7 @@ def register(
         schema: the arguments: the logits first, then "str reduction, bool with_gradient" last.
         reference: the differentiable definition, with the op's arguments but ``with_gradient``. It serves
             ``create_graph=True``, where the gradient itself must be differentiable.
-        slope: of the op's inputs: how many times steeper than cross-entropy the loss is in the logits.
+        bound: of the op's inputs: the largest |d row's loss / d logit| that can be; see ``HALF_BOUND``.
 
     Returns:
         What to call: the op, or in plain eager mode the same without PyTorch's dispatcher, whose two round trips
@@ -89,12 +101,15 @@ def register(
     def unit_of(inputs: Sequence[Any]) -> float:
         logits, reduction = inputs[0], inputs[-2]
         if logits.dtype == torch.float16:
-            return HALF_UNIT / max(slope(*inputs), 1.0)
+            return HALF_BOUND / bound(*inputs)
         return _mean_factor(logits.shape[0], reduction)
 
     def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
-        module = import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(inputs[0].device)}")
-        return getattr(module, name)(*inputs, unit=unit_of(inputs))
+        logits, *others = inputs
+        module = import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(logits.device)}")
+        others = [_dense(x, accumulator(logits.dtype)) for x in others]
+        with torch.cuda.device_of(logits):  # Triton launches on the current device
+            return getattr(module, name)(logits, *others, unit=unit_of(inputs))
 
     def fake(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
         reduction, with_gradient = inputs[-2:]
@@ -110,6 +125,7 @@ def register(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
             loss, gradient = below_autograd(*inputs)
+            ctx.backend = backends.resolve_kernel(inputs[0].device)
             ctx.mark_non_differentiable(gradient)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(gradient, *(x for x in inputs if isinstance(x, Tensor)))
@@ -130,12 +146,13 @@ def register(
                 return result, *nothing
             unit = _mean_factor(logits.shape[0], reduction) / unit_of(inputs)
             factor = grad_loss[:, None] if reduction == "none" else grad_loss
-            # In place only where nobody needs the stored gradient again: not with retain_graph=True, and not while a
-            # compiler traces with tensors of its own, which fuses the product with what follows.
-            if is_plain(gradient) and not torch._C._autograd._get_current_graph_task_keep_graph():
-                scale_rows_(gradient, factor, unit)
+            # In place only where nobody needs the stored gradient again: not with retain_graph=True or batched
+            # gradients, and not while a compiler traces with tensors of its own (it fuses the product itself).
+            plain = is_plain(gradient) and is_plain(factor)
+            if plain and not torch._C._autograd._get_current_graph_task_keep_graph():
+                scale_rows_(gradient, factor, unit, ctx.backend)
                 return gradient, *nothing
-            return (gradient * (factor * unit)).to(gradient.dtype), *nothing
+            return (gradient.to(factor.dtype) * (factor * unit)).to(gradient.dtype), *nothing
 
     def autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
         return FusedLoss.apply(*inputs) if inputs[-1] else below_autograd(*inputs)
@@ -146,6 +163,10 @@ def register(
     torch.library.register_fake(f"ltfast::{name}", fake, lib=_library)
 
     def call(*inputs: Any) -> tuple[Tensor, Tensor]:
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NotImplementedError(
+                f"torch.func transforms of {name} need the reference: use it inside `with ltfast.backend('reference')`"
+            )
         if torch.compiler.is_compiling() or not is_plain(inputs[0]):
             return op(*inputs)
         return autograd(*inputs)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ltfast
 from ltfast.cli import main
 from ltfast.engine.checkpoint import load_checkpoint
 
@@ -192,6 +193,10 @@ def test_info(capsys):
     assert f"torch {torch.__version__.split('+')[0]}" in shown
     assert "CPU: " in shown
     assert "backend reference: available" in shown
+    assert "op agcl: native on cpu" in shown
+    with ltfast.backend("reference"):
+        assert main(["info"]) == 0
+    assert "op balanced_bce: reference on cpu" in capsys.readouterr().out
 
 
 def test_help_names_everything(capsys):

@@ -72,7 +72,7 @@ def published_bce(x, target, kind, threshold, reduction, pos_weight):
 
 
 @pytest.mark.parametrize("kind", ["Bal", "CB", None])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("threshold", [None, 0.3])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("pos_weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
@@ -83,9 +83,14 @@ def test_bce_loss(kind, reduction, threshold, soft, pos_weight):
     torch.testing.assert_close(loss(x, target), published_bce(x, target, kind, threshold, reduction, pos_weight))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"type": "bal"}, "type is 'bal'"), ({"reduction": "none"}, "reduction")]
-)
-def test_bce_loss_refuses_what_it_does_not_know(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_bce_loss_takes_a_column_of_labels():
+    x, target = batch()
+    loss = BCE_loss(ARGS, type="Bal")
+    assert loss(x, target[:, None]) == loss(x, target)
+
+
+@pytest.mark.parametrize("options", [{"type": "bal"}, {"reduction": "median"}], ids=str)
+def test_bce_loss_refuses_what_it_does_not_know(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} is '{value}'"):
         BCE_loss(ARGS, **options)

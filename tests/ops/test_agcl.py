@@ -245,7 +245,11 @@ BAD = [
     ({"class_noise": torch.rand(4, device="meta")}, ValueError, "class_noise is on meta"),
     ({"scale": 0.0}, ValueError, "scale is 0.0"),
     ({"scale": math.nan}, ValueError, "scale is nan"),
-    ({"gamma_neg": -1.0}, ValueError, "gamma_neg is -1.0"),
+    ({"gamma_neg": -1.0}, ValueError, "gamma_neg is -1.0: expected a finite number of 0 or more"),
+    ({"gamma_pos": math.inf}, ValueError, "gamma_pos is inf"),
+    ({"margin": math.nan}, ValueError, "margin is nan: expected a finite number"),
+    ({"weight_pos": math.inf}, ValueError, "weight_pos is inf"),
+    ({"class_noise": torch.ones(4).long()}, TypeError, "class_noise has dtype"),
     ({"reduction": "median"}, ValueError, "reduction is 'median'"),
 ]
 

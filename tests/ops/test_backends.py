@@ -88,7 +88,7 @@ with ltfast.backend("native"):
 
 def test_without_native_kernels_the_reference_runs_and_says_so_once():
     result = python(WITHOUT_NATIVE)
-    assert "slow plain PyTorch reference on cpu: C++ kernels were not built" in result.stdout
+    assert "slow plain PyTorch reference on cpu: ltfast was installed without its C++ kernels" in result.stdout
     assert "backend 'native' cannot run: ltfast was installed without its C++ kernels" in result.stderr
 
 
@@ -114,16 +114,42 @@ def test_kernels_follow_pytorch_s_thread_count():
         torch.set_num_threads(threads)
 
 
-def test_native_and_pytorch_share_one_thread_pool():
-    script = """
+THREADS = """
 import torch
 from ltfast.ops import agcl
-torch.set_num_threads(4)
-torch.rand(4_000_000).exp().sum()
 def threads():
     return int(next(l for l in open("/proc/self/status") if l.startswith("Threads")).split()[1])
+"""
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_native_kernels_use_as_many_threads_as_pytorch(count):
+    script = f"""
+torch.set_num_threads(1)  # filling the tensors starts no other thread
+x, y = torch.zeros(256, 4096), torch.zeros(256).long()
+torch.set_num_threads({count})
+before = threads()
+agcl(x, y)
+print(threads() - before)
+"""
+    assert python(THREADS + script).stdout.strip() == str(count - 1)
+
+
+def test_native_and_pytorch_share_one_thread_pool():
+    script = """
+torch.set_num_threads(4)
+torch.rand(4_000_000).exp().sum()
 before = threads()
 agcl(torch.rand(256, 4096), torch.zeros(256).long())
 print(threads() - before)
 """
-    assert python(script).stdout.strip() == "0"
+    assert python(THREADS + script).stdout.strip() == "0"
+
+
+def test_checks_of_values_where_kernels_make_none():
+    pytest.importorskip("triton")
+    script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.tensor([0, 4, 1]))"
+    variables = {"LTFAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    assert python(script, **variables).returncode == 0
+    result = python(script, LTFAST_CHECKS="1", **variables)
+    assert "ValueError: target[1] is 4: expected a label in [0, 4)" in result.stderr

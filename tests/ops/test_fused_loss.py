@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ltfast
-from ltfast.losses import AGCLLoss, BalancedBCELoss
+from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
+from ltfast.ops import agcl
 from ltfast.ops.scale_rows import scale_rows_
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
@@ -124,17 +125,24 @@ def test_autocast(place, make_loss, dtype):
     torch.testing.assert_close(loss, seeded(lambda: loss_of(model(features), target)), rtol=2e-2, atol=2e-2)
 
 
+EVERY_LOSS = [
+    pytest.param(lambda: AGCLLoss(COUNTS, noise_mul=0.0), id="agcl"),
+    pytest.param(lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1), id="balanced_bce"),
+    pytest.param(lambda: LogitAdjustedLoss(COUNTS), id="logit_adjusted"),
+    pytest.param(lambda: CompensationLoss(COUNTS, 3), id="compensation"),
+]
+
+
+@pytest.mark.parametrize("make", EVERY_LOSS)
 @pytest.mark.parametrize("backend", ["reference", "native"])
-def test_torch_compile_fullgraph(backend, make_loss):
-    model = nn.Linear(16, len(COUNTS))
-    loss_of = make_loss()
-    if isinstance(loss_of, AGCLLoss):
-        loss_of.noisy = False  # a compiled graph draws its own random numbers
+def test_torch_compile_fullgraph(backend, make):
+    model, loss_of = nn.Linear(16, len(COUNTS)), make()
 
     def step(features, target):
         return loss_of(model(features), target)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager" if backend == "reference" else "inductor")
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True)
     with ltfast.backend(backend):
         for rows in (9, 5):
             features, target = torch.randn(rows, 16), torch.randint(len(COUNTS), (rows,))
@@ -146,9 +154,14 @@ def test_torch_compile_fullgraph(backend, make_loss):
 
 
 def test_torch_compile_draws_fresh_noise():
-    loss_of = torch.compile(AGCLLoss(COUNTS), fullgraph=True)
-    logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
-    assert loss_of(logits, target) != loss_of(logits, target)
+    model = nn.Linear(16, len(COUNTS))
+    loss_of = AGCLLoss(COUNTS)
+    step = torch.compile(lambda features, target: loss_of(model(features), target), fullgraph=True)
+    features, target = torch.randn(9, 16), torch.randint(len(COUNTS), (9,))
+    first, second = step(features, target), step(features, target)
+    assert first != second
+    (gradient,) = torch.autograd.grad(first, model.weight)
+    assert gradient.isfinite().all()
 
 
 def test_torch_export(make_loss):
@@ -159,14 +172,60 @@ def test_torch_export(make_loss):
     torch.testing.assert_close(seeded(program.module(), logits, target), seeded(loss_of, logits, target))
 
 
-def test_torch_func_takes_the_reference(make_loss):
-    # PyTorch's function transforms refuse custom ops with a registered backward pass.
+def test_torch_func_is_sent_to_the_reference(make_loss):
     logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
     loss_of = make_loss()
+    transformed = torch.func.grad(lambda x: loss_of(x, target))
+    with pytest.raises(NotImplementedError, match=r"need the reference: use it inside `with ltfast\.backend"):
+        transformed(logits)
     with ltfast.backend("reference"):
-        gradient = seeded(torch.func.grad(lambda x: loss_of(x, target)), logits)
+        gradient = seeded(transformed, logits)
     logits.requires_grad_()
     torch.testing.assert_close(gradient, torch.autograd.grad(seeded(loss_of, logits, target), logits)[0])
+
+
+def test_an_exported_program_takes_other_strides(make_loss):
+    loss_of = make_loss()
+    logits, target = torch.rand(9, len(COUNTS)), torch.randint(len(COUNTS), (9,))
+    program = torch.export.export(loss_of, (logits, target)).module()
+    strided = torch.stack([target, target + 1], dim=1)[:, 0]
+    transposed = logits.t().contiguous().t()
+    torch.testing.assert_close(seeded(program, transposed, strided), seeded(loss_of, logits, target))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_backward_pass_runs_where_the_forward_pass_ran(make_loss, backend):
+    logits, target = torch.rand(9, len(COUNTS), requires_grad=True), torch.randint(len(COUNTS), (9,))
+    loss_of = make_loss()
+    (expected,) = torch.autograd.grad(seeded(loss_of, logits, target) * 2, logits)
+    loss = seeded(loss_of, logits, target) * 2
+    with ltfast.backend(backend):
+        (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient, expected)
+
+
+def test_batched_gradients(place, make_loss):
+    logits, target = batch(place)
+    loss = make_loss(reduction="none").to(place.device)(logits, target)
+    rows = torch.eye(len(target), device=place.device)
+    (jacobian,) = torch.autograd.grad(loss, logits, rows, is_grads_batched=True, retain_graph=True)
+    (total,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(jacobian.sum(0), total)
+    assert jacobian[0, 1:].abs().max() == 0
+
+
+def test_half_precision_gradients_of_steep_losses_are_finite(place):
+    classes = 300
+    logits = (torch.rand(6, classes, device=place.device) * 2 - 1).half().requires_grad_()
+    target = torch.randint(classes, (6,), device=place.device)
+    for options in ({"weight_pos": 50.0}, {"gamma_neg": 0.0}, {"scale": 300.0, "gamma_neg": 0.5}):
+        loss = agcl(logits, target, reduction="sum", **options)
+        with ltfast.backend("reference"):
+            exact = logits.detach().double().requires_grad_()
+            (expected,) = torch.autograd.grad(agcl(exact, target, reduction="sum", **options), exact)
+        for retain_graph in (True, False):
+            (gradient,) = torch.autograd.grad(loss, logits, retain_graph=retain_graph)
+            torch.testing.assert_close(gradient.double(), expected, rtol=3e-3, atol=1e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -180,10 +239,10 @@ def test_scale_rows(place, rows, columns, dtype):
         torch.tensor(2.5, device=place.device, dtype=acc),
     ):
         scaled = matrix.clone()
-        scale_rows_(scaled, factor, 0.5)
+        scale_rows_(scaled, factor, 0.5, place.backend)
         torch.testing.assert_close(scaled, (matrix.to(acc) * (factor * 0.5)).to(dtype))
         untouched = matrix.clone()
-        scale_rows_(untouched, torch.ones_like(factor), 1.0)
+        scale_rows_(untouched, torch.ones_like(factor), 1.0, place.backend)
         assert torch.equal(untouched, matrix)
 
 

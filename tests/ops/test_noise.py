@@ -74,18 +74,18 @@ def test_triton_noise_is_the_reference(shape, device):
 
 
 def test_mean_and_variance_over_ten_million_draws():
-    noise = native_noise(1000, DRAWS // 1000, seed=int(torch.randint(2**62, ()))).double()
+    noise = native_noise(1000, DRAWS // 1000, seed=20231123).double()
     # Moments of |e|, e ~ N(0, s = 1/3) clipped at 1 = 3 s; Phi and phi at 3.
     s, density, inside = 1 / 3, math.exp(-4.5) / math.sqrt(2 * math.pi), math.erf(3 / math.sqrt(2))
     mean = 2 * s * (1 / math.sqrt(2 * math.pi) - density) + (1 - inside)
     square = s**2 * (inside - 2 * 3 * density) + (1 - inside)
     variance = square - mean**2
-    assert abs(noise.mean() - mean) < 3.9 * math.sqrt(variance / DRAWS)  # 3.9: one failure in 10,000 runs
+    assert abs(noise.mean() - mean) < 3 * math.sqrt(variance / DRAWS)
     fourth = ((noise - mean) ** 4).mean()
-    assert abs(noise.var() - variance) < 3.9 * math.sqrt((fourth - variance**2) / DRAWS)
+    assert abs(noise.var() - variance) < 3 * math.sqrt((fourth - variance**2) / DRAWS)
     assert noise.min() >= 0
     assert noise.max() == 1
-    assert abs((noise == 1).double().mean() - (1 - inside)) < 3.9 * math.sqrt((1 - inside) / DRAWS)
+    assert abs((noise == 1).double().mean() - (1 - inside)) < 3 * math.sqrt((1 - inside) / DRAWS)
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:

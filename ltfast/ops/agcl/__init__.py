@@ -13,6 +13,9 @@ The weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}` are differen
 row's logits gives its loss and its gradient.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,7 +45,7 @@ def agcl(
 
     Args:
         cosine: (B, C), float32, float64, bfloat16 or float16: logits before ``scale``, usually cosines. Any strides.
-            Differences of scaled logits saturate at 1e30.
+            Differences of scaled logits saturate at 1e30; a logit of -inf leaves its class out.
         target: (B,), integer labels in [0, C).
         class_noise: (C,): the width w_c of each class's cloud; None for no noise.
         scale: s, over 0.
@@ -57,19 +60,16 @@ def agcl(
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; on a GPU they make the
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they make the
             row NaN, and raise under ``LTFAST_CHECKS=1``.
+        RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
     checks.check_logits(cosine, "cosine")
-    target = checks.check_labels(target, cosine)
-    checks.check_reduction(reduction)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale is {scale}: expected a finite number over 0")
-    if not (gamma_pos >= 0 and gamma_neg >= 0):
-        raise ValueError(f"gamma_pos is {gamma_pos}, gamma_neg is {gamma_neg}: expected numbers of 0 or more")
+    checks.check_labels(target, cosine)
+    check_settings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
     seed = None
     if class_noise is not None:
-        class_noise = checks.check_class_vector(class_noise, cosine, "class_noise")
+        checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
     options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
     if backends.resolve(cosine.device) == "reference":
@@ -79,10 +79,39 @@ def agcl(
     return loss
 
 
+def check_settings(
+    scale: float,
+    margin: float,
+    weight_pos: float,
+    weight_neg: float,
+    gamma_pos: float,
+    gamma_neg: float,
+    reduction: str,
+) -> None:
+    """Refuse what ``agcl`` cannot take, with a ValueError that names it."""
+    checks.check_number("scale", scale)
+    if scale <= 0:
+        raise ValueError(f"scale is {scale}: expected a number over 0")
+    checks.check_number("margin", margin)
+    checks.check_number("weight_pos", weight_pos)
+    checks.check_number("weight_neg", weight_neg)
+    checks.check_number("gamma_pos", gamma_pos, at_least=0)
+    checks.check_number("gamma_neg", gamma_neg, at_least=0)
+    checks.check_reduction(reduction)
+
+
+def _gradient_bound(logits: Tensor, *inputs: Any) -> float:
+    """|f_c - p_c sum f| <= |f_y| + 2 sum |f_c|, with sum p^gamma <= C^(1 - gamma) below gamma = 1."""
+    scale, _, weight_pos, weight_neg, gamma_pos, gamma_neg = inputs[3:9]
+    classes = logits.shape[1]
+    others = classes ** max(0.0, 1 - gamma_neg) * (1 + gamma_neg * math.log(classes))
+    return scale * (2 * abs(weight_pos) * (1 + gamma_pos) + 2 * abs(weight_neg) * others) or 1.0
+
+
 agcl_op = register(
     "agcl",
     "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
     "float weight_neg, float gamma_pos, float gamma_neg, str reduction, bool with_gradient",
     reference.agcl,
-    slope=lambda *inputs: inputs[4],
+    bound=_gradient_bound,
 )

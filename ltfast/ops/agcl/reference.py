@@ -23,11 +23,15 @@ def agcl(
     gamma_neg: float,
     reduction: str,
 ) -> Tensor:
-    """The arguments of the op ``ltfast::agcl``; differentiable any number of times in the logits."""
+    """The arguments of the op ``ltfast::agcl``; differentiable any number of times in the logits.
+
+    (Where a difference saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
+    """
     u = logits.to(accumulator(logits.dtype))
+    target = target.long()
     own = F.one_hot(target, u.shape[1]).bool()
     if class_noise is not None and seed is not None:
-        u = u - class_noise * half_normal(u.shape[0], u.shape[1], seed)
+        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed)
     u = torch.where(own, u - margin, u)
     t = (scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
     log_p = torch.log_softmax(t, dim=1)

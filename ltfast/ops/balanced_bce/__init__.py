@@ -10,11 +10,13 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
+import math
+
 from torch import Tensor
 
 from ltfast.ops import backends, checks
 from ltfast.ops.balanced_bce import reference
-from ltfast.ops.fused_loss import HALF_UNIT, register, wants_gradient
+from ltfast.ops.fused_loss import HALF_BOUND, register, wants_gradient
 
 __all__ = ["balanced_bce"]
 
@@ -33,7 +35,8 @@ def balanced_bce(
     """Binary cross-entropy of ``logits + bias``, summed over the classes; see the module's docstring for the formula.
 
     Args:
-        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. They saturate at +-1e30.
+        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. They saturate at +-1e30; infinite ones
+            make their row's loss NaN.
         target: (B,) integer labels in [0, C), or (B, C) probabilities of any float dtype (MixUp, CutMix), which
             get no gradient.
         bias: (C,): b_c, added to the logits.
@@ -47,18 +50,23 @@ def balanced_bce(
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; on a GPU they make the
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they make the
             row NaN, and raise under ``LTFAST_CHECKS=1``.
+        RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
     checks.check_logits(logits)
     checks.check_reduction(reduction)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}: expected a number in [0, 1)")
+    checks.check_label_smoothing(label_smoothing)
+    if target_threshold is not None and not math.isfinite(target_threshold):
+        raise ValueError(f"target_threshold is {target_threshold}: expected a finite number or None")
     labels = not (isinstance(target, Tensor) and target.dim() == 2)
-    target = checks.check_labels(target, logits) if labels else checks.check_probabilities(target, logits)
-    bias = checks.check_class_vector(bias, logits, "bias")
-    weight = None if weight is None else checks.check_class_vector(weight, logits, "weight")
-    pos_weight = None if pos_weight is None else checks.check_class_vector(pos_weight, logits, "pos_weight")
+    if labels:
+        checks.check_labels(target, logits)
+    else:
+        checks.check_probabilities(target, logits)
+    for name, vector in (("bias", bias), ("weight", weight), ("pos_weight", pos_weight)):
+        if vector is not None or name == "bias":
+            checks.check_class_vector(vector, logits, name)
     arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
     if backends.resolve(logits.device) == "reference":
         if labels:
@@ -73,6 +81,6 @@ balanced_bce_op = register(
     "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
     "float? threshold, str reduction, bool with_gradient",
     reference.balanced_bce,
-    # Weights have no bound, so a float16 gradient is not lifted.
-    slope=lambda *inputs: HALF_UNIT if inputs[3] is not None or inputs[4] is not None else 1.0,
+    # |sigmoid - t| <= 1. Weights have no bound that is known here: with them a float16 gradient is stored as it is.
+    bound=lambda *inputs: HALF_BOUND if inputs[3] is not None or inputs[4] is not None else 1.0,
 )

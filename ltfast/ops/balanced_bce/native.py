@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends
+from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.fused_loss import accumulator, empty_gradient, empty_loss
 
 
@@ -29,10 +30,7 @@ def balanced_bce(
         target = target.to(accumulator(logits.dtype))
         if target.stride(1) != 1:
             target = target.contiguous()
-    off = label_smoothing / classes
-    on = 1 - label_smoothing + off
-    if threshold is not None:
-        on, off = float(on > threshold), float(off > threshold)
+    on, off = label_values(classes, label_smoothing, threshold)
     if weight is not None or pos_weight is not None:  # the kernel takes both vectors or neither
         weight = torch.ones_like(bias) if weight is None else weight
         pos_weight = torch.ones_like(bias) if pos_weight is None else pos_weight

@@ -8,14 +8,11 @@ from ltfast.ops.fused_loss import accumulator, reduce
 LIMIT = 1e30  # logits saturate here, so that finite logits give a finite loss
 
 
-def dense_target(target: Tensor, logits: Tensor, label_smoothing: float, threshold: float | None) -> Tensor:
-    """The target as (B, C) probabilities: labels smoothed over the classes, then everything cut at the threshold."""
-    if target.dim() == 1:
-        hot = F.one_hot(target, logits.shape[1]).to(accumulator(logits.dtype))
-        target = hot * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-    else:
-        target = target.to(accumulator(logits.dtype))
-    return target if threshold is None else (target > threshold).to(target.dtype)
+def label_values(classes: int, label_smoothing: float, threshold: float | None) -> tuple[float, float]:
+    """The targets of the label and of the other classes: smoothed over the classes, then cut at the threshold."""
+    off = label_smoothing / classes
+    on = 1 - label_smoothing + off
+    return (on, off) if threshold is None else (float(on > threshold), float(off > threshold))
 
 
 def balanced_bce(
@@ -28,9 +25,32 @@ def balanced_bce(
     threshold: float | None,
     reduction: str,
 ) -> Tensor:
-    """The arguments of the op ``ltfast::balanced_bce``; differentiable any number of times in the logits."""
+    """The arguments of the op ``ltfast::balanced_bce``; differentiable any number of times in the logits.
+
+    (Where a logit saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
+    """
+    return reduce(elementwise(logits, target, bias, weight, pos_weight, label_smoothing, threshold).sum(1), reduction)
+
+
+def elementwise(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    threshold: float | None,
+) -> Tensor:
+    """The loss of each logit, (B, C)."""
     dtype = accumulator(logits.dtype)
-    z = (logits.to(dtype) + bias).clamp(-LIMIT, LIMIT)
-    t = dense_target(target, logits, label_smoothing, threshold)
-    loss = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
-    return reduce(loss.sum(1), reduction)
+    z = logits.to(dtype) + bias.to(dtype)
+    z = z.clamp(-LIMIT, LIMIT) + (z - z).detach()  # the difference is 0, or NaN for an infinite logit
+    if target.dim() == 1:
+        on, off = label_values(z.shape[1], label_smoothing, threshold)
+        t = F.one_hot(target.long(), z.shape[1]).to(dtype) * (on - off) + off
+    else:
+        t = target.to(dtype)
+        t = t if threshold is None else (t > threshold).to(dtype)
+    weight = None if weight is None else weight.to(dtype)
+    pos_weight = None if pos_weight is None else pos_weight.to(dtype)
+    return F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
@@ -47,8 +48,9 @@ def _row_kernel(
             t = tl.where(column == y, tl.cast(on_value, ACC), tl.cast(off_value, ACC)) * valid
         z = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(ACC)
         z += tl.load(bias + column, mask=inside, other=0.0)
+        finite = z - z  # 0, or NaN for an infinite logit
         z = tl.where(z < -LIMIT, -LIMIT, z)
-        z = tl.where(z > LIMIT, LIMIT, z)  # unlike clamp, keeps NaN
+        z = tl.where(z > LIMIT, LIMIT, z) + finite  # unlike clamp, keeps NaN
         q = tl.full((BLOCK,), 1.0, ACC)
         if POS_WEIGHTED:
             q += (tl.load(pos_weight + column, mask=inside, other=1.0) - 1.0) * t
@@ -94,10 +96,7 @@ def balanced_bce(
     if soft and target.stride(1) != 1:
         target = target.contiguous()
     rows, classes = logits.shape
-    off = label_smoothing / classes
-    on = 1 - label_smoothing + off
-    if threshold is not None:
-        on, off = float(on > threshold), float(off > threshold)
+    on, off = label_values(classes, label_smoothing, threshold)
     acc = accumulator(logits.dtype)
     loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)

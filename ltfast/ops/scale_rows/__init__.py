@@ -4,23 +4,23 @@ one. Rows whose product is 1 are neither read nor written, so a plain ``loss.bac
 It runs in backward passes alone and on plain tensors (compilers see a product instead), so it is no registered op.
 """
 
-from torch import Tensor
+from importlib import import_module
 
-from ltfast.ops import backends
+import torch
+from torch import Tensor
 
 __all__ = ["scale_rows_"]
 
 
-def scale_rows_(matrix: Tensor, factor: Tensor, unit: float) -> None:
+def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> None:
     """Scale rows in place.
 
     Args:
         matrix: (B, C), contiguous, any float dtype.
         factor: one value, or (B,) or (B, 1), a value a row; float32, or float64 for a float64 matrix.
         unit: multiplies every factor.
+        backend: "native" or "triton": what the forward pass ran.
     """
-    if backends.resolve_kernel(matrix.device) == "native":
-        from ltfast.ops.scale_rows.native import scale_rows_ as kernel
-    else:
-        from ltfast.ops.scale_rows.triton import scale_rows_ as kernel
-    kernel(matrix, factor.contiguous(), unit)
+    kernel = import_module(f"ltfast.ops.scale_rows.{backend}").scale_rows_
+    with torch.cuda.device_of(matrix):  # Triton launches on the current device
+        kernel(matrix, factor.contiguous(), unit)
