@@ -12,48 +12,44 @@
 
 namespace {
 
-constexpr double kLowest = -1e30;  // log-probabilities saturate here, so that finite logits give a finite loss
+constexpr double kLowest = -1e30;  // differences saturate here, and such classes are left out
+constexpr int64_t kWidth = 16;     // rows are padded to whole vectors: a scalar tail costs as much as many of them
+
+inline int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
 
 // p^gamma for p = e^t. The published exponents 1, 2, 4, 8 are squarings; the general one is another exponential.
 constexpr int kConstant = -1, kGeneral = -2;
 template <int Squarings, class A>
-inline A power(A e, A t, A gamma) {
-  if constexpr (Squarings == kConstant) return A(1);
-  if constexpr (Squarings == kGeneral) return exp_negative(gamma * t);
+LTFAST_INLINE A power(A e, A t, A gamma) {
+  if constexpr (Squarings == kConstant) return t > A(kLowest) ? A(1) : A(0);
+  if constexpr (Squarings == kGeneral) return t > A(kLowest) ? exp_negative(gamma * t) : A(0);
   for (int i = 0; i < Squarings; ++i) e *= e;
   return e;
 }
 
-template <class A>
-struct AgclSums {
-  double mass = 0, weight = 0, weighted = 0;  // sums of e^t, e^(gamma t) and t e^(gamma t)
-};
-
-// t = scale (u - peak) in place of u, e = e^t, and the sums over [begin, end).
-template <int Squarings, class A>
-void agcl_exponentials(A* __restrict u, A* __restrict e, int64_t begin, int64_t end, A peak, A scale, A gamma,
-                       AgclSums<A>& sums) {
-  for (int64_t start = begin; start < end; start += kNoiseBlock) {
-    const int64_t stop = std::min(start + kNoiseBlock, end);
-    A mass = 0, weight = 0, weighted = 0;
-#pragma omp simd reduction(+ : mass, weight, weighted)
-    for (int64_t c = start; c < stop; ++c) {
-      const A difference = scale * (u[c] - peak);
-      const A t = difference < A(kLowest) ? A(kLowest) : difference;
-      const A exponential = exp_negative(t);
-      const A w = power<Squarings>(exponential, t, gamma);
-      u[c] = t;
-      e[c] = exponential;
-      mass += exponential;
-      weight += w;
-      weighted += w * t;
-    }
-    sums.mass += mass;
-    sums.weight += weight;
-    sums.weighted += weighted;
+// u = logits - spread * noise for count columns (a multiple of kWidth).
+template <class T, class A>
+inline void cloud(const T* __restrict logits, const A* __restrict spread, const float* __restrict noise,
+                  A* __restrict u, int64_t count) {
+  if (spread) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) u[c] = load(logits[c]) - spread[c] * noise[c];
+  } else {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) u[c] = load(logits[c]);
   }
 }
 
+// dL/dx for count columns (a multiple of kWidth).
+template <int Squarings, class T, class A>
+inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __restrict e, int64_t count, A gamma,
+                      A slope, A offset, A pull) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c)
+    store(gradient[c], power<Squarings>(e[c], t[c], gamma) * (slope * t[c] + offset) - e[c] * pull);
+}
+
+// u and e have room for the row padded to kWidth.
 template <int Squarings, class T, class A>
 double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restrict e) {
   const int64_t classes = a.classes, y = a.target[row];
@@ -61,48 +57,71 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
   const A* spread = static_cast<const A*>(a.class_noise);
   A peak = -std::numeric_limits<A>::infinity();
   for (int64_t start = 0; start < classes; start += kNoiseBlock) {
-    const int64_t stop = std::min(start + kNoiseBlock, classes);
-    if (spread) {
-      float noise[kNoiseBlock];
-      half_normal_block(noise, start, stop - start, uint64_t(row), a.seed);
-#pragma omp simd
-      for (int64_t c = start; c < stop; ++c) u[c] = load(logits[c]) - spread[c] * noise[c - start];
-    } else {
-#pragma omp simd
-      for (int64_t c = start; c < stop; ++c) u[c] = load(logits[c]);
+    const int64_t count = std::min(kNoiseBlock, classes - start), whole = count / kWidth * kWidth;
+    float noise[kNoiseBlock];
+    if (spread) half_normal_block(noise, start, padded(count), uint64_t(row), a.seed);
+    cloud(logits + start, spread ? spread + start : nullptr, noise, u + start, whole);
+    if (whole < count) {
+      T last[kWidth] = {};
+      A last_spread[kWidth] = {};
+      std::memcpy(last, logits + start + whole, (count - whole) * sizeof(T));
+      if (spread) std::memcpy(last_spread, spread + start + whole, (count - whole) * sizeof(A));
+      cloud(last, spread ? last_spread : nullptr, noise + whole, u + start + whole, kWidth);
+      for (int64_t c = count; c < whole + kWidth; ++c) u[start + c] = -std::numeric_limits<A>::infinity();
     }
-    if (start <= y && y < stop) u[y] -= A(a.margin);
+    if (start <= y && y < start + count) u[y] -= A(a.margin);
 #pragma omp simd reduction(max : peak)
-    for (int64_t c = start; c < stop; ++c) peak = u[c] > peak ? u[c] : peak;
+    for (int64_t c = start; c < start + padded(count); ++c) peak = u[c] > peak ? u[c] : peak;
   }
 
-  const A scale = A(a.scale), gamma = A(a.gamma_neg);
-  AgclSums<A> others, own;
-  agcl_exponentials<Squarings>(u, e, 0, y, peak, scale, gamma, others);
-  agcl_exponentials<Squarings>(u, e, y + 1, classes, peak, scale, gamma, others);
-  agcl_exponentials<Squarings>(u, e, y, y + 1, peak, scale, gamma, own);
+  // The label is left out of the sums, as the padding is, so that 1 - p_y needs no subtraction.
+  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
+  const A own = scale * (u[y] - peak), t_own = own < lowest ? lowest : own;
+  u[y] = -std::numeric_limits<A>::infinity();
+  double mass = 0, weight = 0, weighted = 0;  // sums of e^t, e^(gamma t) and t e^(gamma t)
+  for (int64_t start = 0; start < classes; start += kNoiseBlock) {
+    const int64_t stop = start + padded(std::min(kNoiseBlock, classes - start));
+    A block_mass = 0, block_weight = 0, block_weighted = 0;
+#pragma omp simd reduction(+ : block_mass, block_weight, block_weighted)
+    for (int64_t c = start; c < stop; ++c) {
+      const A difference = scale * (u[c] - peak);
+      const A t = difference < lowest ? lowest : difference;
+      const A exponential = exp_negative(t);
+      const A w = power<Squarings>(exponential, t, gamma);
+      u[c] = t;
+      e[c] = exponential;
+      block_mass += exponential;
+      block_weight += w;
+      block_weighted += w * t;
+    }
+    mass += block_mass;
+    weight += block_weight;
+    weighted += block_weighted;
+  }
 
-  const double sum = others.mass + own.mass, log_sum = std::log(sum);
-  const double p = own.mass / sum, rest = others.mass / sum, log_p = u[y] - log_sum;
+  const double e_own = exp_negative(double(t_own)), sum = mass + e_own, log_sum = std::log(sum);
+  const double p = e_own / sum, rest = mass / sum, log_p = t_own - log_sum;
   const double focus = a.gamma_pos == 0 ? 1 : std::pow(rest, a.gamma_pos);
   const double shrink = std::exp(-a.gamma_neg * log_sum);  // p_c^gamma = shrink e^(gamma t_c)
-  const double negatives = shrink * (others.weighted - log_sum * others.weight);
+  const double negatives = shrink * (weighted - log_sum * weight);
   const double loss = -(a.weight_pos * focus * log_p + a.weight_neg * negatives);
   if (!a.gradient) return loss;
 
   // f = dL / dlog p; dL/dv_c = f_c - p_c sum_k f_k. At p = 1 the focus term's derivative tends to 0.
   const double steep = rest > 0 && a.gamma_pos != 0 ? a.gamma_pos * std::pow(rest, a.gamma_pos - 1) * p * log_p : 0;
   const double f_own = -a.weight_pos * (focus - steep);
-  const double f_others = -a.weight_neg * (a.gamma_neg * negatives + shrink * others.weight);
+  const double f_others = -a.weight_neg * (a.gamma_neg * negatives + shrink * weight);
   const double unit = a.scale * a.gradient_scale;
   const A slope = A(-a.weight_neg * shrink * a.gamma_neg * unit);
   const A offset = A(-a.weight_neg * shrink * (1 - a.gamma_neg * log_sum) * unit);
   const A pull = A((f_own + f_others) / sum * unit);
   T* gradient = static_cast<T*>(a.gradient) + row * classes;
-#pragma omp simd
-  for (int64_t c = 0; c < classes; ++c) {
-    const A w = power<Squarings>(e[c], u[c], gamma);
-    store(gradient[c], w * (slope * u[c] + offset) - e[c] * pull);
+  const int64_t whole = classes / kWidth * kWidth;
+  gradients<Squarings>(gradient, u, e, whole, gamma, slope, offset, pull);
+  if (whole < classes) {
+    T last[kWidth];
+    gradients<Squarings>(last, u + whole, e + whole, kWidth, gamma, slope, offset, pull);
+    std::memcpy(gradient + whole, last, (classes - whole) * sizeof(T));
   }
   store(gradient[y], A((f_own * rest - p * f_others) * unit));
   return loss;
@@ -112,8 +131,9 @@ template <int Squarings, class T>
 void agcl_rows(const AgclArguments& a) {
   using A = typename Arithmetic<T>::type;
   parallel_rows(a.rows, a.threads, [&](int64_t row, int thread) {
-    A* scratch = static_cast<A*>(a.scratch) + 2 * a.classes * thread;
-    static_cast<A*>(a.loss)[row] = A(agcl_row<Squarings, T>(a, row, scratch, scratch + a.classes));
+    const int64_t room = padded(a.classes);
+    A* scratch = static_cast<A*>(a.scratch) + 2 * room * thread;
+    static_cast<A*>(a.loss)[row] = A(agcl_row<Squarings, T>(a, row, scratch, scratch + room));
   });
 }
 

@@ -2,7 +2,6 @@
 // ltfast/ops/balanced_bce/reference.py is the definition.
 #pragma once
 #include <algorithm>
-#include <cmath>
 
 #include "dtypes.h"
 #include "kernels.h"
@@ -10,7 +9,8 @@
 
 namespace {
 
-constexpr int64_t kSumBlock = 1024;  // columns summed in the arithmetic type before they are added to a double
+constexpr int32_t kSumBlock = 1024;  // columns summed in the arithmetic type before they are added to a double
+constexpr int32_t kTail = 16;        // what is left of a row is padded to whole vectors
 
 // The loss of one logit z against the target t, and its derivative in z. With q = 1 + (pos_weight - 1) t:
 // L = (1 - t) z + q softplus(-z),  dL/dz = (1 - t) - q sigmoid(-z).
@@ -19,7 +19,7 @@ struct BceTerm {
   A loss, derivative;
 };
 template <class A>
-inline BceTerm<A> bce_term(A z, A t, A q) {
+LTFAST_INLINE BceTerm<A> bce_term(A z, A t, A q) {
   const A limit = A(1e30);  // so that finite logits give a finite sum
   const A low = z < -limit ? -limit : z;
   const A bounded = (low > limit ? limit : low) + (z - z);  // z - z is 0, or NaN for an infinite logit
@@ -33,30 +33,72 @@ inline BceTerm<A> bce_term(A z, A t, A q) {
   return {(1 - t) * bounded + q * (log1p_e + hinge), (1 - t) - q * sigmoid_negative};
 }
 
+// The targets of a span of columns: a label's (own is its place in the span, or -1) or soft ones, perhaps cut.
+template <class A>
+struct Labels {
+  A on, off;
+  int32_t own;
+  A operator()(int32_t c) const { return c == own ? on : off; }
+};
+template <class A>
+struct Soft {
+  const A* values;
+  A operator()(int32_t c) const { return values[c]; }
+};
+template <class A>
+struct Cut {
+  const A* values;
+  A threshold;
+  A operator()(int32_t c) const { return values[c] > threshold ? A(1) : A(0); }
+};
+
+// The sum of the losses of the first `valid` of `count` columns (a multiple of kTail, or of no more than a block).
 template <bool Weighted, bool Gradient, class T, class A, class Target>
-double bce_span(const BalancedBceArguments& a, const T* __restrict logits, T* __restrict gradient, int64_t begin,
-                int64_t end, Target target) {
-  const A* __restrict bias = static_cast<const A*>(a.bias);
-  const A* __restrict weight = static_cast<const A*>(a.weight);
-  const A* __restrict pos_weight = static_cast<const A*>(a.pos_weight);
-  const A unit = A(a.gradient_scale);
-  double total = 0;
-  for (int64_t start = begin; start < end; start += kSumBlock) {
-    const int64_t stop = std::min(start + kSumBlock, end);
-    A sum = 0;
+A bce_span(int32_t count, int32_t valid, const T* __restrict logits, const A* __restrict bias,
+           const A* __restrict weight, const A* __restrict pos_weight, T* __restrict gradient, A unit, Target target) {
+  A sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t c = start; c < stop; ++c) {
-      const A t = target(c);
-      A q = A(1), w = A(1);
-      if constexpr (Weighted) {
-        q = A(1) + (pos_weight[c] - 1) * t;
-        w = weight[c];
-      }
-      const auto term = bce_term<A>(load(logits[c]) + bias[c], t, q);
-      sum += w * term.loss;
-      if constexpr (Gradient) store(gradient[c], w * term.derivative * unit);
+  for (int32_t c = 0; c < count; ++c) {
+    const A t = target(c);
+    A q = A(1), w = A(1);
+    if constexpr (Weighted) {
+      q = A(1) + (pos_weight[c] - 1) * t;
+      w = weight[c];
     }
-    total += sum;
+    const auto term = bce_term<A>(load(logits[c]) + bias[c], t, q);
+    sum += c < valid ? w * term.loss : A(0);
+    if constexpr (Gradient) store(gradient[c], w * term.derivative * unit);
+  }
+  return sum;
+}
+
+// target_of(start, values): the targets of the columns from start on; soft ones are read from values.
+template <bool Weighted, bool Gradient, class T, class A, class TargetOf>
+double bce_row(const BalancedBceArguments& a, const T* logits, T* gradient, const A* soft, TargetOf target_of) {
+  const A* bias = static_cast<const A*>(a.bias);
+  const A* weight = static_cast<const A*>(a.weight);
+  const A* pos_weight = static_cast<const A*>(a.pos_weight);
+  const A unit = A(a.gradient_scale);
+  const auto from = [](const A* vector, int64_t start) { return vector ? vector + start : nullptr; };
+  const int64_t whole = a.classes / kTail * kTail;
+  double total = 0;
+  for (int64_t start = 0; start < whole; start += kSumBlock) {
+    const int32_t count = int32_t(std::min<int64_t>(kSumBlock, whole - start));
+    total += bce_span<Weighted, Gradient>(count, count, logits + start, bias + start, from(weight, start),
+                                          from(pos_weight, start), Gradient ? gradient + start : nullptr, unit,
+                                          target_of(start, from(soft, start)));
+  }
+  if (whole < a.classes) {
+    const int32_t left = int32_t(a.classes - whole);
+    T last[kTail] = {}, last_gradient[kTail];
+    A vectors[4][kTail] = {};
+    std::memcpy(last, logits + whole, left * sizeof(T));
+    const A* sources[4] = {bias, weight, pos_weight, soft};
+    for (int v = 0; v < 4; ++v)
+      if (sources[v]) std::memcpy(vectors[v], sources[v] + whole, left * sizeof(A));
+    total += bce_span<Weighted, Gradient>(kTail, left, last, vectors[0], vectors[1], vectors[2], last_gradient, unit,
+                                          target_of(whole, vectors[3]));
+    if (Gradient) std::memcpy(gradient + whole, last_gradient, left * sizeof(T));
   }
   return total;
 }
@@ -71,20 +113,20 @@ void bce_rows(const BalancedBceArguments& a) {
     if (a.target) {
       const A on = A(a.on_value), off = A(a.off_value);
       const int64_t y = a.target[row];
-      const auto negative = [off](int64_t) { return off; };
-      loss = bce_span<Weighted, Gradient, T, A>(a, logits, gradient, 0, y, negative);
-      loss += bce_span<Weighted, Gradient, T, A>(a, logits, gradient, y, y + 1, [on](int64_t) { return on; });
-      loss += bce_span<Weighted, Gradient, T, A>(a, logits, gradient, y + 1, a.classes, negative);
+      loss = bce_row<Weighted, Gradient>(a, logits, gradient, static_cast<const A*>(nullptr),
+                                         [=](int64_t start, const A*) {
+                                           const int64_t own = y - start;
+                                           return Labels<A>{on, off, own < 0 || own > kSumBlock ? -1 : int32_t(own)};
+                                         });
     } else {
       const A* soft = static_cast<const A*>(a.soft_target) + row * a.soft_target_stride;
       const A threshold = A(a.threshold);
       if (a.threshold != a.threshold)
-        loss = bce_span<Weighted, Gradient, T, A>(a, logits, gradient, 0, a.classes,
-                                                  [soft](int64_t c) { return soft[c]; });
+        loss = bce_row<Weighted, Gradient>(a, logits, gradient, soft,
+                                           [](int64_t, const A* values) { return Soft<A>{values}; });
       else
-        loss = bce_span<Weighted, Gradient, T, A>(a, logits, gradient, 0, a.classes, [=](int64_t c) {
-          return soft[c] > threshold ? A(1) : A(0);
-        });
+        loss = bce_row<Weighted, Gradient>(a, logits, gradient, soft,
+                                           [=](int64_t, const A* values) { return Cut<A>{values, threshold}; });
     }
     static_cast<A*>(a.loss)[row] = A(loss);
   });

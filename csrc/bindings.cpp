@@ -111,7 +111,7 @@ void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintpt
   const bool wide = dtype == "float64";
   const RowLosses losses(loss, reduction, rows, wide);
   const size_t width = wide ? sizeof(double) : sizeof(float);
-  const std::unique_ptr<char[]> scratch(new char[width * 2 * size_t(classes) * size_t(threads)]);
+  const std::unique_ptr<char[]> scratch(new char[width * 2 * size_t(classes + 15) * size_t(threads)]);
   const AgclArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
                         losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
                         gamma_neg, gradient_scale, scratch.get(), threads};

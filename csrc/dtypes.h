@@ -21,10 +21,10 @@ struct Arithmetic<double> {
   using type = double;
 };
 
-inline float load(float x) { return x; }
-inline double load(double x) { return x; }
-inline float load(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
-inline float load(Float16 x) {
+LTFAST_INLINE float load(float x) { return x; }
+LTFAST_INLINE double load(double x) { return x; }
+LTFAST_INLINE float load(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+LTFAST_INLINE float load(Float16 x) {
   const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
   const uint32_t special = magnitude >= 0x0f800000u ? 0x38000000u : 0u;  // inf and NaN keep the full exponent
   const uint32_t normal = magnitude + 0x38000000u + special;
@@ -33,14 +33,14 @@ inline float load(Float16 x) {
   return bit_cast<float>(wide | (uint32_t(x.bits & 0x8000) << 16));
 }
 
-inline void store(float& to, float x) { to = x; }
-inline void store(double& to, double x) { to = x; }
-inline void store(BFloat16& to, float x) {
+LTFAST_INLINE void store(float& to, float x) { to = x; }
+LTFAST_INLINE void store(double& to, double x) { to = x; }
+LTFAST_INLINE void store(BFloat16& to, float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   to.bits = uint16_t(x != x ? 0x7fc0u : rounded);
 }
-inline void store(Float16& to, float x) {
+LTFAST_INLINE void store(Float16& to, float x) {
   const uint32_t sign = (bit_cast<uint32_t>(x) >> 16) & 0x8000u;
   const uint32_t magnitude = bit_cast<uint32_t>(x) & 0x7fffffffu;
   // Below 2^-14 the sum with 0.5 rounds to the subnormal grid; above, the exponent is moved and the rest rounded.

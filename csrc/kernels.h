@@ -18,7 +18,7 @@ struct AgclArguments {
   void* gradient;             // (rows, classes), contiguous, or null
   int64_t rows, classes;
   double scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, gradient_scale;
-  void* scratch;              // (threads, 2, classes): a row's noisy logits and their exponentials
+  void* scratch;              // (threads, 2, classes + 15): a row's noisy logits and their exponentials
   int threads;
 };
 

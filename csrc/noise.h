@@ -13,13 +13,13 @@ constexpr int64_t kNoiseBlock = 1024;  // columns at a time; a multiple of four
 // Philox works on 32-bit words; each lives in the low half of a 64-bit lane, where a product of two needs no shuffle.
 #if defined(__AVX512F__)
 typedef uint64_t Lanes __attribute__((vector_size(64)));
-inline Lanes low_product(Lanes a, Lanes b) { return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
+LTFAST_INLINE Lanes low_product(Lanes a, Lanes b) { return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
 #elif defined(__AVX2__)
 typedef uint64_t Lanes __attribute__((vector_size(32)));
-inline Lanes low_product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
+LTFAST_INLINE Lanes low_product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 #else
 typedef uint64_t Lanes __attribute__((vector_size(16)));
-inline Lanes low_product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+LTFAST_INLINE Lanes low_product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
 constexpr int64_t kLanes = sizeof(Lanes) / sizeof(uint64_t);
 
@@ -48,7 +48,7 @@ inline void philox(uint64_t* words01, uint64_t* words23, int64_t count, uint32_t
 }
 
 // -log(x) - 2.6 for normal positive x, to 2.5e-7: log(1 + f) = f P(f) with the mantissa in [1/sqrt 2, sqrt 2).
-inline float shifted_log(float x) {
+LTFAST_INLINE float shifted_log(float x) {
   const int32_t bits = bit_cast<int32_t>(x);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;
   const float f = bit_cast<float>(bits - (exponent << 23)) - 1.f;
@@ -62,7 +62,7 @@ inline float shifted_log(float x) {
   return p * f + (float(exponent) * -0.693147181f - 2.6f);
 }
 
-inline float half_normal(uint32_t word) {
+LTFAST_INLINE float half_normal(uint32_t word) {
   const float u = float(int32_t(word >> 8)) * 0x1p-24f;
   const float below = (1.f - u) * (1.f + u);
   const float x = shifted_log(below < 0.0053922f ? 0.0053922f : below);

@@ -65,9 +65,9 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _dense(x: Any, dtype: torch.dtype) -> Any:
+def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Labels and class vectors as the kernels read them; the logits and soft targets bring strides and dtypes."""
-    if not isinstance(x, Tensor) or x.dim() != 1:
+    if x.dim() != 1:
         return x
     return x.to(dtype if x.is_floating_point() else torch.int64).contiguous()
 
@@ -106,10 +106,13 @@ def register(
 
     def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
         logits, *others = inputs
-        module = import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(logits.device)}")
-        others = [_dense(x, accumulator(logits.dtype)) for x in others]
+        run = getattr(import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(logits.device)}"), name)
+        dtype = accumulator(logits.dtype)
+        others = [_dense(x, dtype) if isinstance(x, Tensor) else x for x in others]
+        if not logits.is_cuda:
+            return run(logits, *others, unit=unit_of(inputs))
         with torch.cuda.device_of(logits):  # Triton launches on the current device
-            return getattr(module, name)(logits, *others, unit=unit_of(inputs))
+            return run(logits, *others, unit=unit_of(inputs))
 
     def fake(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
         reduction, with_gradient = inputs[-2:]

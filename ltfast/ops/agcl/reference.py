@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ltfast.ops.fused_loss import accumulator, reduce
 from ltfast.ops.noise import half_normal
 
-LOWEST = -1e30  # log-probabilities saturate here, so that finite logits give a finite loss
+LOWEST = -1e30  # differences saturate here, so that finite logits give a finite loss, and such classes are left out
 
 
 def agcl(
@@ -38,5 +38,6 @@ def agcl(
     # 1 - p_y without cancellation, and kept from 0, where the derivative of a power under 1 is infinite.
     rest = torch.where(own, 0, log_p.exp()).sum(1).clamp(min=torch.finfo(u.dtype).tiny)
     positive = rest**gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
-    negative = torch.where(own, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
+    left_out = own | (t <= LOWEST)
+    negative = torch.where(left_out, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
     return reduce(-(weight_pos * positive + weight_neg * negative), reduction)

@@ -10,7 +10,7 @@ from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
 from ltfast.ops.noise.triton import half_normal_block
 
 LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
-LOWEST = tl.constexpr(-1e30)  # log-probabilities saturate here, so that finite logits give a finite loss
+LOWEST = tl.constexpr(-1e30)  # differences saturate here, and such classes are left out
 
 # How p^gamma_neg is computed: the number of squarings for the published exponents, or one of these.
 CONSTANT = tl.constexpr(-1)
@@ -38,9 +38,9 @@ def _relative(u, peak, scale):
 @triton.jit
 def _power(e, t, gamma, POWER: tl.constexpr):
     if POWER == CONSTANT:
-        w = tl.full(e.shape, 1.0, e.dtype)
+        w = tl.where(t > LOWEST, 1.0, 0.0).to(e.dtype)
     elif POWER == GENERAL:
-        w = tl.exp(gamma * t)
+        w = tl.where(t > LOWEST, tl.exp(gamma * t), 0.0)
     else:
         w = e
         for _ in tl.static_range(POWER):

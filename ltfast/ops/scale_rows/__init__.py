@@ -22,5 +22,7 @@ def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> No
         backend: "native" or "triton": what the forward pass ran.
     """
     kernel = import_module(f"ltfast.ops.scale_rows.{backend}").scale_rows_
+    if not matrix.is_cuda:
+        return kernel(matrix, factor.contiguous(), unit)
     with torch.cuda.device_of(matrix):  # Triton launches on the current device
-        kernel(matrix, factor.contiguous(), unit)
+        return kernel(matrix, factor.contiguous(), unit)
