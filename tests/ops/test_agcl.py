@@ -50,8 +50,8 @@ def check(place, cosine, target, class_noise, incoming=None, noise_error=0.0, **
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loss_and_gradient(place, shape, dtype):
     cosine, target, class_noise = problem(*shape, dtype, place.device)
-    # Below float32's resolution the backends' noise differs (the last bits of log), times the scale of 20.
-    noise_error = 1e-6 if dtype == torch.float64 else 2e-6
+    # The noise of the backends differs by up to 2e-7 (the last bits of log), which the scale of 20 multiplies.
+    noise_error = 4e-6
     check(place, cosine, target, class_noise, noise_error=noise_error, weight_neg=0.1)
     check(place, cosine, target, None, weight_neg=0.1)
 
@@ -70,13 +70,13 @@ def test_exponents_and_reductions(place, exponents, reduction, dtype):
 def test_a_million_classes(place):
     interpreted = place.backend == "triton" and place.device == "cpu"
     cosine, target, class_noise = problem(2, 100_003 if interpreted else 1_000_003, device=place.device)
-    check(place, cosine, target, class_noise, noise_error=2e-6, weight_neg=1e-3)
+    check(place, cosine, target, class_noise, noise_error=4e-6, weight_neg=1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(native_isa, dtype):
     cosine, target, class_noise = problem(5, 1031, dtype)
-    check(native_isa, cosine, target, class_noise, noise_error=2e-6)
+    check(native_isa, cosine, target, class_noise, noise_error=4e-6)
     check(native_isa, cosine, target, None, gamma_neg=1.7, gamma_pos=0.5)
 
 
