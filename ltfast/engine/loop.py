@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, check_settings, load_checkpoint, save_checkpoint
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.metrics import evaluate
-from ltfast.engine.report import METRICS, read_metrics, write_report
+from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
@@ -130,6 +130,9 @@ class _Run:
         if self.position.stage == len(self.plan.stages) and (self.out / METRICS).exists():
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
             return read_metrics(self.out)
+        if saved is None and self.accelerator.is_main_process:
+            for name in (METRICS, PICTURE):  # of a run whose checkpoint was deleted
+                (self.out / name).unlink(missing_ok=True)
         if self.accelerator.is_main_process:
             # what a killed run logged after its checkpoint is logged again: purge it
             self.writer = SummaryWriter(str(self.out), purge_step=self._global_step() if saved else None)
@@ -177,6 +180,8 @@ class _Run:
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
             self._end_epoch(stage, epoch, losses)
+            if self.interrupt.asked and self.position.stage < len(self.plan.stages):
+                return False
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # it holds on to this stage's optimiser
         return True

@@ -56,7 +56,7 @@ def plot_per_class(
     )
     line.set_yscale("log")
     # over the bars' numbers, which stand at their feet: from 16 to 88 % of the height
-    low, high = min(counts), max(counts)
+    low, high = max(min(counts), 1), max(*counts, 1)  # a class may have no images
     span = (high / low) ** (1 / 0.72) if high > low else 10.0
     line.set_ylim(low / span**0.16, low * span**0.84)
     line.set_ylabel("training images (line, log scale)", color=_GREY)
