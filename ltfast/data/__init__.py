@@ -4,7 +4,14 @@ A floor of its own: nothing here knows of methods, losses or models.
 """
 
 from ltfast.data.bundle import DataBundle
-from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset, ImageDecodeError, ReaderDataset
+from ltfast.data.datasets import (
+    ArrayDataset,
+    FileDataset,
+    ImageDataset,
+    ImageDecodeError,
+    ImageNotFoundError,
+    ReaderDataset,
+)
 from ltfast.data.groups import class_groups
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.samplers import (
@@ -31,6 +38,7 @@ __all__ = [
     "FileDataset",
     "ImageDataset",
     "ImageDecodeError",
+    "ImageNotFoundError",
     "InstanceSampler",
     "NumberedBatches",
     "ReaderDataset",

@@ -1,7 +1,7 @@
 """Labelled images: in an array, in files, or behind one of timm's readers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 
-class ImageDecodeError(OSError):
-    """An image that cannot be decoded; the message names its file."""
+class _ImageFileError(OSError):
+    def __init__(self, message: str) -> None:
+        # a DataLoader's worker hands over its whole traceback as the message: what was said is at its end
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class ImageDecodeError(_ImageFileError):
+    """An image that cannot be read or decoded; the message names its file, in a DataLoader's worker too."""
+
+
+class ImageNotFoundError(_ImageFileError, FileNotFoundError):
+    """An image whose file is missing; the message names it, in a DataLoader's worker too."""
 
 
 class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
@@ -66,8 +76,8 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
 
         Raises:
             IndexError: there is no such image.
-            FileNotFoundError: its file is missing.
-            ImageDecodeError: its file cannot be decoded; the message names it.
+            ImageNotFoundError: its file is missing; the message names it.
+            ImageDecodeError: its file cannot be read or decoded; the message names it.
         """
 
     @abstractmethod
@@ -136,8 +146,7 @@ class FileDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
-        with open(path, "rb") as file:
-            return _decode(file, path)
+        return _decode(lambda: open(path, "rb"), lambda: path)
 
     def subset(self, indices: Tensor) -> "FileDataset":
         return FileDataset([self.paths[i] for i in indices.tolist()], self.labels[indices], self.class_names)
@@ -169,20 +178,24 @@ class ReaderDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         position = int(self.positions[index])
-        file, _ = self.reader[position]
-        with file:
-            return _decode(file, f"{self.reader.filename(position)} (number {position})")
+        return _decode(
+            lambda: self.reader[position][0], lambda: f"{self.reader.filename(position)} (number {position})"
+        )
 
     def subset(self, indices: Tensor) -> "ReaderDataset":
         return ReaderDataset(self.reader, self.positions[indices], self.labels[indices], self.class_names)
 
 
-def _decode(file: IO[bytes], name: str) -> Image.Image:
+def _decode(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> Image.Image:
+    """The image in a file; `name` is asked only if there is something wrong, as some readers look it up."""
     try:
-        image = Image.open(file)
-        if image.mode.startswith(("I", "F")):
-            # Pillow would clip these to 0..255 without a word
-            raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
-        return image.convert("RGB")
+        with open_file() as file:
+            image = Image.open(file)
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip these to 0..255 without a word
+                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise ImageNotFoundError(f"no image file {name()}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        raise ImageDecodeError(f"cannot decode image {name}: {error}") from error
+        raise ImageDecodeError(f"cannot decode image {name()}: {error}") from error

@@ -1,6 +1,7 @@
 """Long tails: how many images of each class to keep, and which."""
 
 import math
+from bisect import bisect_left
 from typing import Literal
 
 import numpy as np
@@ -64,8 +65,9 @@ def pareto_counts(largest: float, num_classes: int, imbalance: float) -> list[in
 def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profile: Profile = "exponential") -> Tensor:
     """The images that make a data set long-tailed: class 0 keeps the most, class C - 1 the fewest.
 
-    The largest class keeps N / C images. Which images are kept is the literature's draw (LDAM, BCL, ProCo): numpy's
-    legacy generator with seed 0 shuffles each class in turn and the first n_k stay.
+    The largest class keeps N / C images or, where some class has too few for that, the most images with which every n_k
+    fits what its class has: the profile stays as it is. Which images are kept is the literature's draw (LDAM, BCL,
+    ProCo): numpy's legacy generator with seed 0 shuffles each class in turn and the first n_k stay.
 
     Args:
         labels: (N,) int64, in [0, C).
@@ -77,32 +79,46 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         (sum of n_k,) int64: positions in `labels`, class after class.
 
     Raises:
-        ValueError: `imbalance` is below 1, the profile is unknown, or a class has fewer images than it should keep or
-            would keep none.
+        ValueError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
     """
     if profile not in ("exponential", "pareto"):
         raise ValueError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
-    make_counts = exponential_counts if profile == "exponential" else pareto_counts
-    counts = make_counts(len(labels) / num_classes, num_classes, imbalance)
     classes = labels.numpy()
+    available = np.bincount(classes, minlength=num_classes).tolist()
+    if 0 in available:
+        raise ValueError(f"labels: expected images of every class, class {available.index(0)} has none")
+    counts = _fitting_counts(available, imbalance, profile)
+    if 0 in counts:
+        # an imbalance beyond the number of images cannot be
+        candidates = range(1, math.ceil(min(imbalance, len(labels) + 1)))
+        most = bisect_left(candidates, True, key=lambda tried: 0 in _fitting_counts(available, tried, profile))
+        raise ValueError(
+            f"imbalance: {imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
+            "(`none` on the command line), which takes the data as they are"
+        )
     random = np.random.RandomState(0)
     kept = []
     for label, count in enumerate(counts):
         (members,) = np.nonzero(classes == label)
-        if count == 0:
-            raise ValueError(
-                f"imbalance: {imbalance:g} leaves class {label} without images; the largest class has {counts[0]}, "
-                f"so expected an imbalance of at most {counts[0]}"
-            )
-        if count > len(members):
-            raise ValueError(
-                f"imbalance: class {label} has {len(members)} images and should keep {count} of them "
-                f"({profile} profile, imbalance {imbalance:g}); expected a data set that is not long-tailed yet, or "
-                "imbalance=None to take it as it is"
-            )
         random.shuffle(members)
         kept.append(members[:count])
     return torch.from_numpy(np.concatenate(kept))
+
+
+def _fitting_counts(available: list[int], imbalance: float, profile: Profile) -> list[int]:
+    """The profile's counts for the mean count or, if a class has fewer images, for the largest integer that fits."""
+
+    def counts_for(largest: float) -> list[int]:
+        make_counts = exponential_counts if profile == "exponential" else pareto_counts
+        return make_counts(largest, len(available), imbalance)
+
+    def too_many(largest: float) -> bool:
+        return any(count > images for count, images in zip(counts_for(largest), available, strict=True))
+
+    mean = sum(available) / len(available)
+    if not too_many(mean):
+        return counts_for(mean)
+    return counts_for(bisect_left(range(1, math.ceil(mean)), True, key=too_many))
 
 
 def _check(largest: float, num_classes: int, imbalance: float) -> None:

@@ -70,7 +70,7 @@ class EpochSampler(Sampler[int]):
         return -(-self.num_samples // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        stream = self.draw(torch.Generator().manual_seed(derive_seed(self.seed, self.epoch)))
+        stream = self.draw(torch.Generator().manual_seed(derive_seed("epoch", self.seed, self.epoch)))
         share = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
         return iter(stream[share % self.num_samples].tolist())
 
@@ -333,8 +333,8 @@ def make_sampler(
     if name == "dual":
         probabilities = class_balanced_probabilities(counts, **options)
         return DualSampler(
-            ClassSampler(labels, probabilities, seed=derive_seed(seed, 0), **shared),
-            InstanceSampler(len(labels), seed=derive_seed(seed, 1), **shared),
+            ClassSampler(labels, probabilities, seed=derive_seed("first of dual", seed), **shared),
+            InstanceSampler(len(labels), seed=derive_seed("second of dual", seed), **shared),
         )
     raise ValueError(f"name: expected one of {', '.join(SAMPLERS)}, got {name!r}")
 

@@ -3,21 +3,25 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 
 import numpy as np
 import torch
 from numpy.random import mtrand
 
 
-def derive_seed(*keys: int) -> int:
-    """A 63-bit seed that depends on every one of the non-negative integers `keys` and on their order."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def derive_seed(purpose: str, *keys: int) -> int:
+    """A 63-bit seed that depends on the purpose and on every one of the integers `keys` and their order.
+
+    Not numpy's SeedSequence: to that, keys that differ in zeros at the end are the same.
+    """
+    text = " ".join([purpose, *map(str, keys)])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager
-def seeded(*keys: int) -> Iterator[None]:
-    """Seed the global generators of `random`, numpy and torch (CPU) from `keys`, and put them back afterwards."""
-    seed = derive_seed(*keys)
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of `random`, numpy and torch (CPU), and put them back afterwards."""
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     # exchanged, not copied and restored: that would take longer than the other two together
     numpy_generator = mtrand.get_bit_generator()

@@ -69,11 +69,13 @@ def load(
         3 (grey files are decoded to RGB).
 
     Raises:
-        ValueError: the source is unknown or malformed, or the long tail cannot be cut.
+        ValueError: the source is unknown or malformed, a class has no training images, or the long tail cannot be cut.
         TypeError: an array has the wrong dtype.
         FileNotFoundError: a file or folder is missing, or could not be downloaded.
+        ModuleNotFoundError: `hfds/` without Hugging Face's package `datasets`.
     """
     train, test = _splits(source, Path(root).expanduser())
+    _check_classes(source, train)
     if imbalance is not None:
         train = train.subset(long_tail_indices(train.labels, len(train.class_names), imbalance, profile))
     if not isinstance(train, ArrayDataset):
@@ -107,6 +109,17 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
     return tuple(mean), tuple(std)
 
 
+def _check_classes(source: str, train: ImageDataset) -> None:
+    empty = [label for label, count in enumerate(train.class_counts) if count == 0]
+    if empty:
+        names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        hint = "; do its labels start at 1? They should start at 0" if empty[0] == 0 else ""
+        raise ValueError(
+            f"{source}: expected training images of all {len(train.class_names)} classes, {len(empty)} have none: "
+            f"{names}{hint}"
+        )
+
+
 def _splits(source: str, root: Path) -> Splits:
     kind, _, name = source.partition(":")
     if source == "digits":
@@ -123,6 +136,10 @@ def _splits(source: str, root: Path) -> Splits:
         return _timm_torch(source, root)
     if source.startswith("hfds/"):
         return _timm_hfds(source, root)
+    if source.startswith(("hfids/", "tfds/", "wds/")):
+        raise ValueError(
+            f"source: {source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}"
+        )
     raise ValueError(f"source: {source!r} is none of\n{SOURCES}")
 
 
@@ -215,16 +232,16 @@ def _folder(path: Path) -> Splits:
             raise FileNotFoundError(f"folder: no folder {folder}; expected train/ and test/ or val/ in {path}")
     names, classes = find_classes(path / "train")
 
-    def split(folder: Path, allow_empty: bool) -> FileDataset:
+    def split(folder: Path) -> FileDataset:
         unknown = set(find_classes(folder)[0]) - set(names)
         if unknown:
             raise ValueError(f"{folder}: expected the classes of {path / 'train'}, got {sorted(unknown)[:5]} besides")
-        samples = make_dataset(folder, classes, IMG_EXTENSIONS, allow_empty=allow_empty)
+        samples = make_dataset(folder, classes, IMG_EXTENSIONS, allow_empty=True)
         if not samples:
             raise FileNotFoundError(f"{folder}: no images")
         return FileDataset([file for file, _ in samples], torch.tensor([label for _, label in samples]), names)
 
-    return split(path / "train", False), split(held_out, True)
+    return split(path / "train"), split(held_out)
 
 
 def _list(path: Path, root: Path) -> Splits:
@@ -292,10 +309,15 @@ def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
 
 def _timm_hfds(name: str, root: Path) -> Splits:
     def split(part: str) -> ReaderDataset:
-        reader = create_dataset(name, str(root), split=part).reader
+        try:
+            reader = create_dataset(name, str(root), split=part).reader
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"source: {name} needs Hugging Face's package datasets (pip install datasets): {error}"
+            ) from error
         labels = torch.tensor(reader.dataset[reader.label_key])
         return ReaderDataset(reader, torch.arange(len(labels)), labels, list(reader.class_to_idx))
 
     train = split("train")
-    held_out = "validation" if "validation" in train.reader.dataset.info.splits else "test"
+    held_out = "validation" if "validation" in (train.reader.dataset.info.splits or ()) else "test"
     return train, split(held_out)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ltfast.data.datasets import ImageDataset
 from ltfast.data.samplers import DualSampler, EpochSampler
-from ltfast.data.seeding import seeded
+from ltfast.data.seeding import derive_seed, seeded
 
 
 class SeededViews(Dataset[tuple[Any, ...]]):
@@ -53,13 +53,14 @@ class SeededViews(Dataset[tuple[Any, ...]]):
         """
         Raises:
             TypeError: the key is no pair.
-            ImageDecodeError: the image's file cannot be decoded.
+            ImageNotFoundError: the image's file is missing.
+            ImageDecodeError: the image's file cannot be read or decoded.
         """
         if not isinstance(key, tuple):
             raise TypeError(f"key: expected a pair (draw, index), as NumberedBatches makes, got {key!r}")
         draw, index = key
         image, label = self.dataset[index]
-        with seeded(self.seed, draw):
+        with seeded(derive_seed("views", self.seed, draw)):
             return (*(transform(image) for transform in self.transforms), label)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from ltfast.models.cosine_classifier import CosineClassifier
@@ -32,7 +33,7 @@ class ImageClassifier(nn.Module):
 
     Raises:
         ValueError: an unknown backbone or head, pretrained weights that do not exist or cannot be had, or an image
-            too small for the backbone.
+            size that the backbone cannot take: below 1, too small, or not a multiple of its patches' size.
     """
 
     def __init__(
@@ -52,12 +53,15 @@ class ImageClassifier(nn.Module):
             raise ValueError(f"backbone {backbone!r} is not known to timm{hint}")
         if head not in ("linear", "cosine"):
             raise ValueError(f"head must be 'linear' or 'cosine', got {head!r}")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
         kwargs: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
         config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
         if config is not None and config.fixed_input_size:  # a ViT's position embedding has the image's size
             kwargs["img_size"] = image_size
         try:
             self.backbone = timm.create_model(backbone, pretrained=pretrained, **kwargs)
+            _check_patches(self.backbone, image_size)
             # one image tells the width of the features, and whether the backbone takes images of this size
             with torch.no_grad():
                 width = self.backbone.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape[-1]
@@ -70,3 +74,12 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
+
+
+def _check_patches(backbone: nn.Module, image_size: int) -> None:
+    """timm leaves out the pixels beyond the last whole patch, without a word."""
+    patches = getattr(backbone, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        size = max(patches.patch_size)
+        if image_size % size:
+            raise ValueError(f"image_size must be a multiple of the patch size {size}, got {image_size}")

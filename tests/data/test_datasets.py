@@ -1,14 +1,16 @@
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
-from ltfast.data import ArrayDataset, FileDataset, ImageDecodeError, ReaderDataset, SeededViews
+from ltfast.data import ArrayDataset, FileDataset, ImageDecodeError, ImageNotFoundError, ReaderDataset, SeededViews
 
 NAMES = ["cat", "dog", "eel"]
 LABELS = torch.tensor([0, 1, 1, 0], dtype=torch.int32)
@@ -72,11 +74,48 @@ def test_a_file_that_cannot_be_decoded_is_named(files, broken):
         data[broken]
 
 
-def test_a_worker_names_the_file_too(files):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_names_the_file_in_one_line(files, workers):
     views = SeededViews(FileDataset(files, LABELS, NAMES), [np.asarray], seed=0)
-    loader = DataLoader(views, sampler=[(0, 0), (1, 3)], batch_size=2, num_workers=1)
-    with pytest.raises(ImageDecodeError, match=r"class/3\.jpg"):
+    loader = DataLoader(views, sampler=[(0, 0), (1, 3)], batch_size=2, num_workers=workers)
+    with pytest.raises(ImageDecodeError) as caught:
         next(iter(loader))
+    assert re.fullmatch(rf"cannot decode image {re.escape(str(files[3]))}: cannot identify .*", str(caught.value))
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_every_error_keeps_its_line_in_a_worker(files, reader):
+    source = ReaderImageFolder(str(files[0].parent.parent))
+    files[1].unlink()
+    data = ReaderDataset(source, torch.arange(4), LABELS, NAMES) if reader else FileDataset(files, LABELS, NAMES)
+    name = "class/%d.jpg (number %d)" if reader else f"{files[0].parent}/%d.jpg"
+    for index, kind, begin in (
+        (1, ImageNotFoundError, "no image file "),
+        (3, ImageDecodeError, "cannot decode image "),
+    ):
+        with pytest.raises(kind) as here:
+            data[index]
+        try:
+            data[index]
+        except OSError:
+            wrapped = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
+        with pytest.raises(kind) as there:
+            wrapped.reraise()
+        assert str(there.value) == str(here.value)
+        assert str(here.value).startswith(begin + name.replace("%d", str(index)))
+    assert issubclass(ImageNotFoundError, FileNotFoundError)
+
+
+def test_errors_can_be_pickled():
+    for error in (ImageDecodeError("cannot decode image a.jpg: b"), ImageNotFoundError("no image file a.jpg")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
+
+
+def test_a_folder_is_no_image(tmp_path):
+    data = FileDataset([tmp_path], torch.tensor([0]), NAMES)
+    with pytest.raises(ImageDecodeError, match=r"cannot decode image .*: .*directory"):
+        data[0]
 
 
 def test_sixteen_bits_are_refused_not_clipped(tmp_path):
@@ -88,7 +127,7 @@ def test_sixteen_bits_are_refused_not_clipped(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     data = FileDataset([tmp_path / "gone.jpg"], torch.tensor([0]), NAMES)
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+    with pytest.raises(ImageNotFoundError, match=r"no image file .*gone\.jpg"):
         data[0]
 
 

@@ -1,9 +1,10 @@
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ltfast.data import class_groups, exponential_counts, long_tail_indices, pareto_counts
@@ -116,14 +117,52 @@ def test_other_bad_arguments():
 
 
 def test_a_class_that_would_be_empty():
-    with pytest.raises(ValueError, match=r"imbalance: 100 leaves class 6 without images; .* at most 20"):
+    with pytest.raises(
+        ValueError, match=r"imbalance: 100 leaves class 6 without images; .* at most 20, or None \(`none`"
+    ):
         long_tail_indices(torch.arange(10).repeat(20), 10, 100)
 
 
-def test_a_class_that_has_too_few():
+@given(
+    available=st.lists(st.integers(1, 60), min_size=2, max_size=12),
+    imbalance=st.floats(1, 1e9),
+    profile=st.sampled_from(sorted(PROFILES)),
+)
+@example(available=[49, 49], imbalance=50, profile="exponential")  # 49 * (1 / 49) is below 1 in floating point
+@settings(deadline=None)
+def test_any_classes_are_cut_to_the_profile_or_told_what_can_be(available, imbalance, profile):
+    labels = torch.arange(len(available)).repeat_interleave(torch.tensor(available))
+
+    def cut(imbalance):
+        return torch.bincount(labels[long_tail_indices(labels, len(available), imbalance, profile)]).tolist()
+
+    try:
+        counts = cut(imbalance)
+    except ValueError as error:
+        counts = cut(imbalance := int(re.search(r"at most (\d+)", str(error)).group(1)))
+    assert min(counts) > 0
+    assert all(kept <= images for kept, images in zip(counts, available, strict=True))
+    mean = sum(available) / len(available)
+    assert counts in [PROFILES[profile](largest, len(available), imbalance) for largest in (mean, *range(1, 61))]
+
+
+def test_slightly_uneven_classes_keep_the_profile():
+    available = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # MNIST's, whose mean is 6000
+    labels = torch.arange(10).repeat_interleave(torch.tensor(available))
+    counts = torch.bincount(labels[long_tail_indices(labels, 10, 100)]).tolist()
+    assert counts == exponential_counts(5923, 10, 100)
+
+
+def test_as_many_as_fit():
     labels = torch.tensor([0] * 10 + [1] * 90 + [2] * 100)
-    with pytest.raises(ValueError, match="imbalance: class 0 has 10 images and should keep 66 of them"):
-        long_tail_indices(labels, 3, 2)
+    assert torch.bincount(labels[long_tail_indices(labels, 3, 2)]).tolist() == [10, 7, 5]
+    labels = torch.tensor([0] * 100 + [1] * 60 + [2] * 10)
+    assert torch.bincount(labels[long_tail_indices(labels, 3, 2)]).tolist() == [21, 14, 10]
+
+
+def test_a_class_without_images():
+    with pytest.raises(ValueError, match="labels: expected images of every class, class 1 has none"):
+        long_tail_indices(torch.tensor([0, 2]), 3, 1)
 
 
 def test_class_groups():

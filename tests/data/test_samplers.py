@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from ltfast.data import (
+    ArrayDataset,
     ClassSampler,
     DualSampler,
     InstanceSampler,
+    SeededViews,
     class_balanced_probabilities,
     effective_number_probabilities,
     group_preferred_probabilities,
@@ -218,3 +220,25 @@ def test_bad_probabilities_and_counts():
         InstanceSampler(0, seed=0)
     with pytest.raises(ValueError, match="second: expected the first's num_samples, 3, got 4"):
         DualSampler(InstanceSampler(3, seed=0), InstanceSampler(4, seed=0))
+
+
+def test_orders_and_views_share_no_seed(monkeypatch):
+    """Neither do the two streams of a dual sampler, in whatever epoch."""
+    from ltfast.data import samplers, views
+
+    used = []
+    for module in (samplers, views):
+        derive = module.derive_seed
+        monkeypatch.setattr(module, "derive_seed", lambda *key, derive=derive: used.append(derive(*key)) or used[-1])
+    dual = make("dual", seed=0)
+    plain = [make("instance", seed=seed) for seed in (0, 1)]
+    for epoch in range(3):
+        for sampler in (dual, *plain):
+            sampler.set_epoch(epoch)
+            list(sampler)
+    image = np.zeros((3, 4, 4), dtype=np.uint8)
+    data = SeededViews(ArrayDataset(image, torch.arange(3), ["a", "b", "c"]), [np.asarray], seed=0)
+    for draw in range(4):
+        data[(draw, 0)]
+    assert len(used) == 2 + 3 * 4 + 4
+    assert len(set(used)) == len(used)

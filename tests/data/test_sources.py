@@ -1,5 +1,8 @@
 import hashlib
+import io
 import pickle
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +10,16 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ltfast.data import ArrayDataset, FileDataset, channel_statistics, load, long_tail_indices, pareto_counts
+from ltfast.data import (
+    ArrayDataset,
+    FileDataset,
+    ReaderDataset,
+    channel_statistics,
+    load,
+    long_tail_indices,
+    pareto_counts,
+    sources,
+)
 
 RANDOM = np.random.RandomState(0)
 
@@ -64,6 +76,22 @@ def test_a_long_tail_cuts_train_and_leaves_test(imbalance):
 
 def test_pareto_profile():
     assert load("digits", imbalance=10, profile="pareto").class_counts == pareto_counts(110, 10, 10)
+
+
+def test_a_class_without_training_images_is_named(tmp_path):
+    def with_labels(labels):
+        return save(tmp_path, arrays(y_train=np.array(labels)))
+
+    with pytest.raises(ValueError, match=r"all 4 classes, 1 have none: 0; do its labels start at 1\?") as caught:
+        load(with_labels([1, 2, 3] * 4))
+    assert str(caught.value).startswith(f"npz:{tmp_path}")
+    with pytest.raises(ValueError, match=r"all 12 classes, 9 have none: 1, 2, 3, 4, 5, \.\.\.$"):
+        load(with_labels([0, 10, 11] * 4), imbalance=2)
+    bundle = load(save(tmp_path, arrays(y_test=np.zeros(6, dtype=int))))
+    assert bundle.test.class_counts == [6, 0, 0]
+
+    with pytest.raises(ValueError, match=r"all 3 classes, 1 have none: 1$"):
+        load(make_list(tmp_path, train="a b/0.png 0\na b/1.png 2\n"), root=tmp_path / "images")
 
 
 # cifar10, cifar100: small files of the same form
@@ -238,7 +266,9 @@ def test_bad_folders(tmp_path):
         load(source)
     source = make_folder(tmp_path / "c")
     (tmp_path / "c" / "train" / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty"):
+    with pytest.raises(
+        ValueError, match=r"folder:.*/c: expected training images of all 3 classes, 1 have none: empty$"
+    ):
         load(source)
     source = make_folder(tmp_path / "d", test_classes=())
     (tmp_path / "d" / "test" / "ant").mkdir(parents=True)
@@ -327,6 +357,59 @@ def test_torch_image_folder(tmp_path):
     assert isinstance(bundle.train, FileDataset)
     assert bundle.class_names == ["ant", "bee"]
     assert (bundle.class_counts, bundle.test.class_counts) == ([4, 4], [2, 2])
+
+
+class FakeReader:
+    """Of the form of timm's ReaderHfds."""
+
+    label_key = "label"
+
+    def __init__(self, number):
+        self.class_to_idx = {"ant": 0, "bee": 1}
+        self.pixels = noise(number, 6, 5, 3)
+        self.labels = [i % 2 for i in range(number)]
+        self.dataset = self
+
+    def __getitem__(self, key):
+        if key == "label":
+            return self.labels
+        file = io.BytesIO()
+        Image.fromarray(self.pixels[key]).save(file, "PNG")
+        return io.BytesIO(file.getvalue()), self.labels[key]
+
+
+@pytest.mark.parametrize("held_out", ["validation", "test"])
+def test_hfds(tmp_path, monkeypatch, held_out):
+    readers = {"train": FakeReader(8), held_out: FakeReader(4)}
+    for reader in readers.values():
+        reader.info = SimpleNamespace(splits=dict.fromkeys(readers))
+
+    def create_dataset(name, root, split):
+        assert (name, root) == ("hfds/someone/bees", str(tmp_path))
+        return SimpleNamespace(reader=readers[split])
+
+    monkeypatch.setattr(sources, "create_dataset", create_dataset)
+    bundle = load("hfds/someone/bees", imbalance=2, root=tmp_path)
+    assert isinstance(bundle.train, ReaderDataset)
+    assert (bundle.class_names, bundle.class_counts, bundle.test.class_counts) == (["ant", "bee"], [4, 2], [2, 2])
+    assert (bundle.image_size, bundle.channels) == (224, 3)
+    image, label = bundle.train[4]
+    assert label == 1
+    np.testing.assert_array_equal(np.asarray(image), readers["train"].pixels[bundle.train.positions[4]])
+    np.testing.assert_array_equal(np.asarray(bundle.test.image(3)), readers[held_out].pixels[3])
+
+
+def test_hfds_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"source: hfds/mnist needs .* \(pip install datasets\)"):
+        load("hfds/mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize("source", ["hfids/mnist", "tfds/mnist", "wds/mnist"])
+def test_sources_that_are_read_in_sequence(source):
+    with pytest.raises(ValueError, match=rf"source: '{source}' is read in sequence, and random access is needed"):
+        load(source)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,11 @@ def test_any_timm_backbone(backbone, size, channels, head):
         ({"backbone": "qqqq"}, "backbone 'qqqq' is not known to timm"),
         ({"backbone": "resnet18", "head": "cos"}, "head must be 'linear' or 'cosine', got 'cos'"),
         ({"backbone": "vit_tiny_patch16_224", "image_size": 8}, "backbone 'vit_tiny_patch16_224' .* for 8 px images"),
+        (
+            {"backbone": "vit_tiny_patch16_224", "image_size": 50},
+            "for 50 px images: image_size must be a multiple of the patch size 16, got 50",
+        ),
+        ({"backbone": "resnet18", "image_size": 0}, "image_size must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
