@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 CHECKPOINT = "checkpoint.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(ValueError):

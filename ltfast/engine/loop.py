@@ -8,7 +8,7 @@ with the weights of one that was not: bit for bit on a CPU.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, check_settings, load_checkpoint, save_checkpoint
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
+from ltfast.engine.lock import locked
 from ltfast.engine.metrics import evaluate
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
 from ltfast.engine.seeding import seed_everything
@@ -58,6 +59,8 @@ def make_accelerator(precision: str) -> Accelerator:
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
+    # DistributedDataParallel's broadcast_buffers stays on: the checkpoint holds the first process's buffers, so the
+    # others must not train with others, or a run that was killed and started again would be a different one
     # without cpu=True, Accelerate overlooks the other processes of torchrun on a machine without a GPU
     return Accelerator(
         cpu=not torch.accelerator.is_available(), mixed_precision="no" if precision == "fp32" else precision
@@ -80,7 +83,7 @@ def train(
     Args:
         plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
-        settings: all that decides the result, as plain values; a checkpoint of other settings is refused.
+        settings: all that decides the result, as JSON gives it back; a checkpoint of other settings is refused.
         facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint.
         class_counts: training images of each class, length C.
         groups: class indices of each group.
@@ -93,7 +96,7 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to other settings.
         TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
-        OSError: a file cannot be written; the last checkpoint is whole.
+        OSError: a file cannot be written, and the last checkpoint is whole; or another run is writing to `out`.
     """
     return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator).execute()
 
@@ -117,19 +120,25 @@ class _Run:
         self.modules = nn.ModuleList(plan.stages)
         self.steps_per_epoch = [math.ceil(len(stage.batches) / run.accumulate) for stage in plan.stages]
         self.position = Position()
+        self.loss_sum = 0.0  # over the steps of this epoch
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
         self.path = out / CHECKPOINT
-        self.console = Console(quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False)
+        self.console = Console(
+            quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False, markup=False, emoji=False
+        )
         self.interrupt = Interrupt()
         self.writer: SummaryWriter | None = None
 
     def execute(self) -> dict[str, Any] | None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+            return self._execute()
+
+    def _execute(self) -> dict[str, Any] | None:
         saved = self._load()
-        if self.position.stage == len(self.plan.stages) and (self.out / METRICS).exists():
+        if self.position.stage == len(self.plan.stages) and (report := self._written_report()):
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
-            return read_metrics(self.out)
+            return report
         if saved is None and self.accelerator.is_main_process:
             for name in (METRICS, PICTURE):  # of a run whose checkpoint was deleted
                 (self.out / name).unlink(missing_ok=True)
@@ -140,7 +149,9 @@ class _Run:
             # several processes cannot agree on a step to stop at; they leave it to the last checkpoint
             with graceful_interrupt(self.accelerator.num_processes == 1) as self.interrupt:
                 for stage in self.plan.stages[self.position.stage :]:
-                    if not self._train_stage(stage, saved):
+                    finished = self._train_stage(stage, saved)
+                    stage.batches.close()
+                    if not finished:
                         where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
                         self.console.print(f"stopped at {where}; the same command continues from there")
                         return None
@@ -153,10 +164,7 @@ class _Run:
     def _train_stage(self, stage: Stage, saved: dict[str, Any] | None) -> bool:
         """Train a stage to its end; False if the user interrupted it."""
         number, steps = self.position.stage, self.steps_per_epoch[self.position.stage]
-        for parameter in stage.parameters():
-            parameter.requires_grad_(False)
-        for parameter in stage.trained():
-            parameter.requires_grad_(True)
+        _freeze(stage)
         stage.to(self.accelerator.device)
         resumed = saved is not None and saved["optimizer"] is not None
         if not resumed:
@@ -173,13 +181,14 @@ class _Run:
             if self.position.step == 0:
                 seed_everything(self.run.seed, number, _EPOCH, epoch)
                 stage.start_epoch()
-            losses = self._train_epoch(stage, model, optimizer, scheduler)
-            if losses is None:
+            loss = self._train_epoch(stage, model, optimizer, scheduler)
+            if loss is None:
                 return False
+            broadcast(list(stage.buffers()))  # all processes evaluate what the checkpoint holds
             last = epoch + 1 == stage.optimisation.epochs
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
-            self._end_epoch(stage, epoch, losses)
+            self._end_epoch(stage, epoch, loss)
             if self.interrupt.asked and self.position.stage < len(self.plan.stages):
                 return False
         if self.position.stage < len(self.plan.stages):
@@ -187,14 +196,13 @@ class _Run:
         return True
 
     def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
-        """The rest of an epoch; its mean loss over the steps taken here, or None if the user interrupted it."""
+        """The rest of an epoch; its mean loss, or None if the user interrupted it."""
         number, epoch, accumulate = self.position.stage, self.position.epoch, self.run.accumulate
         steps = self.steps_per_epoch[number]
         batches = stage.batches.epoch(epoch, self.position.step * accumulate)
         trained = [p for p in stage.parameters() if p.requires_grad]
         window: list[dict[str, Tensor]] = []
-        total = torch.zeros((), device=self.accelerator.device)
-        taken = 0
+        total = torch.tensor(self.loss_sum, device=self.accelerator.device)
         begun = saved = time.monotonic()
         model.train()
         with self._progress() as progress:
@@ -206,7 +214,6 @@ class _Run:
                 logged = self._step(stage, model, optimizer, batches, trained, number, done)
                 stage.after_step()
                 self.position.step += 1
-                taken += 1
                 total += logged["loss"]
                 window.append(logged)
                 progress.advance(task)
@@ -215,12 +222,14 @@ class _Run:
                     self._log(stage, window, optimizer.param_groups[0]["lr"])
                 if self.position.step < steps and (self.interrupt.asked or due):
                     self.train_seconds += time.monotonic() - begun
+                    self.loss_sum = float(total)
                     self._save(optimizer)
                     begun = saved = time.monotonic()
                     if self.interrupt.asked:
                         return None
         self.train_seconds += time.monotonic() - begun
-        return float(total) / max(taken, 1)
+        self.loss_sum = 0.0
+        return float(total) / steps
 
     def _step(
         self,
@@ -282,17 +291,44 @@ class _Run:
             self.metrics = evaluate(stage, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
         if not self.accelerator.is_main_process:
             return None
-        batch = send_to_device(next(stage.batches.epoch(0, 0)), self.accelerator.device)
-        seed_everything(self.run.seed, len(self.plan.stages), _STEP)
         report = {
             **self.metrics,
             "train_seconds": self.train_seconds,
-            "loss_ms": loss_milliseconds(stage, batch, self.accelerator),
+            "loss_ms": self._loss_milliseconds(),
             "class_counts": list(self.class_counts),
             "settings": self.settings,
         }
         write_report(self.out, report, self.facts["class_names"], self.groups)
         return report
+
+    def _written_report(self) -> dict[str, Any] | None:
+        """What `metrics.json` holds, if it is of a run of these settings."""
+        with suppress(FileNotFoundError, ValueError):
+            report = read_metrics(self.out)
+            if report.get("settings") == self.settings:
+                return report
+        return None
+
+    def _loss_milliseconds(self) -> float | None:
+        """The time of the losses of the last stage that names any, or None.
+
+        None under several processes too: a loss may exchange values with the others, which have no part in this.
+        """
+        if self.accelerator.num_processes > 1:
+            return None
+        try:
+            for stage in reversed(self.plan.stages):
+                if stage.losses():
+                    _freeze(stage)
+                    stage.to(self.accelerator.device)
+                    batch = send_to_device(next(stage.batches.epoch(0, 0)), self.accelerator.device)
+                    stage.batches.close()
+                    seed_everything(self.run.seed, len(self.plan.stages), _STEP)
+                    return loss_milliseconds(stage, batch, self.accelerator)
+        except Exception as error:  # a method's own code; the trained run deserves its report
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.console.print(f"the loss was not timed: {reason}")
+        return None
 
     def _save(self, optimizer: Any | None) -> None:
         if not all(bool(p.isfinite().all()) for p in self.modules.parameters()):
@@ -306,6 +342,7 @@ class _Run:
                 "settings": self.settings,
                 "facts": dict(self.facts),
                 "position": vars(self.position),
+                "loss_sum": self.loss_sum,
                 "train_seconds": self.train_seconds,
                 "model": self.modules.state_dict(),
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
@@ -323,7 +360,7 @@ class _Run:
         except RuntimeError as error:
             raise CheckpointError(f"checkpoint {self.path} does not fit this version's model: {error}") from error
         self.position = Position(**saved["position"])
-        self.train_seconds = saved["train_seconds"]
+        self.loss_sum, self.train_seconds = saved["loss_sum"], saved["train_seconds"]
         if self.position.stage < len(self.plan.stages):
             where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
             self.console.print(f"resuming {self.plan.stages[self.position.stage].name} at {where}")
@@ -341,7 +378,7 @@ class _Run:
 
     def _progress(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -349,3 +386,11 @@ class _Run:
             transient=True,
             disable=not self.console.is_terminal,
         )
+
+
+def _freeze(stage: Stage) -> None:
+    """Let gradients reach the parameters that the stage trains, and no others."""
+    for parameter in stage.parameters():
+        parameter.requires_grad_(False)
+    for parameter in stage.trained():
+        parameter.requires_grad_(True)

@@ -1,7 +1,7 @@
 """Optimiser and learning-rate schedule, from timm."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -37,13 +37,21 @@ class Optimisation:
         check(self.lr > 0, "lr", "a positive number", self.lr)
         check(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
         check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        check(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"0 to {self.epochs} epochs", self.warmup_epochs)
+        within = f"0 to {self.epochs}, the epochs of training (lower --warmup-epochs or raise --epochs)"
+        check(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", within, self.warmup_epochs)
         check(0 < self.decay_rate <= 1, "decay_rate", "a number in (0, 1]", self.decay_rate)
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         check(rising and all(m > 0 for m in self.milestones), "milestones", "rising epochs above 0", self.milestones)
+        if self.schedule == "multistep":
+            falls = any(m < self.epochs for m in self.milestones)
+            check(falls, "milestones", f"one below {self.epochs}, the epochs of training", self.milestones)
 
-    def make_optimizer(self, module: nn.Module) -> Optimizer:
+    def make_optimizer(self, module: nn.Module, **options: Any) -> Optimizer:
         """The optimiser of the module's parameters that require a gradient.
+
+        Args:
+            module: its parameters are optimised.
+            options: more for `timm.optim.create_optimizer_v2` (betas, layer_decay, ...); they come before the settings.
 
         Raises:
             ValueError: an optimiser timm does not have.
@@ -52,14 +60,13 @@ class Optimisation:
 
         check(self.optimizer in list_optimizers(), "optimizer", "one of timm.optim.list_optimizers()", self.optimizer)
         # the long-tail literature decays every parameter; timm's default leaves out biases and normalisation
-        return create_optimizer_v2(
-            module,
-            opt=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            filter_bias_and_bn=False,
-        )
+        settings: dict[str, Any] = {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "filter_bias_and_bn": False,
+        }
+        return create_optimizer_v2(module, opt=self.optimizer, **{**settings, **options})
 
     def make_scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> "Scheduler":
         """The schedule of the learning rate: `scheduler.step_update(k)` sets step k's, counted over the stage."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ltfast.engine.plot import plot_per_class
@@ -66,7 +67,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         Accuracies in percent, and where runs have them the loss's time a step (forward and backward) in milliseconds
         and the training's in seconds; the best accuracy of each column is bold if there are several runs.
     """
-    result = Table(title=title, title_justify="left")
+    result = Table(title=title and escape(title), title_justify="left")
     result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
     times = {"loss_ms": ("loss ms", ".3f"), "train_seconds": ("train s", ".0f")}
@@ -80,6 +81,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             value = row[key]
             text = "-" if value is None else f"{value:.1f}"
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
-        cells += [format(row[key], spec) if key in row else "-" for key, (_, spec) in shown.items()]
-        result.add_row(name, *cells)
+        for key, (_, spec) in shown.items():
+            value = row.get(key)
+            cells.append("-" if value is None else format(value, spec))
+        result.add_row(escape(name), *cells)
     return result

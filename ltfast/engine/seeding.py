@@ -8,7 +8,8 @@ import torch
 
 def seed_everything(*position: int) -> None:
     """Seed the global generators (random, numpy, torch on every device) from non-negative integers."""
-    seed = int(np.random.SeedSequence(position).generate_state(1)[0])
+    # the length comes first: numpy takes (s) and (s, 0) for the same
+    seed = int(np.random.SeedSequence((len(position), *position)).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     if torch.accelerator.is_available():

@@ -19,6 +19,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int, skip: int) -> Iterator[Any]:
         """Epoch `epoch`'s batches without the first `skip`; the same ones each time they are asked for."""
 
+    def close(self) -> None:
+        """Called when the stage ends: to end the processes that load images. `epoch` may still be called after it."""
+
 
 class Stage(nn.Module):
     """One training stage of a method.
@@ -29,6 +32,17 @@ class Stage(nn.Module):
 
     A stage defines `forward`, and `predict` unless `evaluated` is False; the other methods have defaults. Everything
     random may come from the global generators: the engine seeds them before each call.
+
+    While a stage trains, what it has frozen is in evaluation mode: dropout rests, and BatchNorm's statistics stay. A
+    stage that wants otherwise, of a momentum encoder with BatchNorm for instance, says so:
+
+        def train(self, mode: bool = True) -> "Stage":
+            super().train(mode)
+            self.momentum_encoder.train(mode)
+            return self
+
+    Under several processes, the others' buffers are overwritten with those of the first before each step and after
+    each epoch. So a buffer that collects from the batches of all processes is computed of gathered values.
 
     Args:
         name: shown in progress, logs and messages; one of its own for each stage of a method.
@@ -52,6 +66,17 @@ class Stage(nn.Module):
         """The parameters this stage trains (all of its own, unless overridden); the engine freezes the others."""
         return self.parameters()
 
+    def train(self, mode: bool = True) -> "Stage":
+        """Training mode, except for submodules whose parameters are all frozen; or evaluation mode, of everything."""
+        super().train(mode)
+        if mode:
+            trained = set(self.trained())
+            for module in self.modules():
+                parameters = set(module.parameters())
+                if parameters and parameters.isdisjoint(trained):
+                    module.eval()
+        return self
+
     def optimizer(self) -> Optimizer:
         """The optimiser of the parameters that require a gradient."""
         return self.optimisation.make_optimizer(self)
@@ -74,8 +99,8 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def losses(self) -> Sequence[nn.Module]:
-        """The loss modules that `forward` calls; the engine measures their time."""
-        raise NotImplementedError
+        """The loss modules that `forward` calls; of the last stage that names any, the engine measures their time."""
+        return []
 
 
 @dataclass(frozen=True)

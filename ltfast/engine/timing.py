@@ -10,7 +10,7 @@ from torch.utils.benchmark import Timer
 from ltfast.engine.stage import Stage
 
 
-def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> float:
+def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> float | None:
     """Forward and backward of the stage's loss modules alone, in milliseconds a step.
 
     The batch goes through the stage once, to catch what its losses are called with; then they are called with that
@@ -20,6 +20,12 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
         stage: unwrapped; put into training mode. Its networks' running statistics move by one step.
         batch: a training batch on the accelerator's device.
         accelerator: the device and the precision.
+
+    Returns:
+        None if no loss is called with anything to differentiate.
+
+    Raises:
+        Exception: whatever a loss raises that cannot be called alone.
     """
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
 
@@ -35,12 +41,19 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
         for handle in handles:
             handle.remove()
 
+    leaves = [
+        [x for x in (*args, *kwargs.values(), *loss.parameters()) if isinstance(x, Tensor) and x.requires_grad]
+        for loss, args, kwargs in calls
+    ]
+    if not any(leaves):
+        return None
+
     def step() -> None:
-        for loss, args, kwargs in calls:
-            with accelerator.autocast():
-                value = loss(*args, **kwargs)
-            leaves = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.requires_grad]
-            torch.autograd.grad(value, leaves)
+        for (loss, args, kwargs), inputs in zip(calls, leaves, strict=True):
+            if inputs:
+                with accelerator.autocast():
+                    value = loss(*args, **kwargs)
+                torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
 
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     return 1e3 * min(timer.blocked_autorange(min_run_time=0.3).times)

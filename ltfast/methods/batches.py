@@ -43,6 +43,10 @@ class TrainBatches:
         self.batches.set_epoch(epoch, skip=skip)
         return iter(self.loader)
 
+    def close(self) -> None:
+        """End the worker processes."""
+        self.loader._iterator = None  # the only one that holds them; there is no public way
+
 
 def evaluation_batches(
     dataset: ImageDataset,

@@ -11,7 +11,9 @@ import toy
 
 from ltfast.engine import Optimisation, RunSettings
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from ltfast.engine.lock import _lock, locked
 from ltfast.engine.loop import TrainingError, make_accelerator
+from ltfast.engine.seeding import seed_everything
 
 
 def weights(out):
@@ -20,7 +22,7 @@ def weights(out):
 
 def test_training_learns_and_reports(tmp_path):
     metrics = toy.toy_train(tmp_path)
-    assert metrics["top1"] > 60  # three classes two standard deviations apart
+    assert metrics["top1"] > 60  # three classes some standard deviations apart
     assert metrics["class_counts"] == toy.COUNTS
     assert metrics["settings"] == {**toy.SETTINGS, "processes": 1}
     assert metrics["loss_ms"] > 0
@@ -36,14 +38,39 @@ def test_frozen_parameters_stay(tmp_path):
     second = plan.stages[1]
     assert not any(p.requires_grad for p in second.encoder.parameters())
     assert all(p.requires_grad for p in second.classifier.parameters())
-    first = toy.toy_plan(stages=1)
-    toy.toy_train(tmp_path / "first", first)
-    assert torch.equal(first.stages[0].encoder[0].weight, second.encoder[0].weight)
+    toy.toy_train(tmp_path / "first", toy.toy_plan(stages=1))
+    first, both = load_checkpoint(tmp_path / "first")["model"], load_checkpoint(tmp_path)["model"]
+    encoder = [name for name in first if name.startswith("0.encoder.")]
+    assert "0.encoder.0.running_mean" in encoder
+    assert all(torch.equal(first[name], both[name]) for name in encoder)
+
+
+def test_training_mode_is_for_what_is_trained():
+    stage = toy.toy_plan().stages[1].train()
+    assert not any(module.training for module in stage.encoder.modules())
+    assert not stage.momentum.training
+    assert stage.training
+    assert stage.classifier.training
+    assert stage.dropout.training  # no part of anything frozen
+    stage.eval()
+    assert not any(module.training for module in stage.modules())
+
+
+def test_a_stage_may_train_with_the_batch_statistics_of_a_frozen_part():
+    class Momentum(toy.ToyStage):
+        def train(self, mode=True):
+            super().train(mode)
+            self.encoder.train(mode)
+            return self
+
+    stage = Momentum("m", toy.toy_plan().stages[0].encoder, freeze=True)
+    assert stage.train().encoder[0].training
+    assert not stage.eval().encoder[0].training
 
 
 def test_accumulating_two_batches_is_one_of_twice_the_size(tmp_path):
     for size, accumulate in ((4, 2), (8, 1)):
-        plan = toy.toy_plan(stages=1, size=size, dropout=0.0, shuffle=False)
+        plan = toy.toy_plan(stages=1, size=size, dropout=0.0, shuffle=False, norm=False)
         toy.toy_train(tmp_path / str(size), plan, accumulate=accumulate)
     torch.testing.assert_close(weights(tmp_path / "4"), weights(tmp_path / "8"), rtol=1e-5, atol=1e-6)
 
@@ -61,6 +88,7 @@ def test_bf16_trains_float32_weights(tmp_path):
     metrics = toy.toy_train(tmp_path, plan, precision="bf16")
     assert metrics["top1"] > 60
     assert set(seen) == {torch.float32}
+    assert set(dtypes) == {torch.bfloat16}
     assert not torch.equal(weights(tmp_path), weights_of_fp32_run(tmp_path / "fp32"))
 
 
@@ -157,21 +185,28 @@ def test_write_that_fails_half_way_leaves_the_old_checkpoint(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_processes_evaluate_every_image_once(tmp_path):
-    """13 test images, 7 and 6 a process: the accuracies are those of one process with the same weights."""
+def test_two_processes_evaluate_every_image_once_with_the_same_weights(tmp_path):
+    """13 test images, 7 and 6 a process: the accuracies are those of one process with the checkpoint's weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", toy.__file__]
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=150)
     assert result.returncode == 0, result.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    plan = toy.toy_plan()
-    torch.nn.ModuleList(plan.stages).load_state_dict(load_checkpoint(tmp_path)["model"])
-    stage = plan.stages[-1].eval()
-    predicted = torch.cat([stage.predict(x).argmax(1) for x, _ in plan.test])
-    labels = torch.cat([y for _, y in plan.test])
-    expected = [100.0 * (predicted[labels == c] == c).float().mean().item() for c in range(3)]
-    assert metrics["per_class"] == pytest.approx(expected)
-    assert metrics["top1"] == pytest.approx(100.0 * (predicted == labels).float().mean().item())
-    assert metrics["settings"]["processes"] == 2
+    for stages in (1, 2):
+        out = tmp_path / str(stages)
+        metrics = json.loads((out / "metrics.json").read_text())
+        plan = toy.toy_plan(stages=stages)
+        torch.nn.ModuleList(plan.stages).load_state_dict(load_checkpoint(out)["model"])
+        stage = plan.stages[-1].eval()
+        predicted = torch.cat([stage.predict(x).argmax(1) for x, _ in plan.test])
+        labels = torch.cat([y for _, y in plan.test])
+        expected = [100.0 * (predicted[labels == c] == c).float().mean().item() for c in range(3)]
+        assert metrics["per_class"] == pytest.approx(expected)
+        assert metrics["top1"] == pytest.approx(100.0 * (predicted == labels).float().mean().item())
+        assert metrics["settings"]["processes"] == 2
+        assert metrics["loss_ms"] is None  # a loss may wait for the other process
+        for rank in (0, 1):
+            buffers = torch.load(out / f"buffers{rank}.pt")
+            assert "encoder.0.running_mean" in buffers
+            assert all(torch.equal(value, buffers[name]) for name, value in stage.named_buffers())
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
@@ -209,9 +244,135 @@ def test_schedules(schedule):
         (Optimisation, {"weight_decay": -1.0}, "weight_decay"),
         (Optimisation, {"warmup_epochs": 31}, "warmup_epochs"),
         (Optimisation, {"milestones": (5, 5)}, "milestones"),
+        (Optimisation, {"milestones": (30, 40), "schedule": "multistep"}, "milestones"),
         (Optimisation, {"decay_rate": 0.0}, "decay_rate"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, values, name):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         settings(**values)
+
+
+def test_warmup_longer_than_training_names_the_way_out():
+    with pytest.raises(ValueError, match=r"^warmup_epochs: .*lower --warmup-epochs"):
+        Optimisation(epochs=2, warmup_epochs=5)
+
+
+def test_milestones_matter_to_multistep_alone():
+    Optimisation(epochs=30, milestones=(160, 180))
+    Optimisation(epochs=30, milestones=(20, 180), schedule="multistep")
+
+
+def test_optimizer_takes_timms_options():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    optimisation = Optimisation(optimizer="adamw", weight_decay=0.1)
+    optimizer = optimisation.make_optimizer(network, betas=(0.8, 0.95))
+    assert [(group["betas"], group["weight_decay"]) for group in optimizer.param_groups] == [((0.8, 0.95), 0.1)]
+    groups = optimisation.make_optimizer(network, filter_bias_and_bn=True).param_groups
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]
+
+
+def test_every_position_has_a_seed_of_its_own():
+    draws = set()
+    for position in ((5,), (5, 0), (5, 0, 0), (5, 0, 0, 0, 0, 0)):
+        seed_everything(*position)
+        draws.add(torch.rand(()).item())
+    assert len(draws) == 4
+
+
+def test_each_stage_closes_its_batches(tmp_path):
+    plan = toy.toy_plan()
+    at_step = []
+    plan.stages[1].on_step = lambda stage: at_step.append(plan.stages[0].batches.closed)
+    toy.toy_train(tmp_path, plan)
+    assert set(at_step) == {1}
+    assert plan.stages[1].batches.closed >= 1
+
+
+def test_loss_time_is_of_the_last_stage_that_names_losses(tmp_path, capsys):
+    plan = toy.toy_plan()
+    plan.stages[1].losses = super(toy.ToyStage, plan.stages[1]).losses
+    plan.stages[1].before = plan.stages[0].classifier  # frozen in the second stage
+    assert toy.toy_train(tmp_path / "first", plan)["loss_ms"] > 0
+    plan = toy.toy_plan()
+    for stage in plan.stages:
+        stage.losses = super(toy.ToyStage, stage).losses
+    assert toy.toy_train(tmp_path / "none", plan)["loss_ms"] is None
+    assert json.loads((tmp_path / "none" / "metrics.json").read_text())["loss_ms"] is None
+    assert "not timed" not in capsys.readouterr().out
+
+
+def test_loss_that_cannot_be_called_alone_costs_no_report(tmp_path, capsys):
+    class Together(torch.nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            if logits.is_leaf:
+                raise KeyError("no\nnetwork")
+            return super().forward(logits, labels)
+
+    plan = toy.toy_plan()
+    plan.stages[1].loss = Together()
+    metrics = toy.toy_train(tmp_path, plan)
+    assert metrics["loss_ms"] is None
+    assert metrics["top1"] > 60
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert "the loss was not timed: KeyError: " in capsys.readouterr().out
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from ltfast.engine.lock import _lock, locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match=f"--out {tmp_path}: another run is writing there"):
+            toy.toy_train(tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert toy.toy_train(tmp_path) is not None  # at once after the kill
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_children_of_a_killed_run_do_not_hold_its_folder(tmp_path):
+    """As the workers of a DataLoader, which notice seconds later that the run is gone."""
+    fork = HOLD.replace("    print", "    import os, time\n    os.fork() or time.sleep(60)\n    print")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", fork, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    holder.stdout.readline()
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_lock_that_its_owner_removed_is_none(tmp_path):
+    with open(tmp_path / ".lock", "w") as file:
+        (tmp_path / ".lock").unlink()
+        assert not _lock(file.fileno())
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=f"^--out {tmp_path}/file/run: cannot be written: .*Not a directory"):
+        toy.toy_train(tmp_path / "file" / "run")
+
+
+def test_messages_show_names_with_brackets(tmp_path, capsys):
+    out = tmp_path / "run[x]"
+    plan = toy.toy_plan(stages=1)
+    plan.stages[0].name = "first[y]"
+    toy.toy_train(out, plan)
+    assert "first[y] 1/3" in capsys.readouterr().out
+    toy.toy_train(out, toy.toy_plan(stages=1))
+    assert f"{out} holds a finished run" in capsys.readouterr().out

@@ -1,8 +1,10 @@
 import json
+from io import StringIO
 
 import pytest
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from torch import nn
 
 from ltfast.engine.metrics import accuracies, evaluate
@@ -63,6 +65,22 @@ def test_report_is_written_read_and_shown(tmp_path):
     assert columns["loss ms"] == ["0.250", "0.250"]
 
 
+def test_names_with_brackets_and_losses_without_a_time_are_shown():
+    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "loss_ms": None}
+    console = Console(file=StringIO(), width=80)
+    console.print(table({"run[x]": report}, title="on [y]"))
+    shown = console.file.getvalue()
+    assert "run[x]" in shown
+    assert "on [y]" in shown
+    assert list(table({"a": report}).columns[-1].cells) == ["-"]
+
+
+def test_classes_without_training_images_are_drawn(tmp_path):
+    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "class_counts": [500, 3, 0, 0]}
+    write_report(tmp_path, report, ["w", "x", "y", "z"], GROUPS)
+    assert (tmp_path / "per_class.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_unfinished_or_broken_runs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="the run is not finished"):
         read_metrics(tmp_path)
@@ -97,3 +115,44 @@ def test_loss_time_is_the_losses_alone():
     stage = Slow()
     assert 8 <= loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) < 100
     assert stage.weight.grad is None
+
+
+class Timed(nn.Module):
+    """A stage with a loss that is called as the test wants."""
+
+    def __init__(self, call, loss=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.call, self.loss = call, loss or nn.MSELoss()
+
+    def losses(self):
+        return [self.loss]
+
+    def forward(self, batch):
+        return self.call(self.loss, batch * self.weight, batch), {}
+
+
+class First(nn.Module):
+    def forward(self, x, unused):
+        return x.square().mean()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Timed(lambda loss, x, batch: loss(x, 2 * x), First()),  # an input that the loss does not use
+        Timed(lambda loss, x, batch: loss(x, batch) + loss(x.detach(), batch)),  # one call has no gradient
+        Timed(lambda loss, x, batch: loss(x, batch).mean(), nn.MSELoss(reduction="none")),
+        Timed(lambda loss, x, batch: loss(batch).sum(), nn.Linear(3, 1)),  # parameters of its own alone
+    ],
+    ids=["unused", "detached", "unreduced", "parameters"],
+)
+def test_losses_are_timed_in_what_has_a_gradient(stage):
+    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) > 0
+
+
+def test_nothing_to_time_is_none():
+    stage = Timed(lambda loss, x, batch: x.sum() + loss(x.detach(), batch))
+    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
+    stage.losses = list
+    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None

@@ -69,6 +69,79 @@ def test_interrupt_saves_and_the_next_run_continues(tmp_path, expected, capsys):
     assert toy.digest(tmp_path) == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("size", "step", "position"),
+    [
+        (4, 10, {"stage": 0, "epoch": 1, "step": 0}),
+        (4, 30, {"stage": 1, "epoch": 0, "step": 0}),
+        (40, 2, {"stage": 0, "epoch": 2, "step": 0}),  # epochs of one step
+    ],
+)
+def test_stop_in_the_last_step_of_an_epoch(tmp_path, number, size, step, position):
+    steps = []
+
+    def on_step(stage):
+        steps.append(stage.name)
+        if len(steps) == step:
+            os.kill(os.getpid(), number)
+
+    assert toy.toy_train(tmp_path, toy.toy_plan(size=size, on_step=on_step)) is None
+    assert len(steps) == step
+    assert load_checkpoint(tmp_path)["position"] == position
+
+
+def test_stop_in_the_last_step_of_all_still_reports(tmp_path):
+    assert toy.toy_train(tmp_path, toy.toy_plan(on_step=interrupted_after(60))) is not None
+
+
+def interrupted_after(number):
+    """A hook that asks the run to stop after so many optimiser steps."""
+    left = [number]
+
+    def on_step(stage):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+def test_accumulating_in_bf16_continues_with_the_same_bits(tmp_path):
+    run = {"accumulate": 2, "precision": "bf16"}
+    toy.toy_train(tmp_path / "whole", toy.toy_plan(size=3), **run)  # 13 batches: the last step of an epoch has one
+    for step in (3, 6, 12):
+        assert toy.toy_train(tmp_path / "cut", toy.toy_plan(size=3, on_step=interrupted_after(step)), **run) is None
+    assert toy.toy_train(tmp_path / "cut", toy.toy_plan(size=3), **run) is not None
+    assert toy.digest(tmp_path / "cut") == toy.digest(tmp_path / "whole")
+
+
+def test_loss_of_an_epoch_is_that_of_all_its_steps(tmp_path, capsys):
+    toy.toy_train(tmp_path / "whole")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "  loss " in line]
+    for step in (13, 4):
+        toy.toy_train(tmp_path / "cut", toy.toy_plan(on_step=interrupted_after(step)))
+    toy.toy_train(tmp_path / "cut")
+    assert [line for line in capsys.readouterr().out.splitlines() if "  loss " in line] == lines
+
+
+def test_report_of_a_run_whose_checkpoint_was_deleted_goes(tmp_path):
+    toy.toy_train(tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    assert toy.toy_train(tmp_path, toy.toy_plan(on_step=interrupted_after(3))) is None
+    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "per_class.png").exists()
+
+
+@pytest.mark.parametrize("stranger", ['{"top1": 1, "many": 1, "medium": 1, "few": 1, "settings": {}}', "damaged"])
+def test_report_that_is_not_this_runs_is_written_again(tmp_path, stranger):
+    metrics = toy.toy_train(tmp_path)
+    (tmp_path / "metrics.json").write_text(stranger)
+    again = toy.toy_train(tmp_path)
+    assert again == json.loads((tmp_path / "metrics.json").read_text())
+    assert {**again, "loss_ms": 0} == {**metrics, "loss_ms": 0}
+
+
 def test_finished_run_says_so_and_does_nothing(tmp_path, expected, capsys):
     metrics = toy.toy_train(tmp_path)
     before = (tmp_path / CHECKPOINT).stat().st_mtime_ns

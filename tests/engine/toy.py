@@ -1,5 +1,5 @@
 """A two-stage method on synthetic points that uses all a stage may use: shared modules, a frozen part, a momentum
-encoder, a buffer changed at each epoch, dropout, and batches in random order. Too small to take any time."""
+encoder, a buffer changed at each epoch, BatchNorm, dropout, and batches in random order. Too small to take any time."""
 
 import hashlib
 import os
@@ -24,19 +24,20 @@ SETTINGS = {"method": "toy", "epochs": 3}
 def points(counts, seed):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     noise = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))
-    return noise + 2 * nn.functional.one_hot(labels, 5), labels
+    return noise + 4 * nn.functional.one_hot(labels, 5), labels
 
 
 class ToyBatches:
-    def __init__(self, size, shuffle=True):
-        self.size, self.shuffle = size, shuffle
+    def __init__(self, size, shuffle=True, rank=0):
+        self.size, self.shuffle, self.rank = size, shuffle, rank
+        self.closed = 0
         self.points, self.labels = points(COUNTS, 0)
 
     def __len__(self):
         return len(self.labels) // self.size
 
     def epoch(self, epoch, skip):
-        generator = torch.Generator().manual_seed(epoch)
+        generator = torch.Generator().manual_seed(epoch + 100 * self.rank)
         order = (
             torch.randperm(len(self.labels), generator=generator) if self.shuffle else torch.arange(len(self.labels))
         )
@@ -44,10 +45,15 @@ class ToyBatches:
             chosen = order[i * self.size : (i + 1) * self.size]
             yield self.points[chosen], self.labels[chosen]
 
+    def close(self):
+        self.closed += 1
+
 
 class ToyStage(Stage):
-    def __init__(self, name, encoder, *, size=4, dropout=0.5, freeze=False, epochs=3, shuffle=True, on_step=None):
-        super().__init__(name, ToyBatches(size, shuffle), Optimisation(epochs=epochs, batch_size=size, lr=0.05))
+    def __init__(
+        self, name, encoder, *, size=4, dropout=0.5, freeze=False, epochs=3, shuffle=True, on_step=None, rank=0
+    ):
+        super().__init__(name, ToyBatches(size, shuffle, rank), Optimisation(epochs=epochs, batch_size=size, lr=0.05))
         self.encoder, self.freeze, self.on_step = encoder, freeze, on_step
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(8, len(COUNTS))
@@ -84,12 +90,13 @@ class ToyStage(Stage):
         return [self.loss]
 
 
-def toy_plan(rank=0, world_size=1, stages=2, **kwargs):
+def toy_plan(rank=0, world_size=1, stages=2, norm=True, **kwargs):
     seed_everything(0)
-    encoder = nn.Sequential(nn.Linear(5, 8), nn.ReLU())
+    encoder = nn.Sequential(nn.BatchNorm1d(5) if norm else nn.Identity(), nn.Linear(5, 8), nn.ReLU())
     x, y = points([5, 4, 4], 1)
     test = list(zip(x[rank::world_size].split(3), y[rank::world_size].split(3), strict=True))
-    first, second = ToyStage("first", encoder, **kwargs), ToyStage("second", encoder, freeze=True, **kwargs)
+    first = ToyStage("first", encoder, rank=rank, **kwargs)
+    second = ToyStage("second", encoder, freeze=True, rank=rank, **kwargs)
     return Plan([first, second][:stages], test)
 
 
@@ -176,7 +183,10 @@ if __name__ == "__main__":
     if "LOCAL_RANK" in os.environ:  # under torchrun
         accelerator = make_accelerator("fp32")
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        toy_train(sys.argv[1], toy_plan(rank, world_size), accelerator=accelerator)
+        for stages in (1, 2):
+            out, plan = Path(sys.argv[1], str(stages)), toy_plan(rank, world_size, stages)
+            toy_train(out, plan, accelerator=accelerator)
+            torch.save(dict(plan.stages[-1].named_buffers()), out / f"buffers{rank}.pt")
         accelerator.end_training()
     else:
         torch.set_num_threads(1)
