@@ -3,20 +3,22 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import ltfast
 
 if TYPE_CHECKING:
     import jsonargparse
+    from rich.table import Table
 
 # Whatever is slow to import (torch, timm, ...) is imported by the command that needs it.
 
@@ -54,7 +56,7 @@ _DATA = (
         None,
         "cut the training images to a long tail: the largest class's count over the smallest's; none: as they are",
     ),
-    _Option("profile", str, "exponential", "form of that long tail: exponential or pareto"),
+    _Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
     _Option("root", str, "data", "folder of downloads and of the images that lists name"),
 )
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
@@ -71,10 +73,12 @@ def train(argv: Sequence[str]) -> int:
     asked, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     if asked.method is not None and asked.method not in METHODS:
         raise UsageError(f"--method: expected one of {', '.join(METHODS)}, got {asked.method!r}")
+    config = asked.config
     # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
-    config = asked.config or (f"{asked.method or 'ce'}/digits" if asked.data is None else None)
-    recipe = _read_recipe(config) if config else {}
-    method = asked.method or recipe.get("method", "ce")
+    if config is None and asked.data is None and not {"-h", "--help"} & set(argv):
+        config = f"{asked.method or 'ce'}/digits"
+    recipe = {} if config is None else _read_recipe(config)
+    method = recipe.get("method", "ce") if asked.method is None else asked.method
     if method not in METHODS or method != recipe.get("method", method):
         raise UsageError(f"--config {config}: it is for method {recipe['method']!r}, not {method!r}")
 
@@ -84,41 +88,45 @@ def train(argv: Sequence[str]) -> int:
     group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(_recipes())}; "
                        "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
-    optional = _add_options(parser, "data", _DATA)
-    optional |= _add_options(parser, "execution", _options(RunSettings))
-    optional |= _add_options(parser, f"method {method}", _options(METHODS[method].settings))
+    groups = {
+        "data": _DATA,
+        "execution": _options(RunSettings),
+        f"method {method}": _options(METHODS[method].settings),
+    }
+    for title, group_options in groups.items():
+        _add_options(parser, title, group_options)
+    types_ = {option.name: option.type for options in groups.values() for option in options}
     if recipe:
+        optional = {name for name, type_ in types_.items() if _may_be_none(type_)}
         recipe = {key: None if key in optional and value == "none" else value for key, value in recipe.items()}
         try:
             parser.parse_object({"out": "", **recipe})  # set_defaults looks at names alone
             parser.set_defaults(recipe)
         except (argparse.ArgumentError, KeyError) as error:
-            raise UsageError(f"--config {config}: {_one_line(error)}") from error
-    args = vars(_parse(parser, _nulls(argv, optional)))
+            raise UsageError(f"--config {config}: {_reworded(error, types_)}") from error
+    args = vars(_parse(parser, _yaml_words(argv, types_), types_))
 
     run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
     fields = dataclasses.fields(METHODS[method].settings)
     settings = settings_of(method, {field.name: args[field.name] for field in fields})
     out = Path(args["out"])
-    if not args["out"] or (out.exists() and not out.is_dir()):
-        raise UsageError(f"--out: expected a folder's name, got {args['out']!r}")
+    if not args["out"]:
+        raise UsageError("--out: expected a folder's name, got ''")
+    _check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
     return _train(method, settings, run, args, out)
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from rich.console import Console
-
     from ltfast.data import class_groups, load
     from ltfast.engine import loop, report, seeding
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
 
     accelerator = loop.make_accelerator(run.precision)
-    console = Console(quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
         bundle = load(args["data"], imbalance=args["imbalance"], profile=args["profile"], root=args["root"])
     counts = bundle.class_counts
-    console.print(
+    accelerator.print(
         f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes "
         f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
     )
@@ -132,7 +140,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         plan,
         run=run,
         settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
-        facts=facts_of(bundle),
+        facts=facts_of(bundle, args["data"], args["root"]),
         class_counts=counts,
         groups=class_groups(counts),
         out=out,
@@ -141,49 +149,63 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     if accelerator.is_main_process:
         if metrics is None:
             return 130
-        console.print(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        console.print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, TensorBoard events")
+        _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
+        print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, TensorBoard events")
     accelerator.end_training()
     return 0
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """evaluate a trained checkpoint on test images"""
+    from ltfast.engine import RunSettings, check
+
     parser = _parser("eval", evaluate)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
-    parser.add_argument("--root", default="data", help="folder of downloads and of the images that lists name")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
-    args = _parse(parser, argv)
-
-    from rich.console import Console
+    execution = [
+        _Option("batch_size", int, 256, "test images a batch and process"),
+        *(option for option in _options(RunSettings) if option.name in ("precision", "workers")),
+    ]
+    _add_options(parser, "execution", execution)
+    args = _parse(parser, argv, {option.name: option.type for option in execution})
+    run = RunSettings(precision=args.precision, workers=args.workers)
+    check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)
+    checkpoint = Path(args.checkpoint)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    out = folder / "eval.json" if args.out is None else Path(args.out)
 
     from ltfast.data import class_groups
     from ltfast.engine import loop, metrics, report
     from ltfast.methods.restore import restore
 
-    checkpoint = Path(args.checkpoint)
-    accelerator = loop.make_accelerator("fp32")
-    plan, facts = restore(
+    accelerator = loop.make_accelerator(run.precision)
+    trained = restore(
         checkpoint,
+        run=run,
+        batch_size=args.batch_size,
         source=args.data,
         root=args.root,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    groups = class_groups(facts["class_counts"])
-    stage = plan.stages[-1].to(accelerator.device)
-    result = metrics.evaluate(stage, plan.test, groups, len(facts["class_names"]), accelerator)
-    if accelerator.is_main_process:
-        folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-        out = Path(args.out) if args.out else folder / "eval.json"
-        data = args.data or facts["settings"]["data"]
-        report.write_json(
-            out, {**result, "data": data, "checkpoint": str(checkpoint), "class_names": facts["class_names"]}
+    if out.is_dir():
+        raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
+    _check_writable(out.parent)
+    if trained.unfinished is not None:
+        accelerator.print(
+            f"{checkpoint}: the run is not finished, it is at {trained.unfinished}; "
+            f"evaluating its stage {trained.stage.name} as it is"
         )
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {data}"))
-        console.print(f"written to {out}")
+    names = trained.facts["class_names"]
+    stage = trained.stage.to(accelerator.device)
+    groups = class_groups(trained.facts["class_counts"])
+    result = metrics.evaluate(stage, trained.plan.test, groups, len(names), accelerator)
+    if accelerator.is_main_process:
+        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
+        _print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
+        print(f"written to {out}")
     accelerator.end_training()
     return 0
 
@@ -194,15 +216,12 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     args = _parse(parser, argv)
 
-    from rich.console import Console
-
     from ltfast.engine import report
 
     rows = {run: report.read_metrics(Path(run)) for run in args.runs}
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(report.table(rows, title="top-1 accuracy (%), and a step's loss forward and backward (ms)"))
+    _print_table(report.table(rows, title="top-1 accuracy (%), and a step's loss forward and backward (ms)"))
     for run in args.runs:
-        console.print(f"accuracy of each class: {Path(run) / report.PICTURE}")
+        print(f"accuracy of each class: {Path(run) / report.PICTURE}")
     return 0
 
 
@@ -254,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _top_level().parse_args(argv or ["--help"])
         return 0
     except KeyboardInterrupt:
-        print("ltfast: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        hint = "; the same command continues from the last checkpoint" if argv[:1] == ["train"] else ""
+        print(f"ltfast: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
         if verbose:
@@ -263,11 +283,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ltfast: {error.name} is not installed; the command line needs pip install 'ltfast[train]'",
                   file=sys.stderr)  # fmt: skip
             return 2
-        bad_input = isinstance(error, (ValueError, TypeError, FileNotFoundError, argparse.ArgumentError))
+        bad_input = isinstance(
+            error, (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, argparse.ArgumentError)
+        )
         known = bad_input or isinstance(error, OSError) or type(error).__name__ == "TrainingError"
         name = "" if known else f"{type(error).__name__}: "
         hint = "" if known or verbose else " (-v shows where)"
-        print(f"ltfast: error: {name}{_one_line(error)}{hint}", file=sys.stderr)
+        print(f"ltfast: error: {name}{_in_flags(_one_line(error))}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
 
 
@@ -295,18 +317,41 @@ def _parser(name: str, command: Callable[..., int]) -> "jsonargparse.ArgumentPar
     return parser
 
 
-def _parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str]) -> Any:
+def _print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False, emoji=False).print(table)  # a path may have a :name: of an emoji in it
+
+
+def _check_writable(folder: Path) -> None:
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UsageError(f"--out: {folder} is not a folder that can be written to")
+
+
+def _parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str], types_: Mapping[str, Any] | None = None) -> Any:
     try:
         return parser.parse_args(list(argv))
     except argparse.ArgumentError as error:
-        text = _one_line(error)
-        # "Parser key "x": Expected a <class 'float'>. Got value: y" in the words of the other messages
-        if match := re.match(
-            r"Parser key \"(\w+)\": Expected an? (?:<class '(\w+)'>|(?:typing\.)?(.+?))\. Got value: (.*)", text
-        ):
-            name, kind, other, value = match.groups()
-            raise UsageError(f"--{name.replace('_', '-')}: expected {kind or other}, got {value!r}") from error
-        raise
+        raise UsageError(_reworded(error, types_ or {})) from error
+
+
+def _reworded(error: Exception, types_: Mapping[str, Any]) -> str:
+    """What jsonargparse says, in the words of the other messages."""
+    text = _one_line(error)
+    if match := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text):
+        name, value = match.groups()
+        if name in types_:
+            return f"{_flag(name)}: expected {_in_words(types_[name])}, got {value!r}"
+    return re.sub(r"(?<=arguments are required: )(out|checkpoint)$", lambda match: _flag(match[0]), text)
+
+
+def _in_words(type_: Any) -> str:
+    parts = get_args(type_)
+    if get_origin(type_) is Literal:
+        return f"one of {', '.join(parts)}"
+    if get_origin(type_) is tuple:
+        return f"{parts[0].__name__},{parts[0].__name__},..."
+    return " or ".join("none" if part is types.NoneType else part.__name__ for part in parts or [type_])
 
 
 def _options(settings: type) -> list[_Option]:
@@ -317,33 +362,59 @@ def _options(settings: type) -> list[_Option]:
     ]
 
 
-def _add_options(parser: "jsonargparse.ArgumentParser", title: str, options: Sequence[_Option]) -> set[str]:
-    """Add a titled group of options; the names of those that may be none."""
+def _add_options(parser: "jsonargparse.ArgumentParser", title: str, options: Sequence[_Option]) -> None:
+    """Add a titled group of options."""
     import jsonargparse
 
     group = parser.add_argument_group(title)
     for option in options:
-        flag = f"--{option.name.replace('_', '-')}"
+        flag = _flag(option.name)
         if option.type is bool:
             group.add_argument(
                 flag, action=jsonargparse.ActionYesNo(no_prefix="no-"), default=option.default, help=option.help
             )
         else:
             group.add_argument(flag, type=option.type, default=option.default, help=option.help)
-    return {option.name for option in options if types.NoneType in get_args(option.type)}
 
 
-def _nulls(argv: Sequence[str], optional: set[str]) -> list[str]:
-    """`none` as YAML's null, for the options that may be none."""
+def _yaml_words(argv: Sequence[str], types_: Mapping[str, Any]) -> list[str]:
+    """`none` as YAML's null and `60,80` as its [60,80], for the options of such types."""
     words = list(argv)
-    flags = {f"--{name.replace('_', '-')}" for name in optional}
+    by_flag = {_flag(name): type_ for name, type_ in types_.items()}
     for i, word in enumerate(words):
-        flag, _, value = word.partition("=")
-        if flag in flags and value == "none":
-            words[i] = f"{flag}=null"
-        elif word == "none" and i and words[i - 1] in flags:
-            words[i] = "null"
+        flag, equals, value = word.partition("=")
+        if equals and flag in by_flag:
+            words[i] = f"{flag}={_yaml(value, by_flag[flag])}"
+        elif i and words[i - 1] in by_flag:
+            words[i] = _yaml(word, by_flag[words[i - 1]])
     return words
+
+
+def _yaml(value: str, type_: Any) -> str:
+    if value == "none" and _may_be_none(type_):
+        return "null"
+    return f"[{value}]" if get_origin(type_) is tuple and not value.startswith("[") else value
+
+
+def _may_be_none(type_: Any) -> bool:
+    return types.NoneType in get_args(type_)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _in_flags(text: str) -> str:
+    """A message about a setting, `batch_size: expected ...`, with the flag for its name."""
+    from ltfast.engine import RunSettings
+    from ltfast.methods import METHODS
+
+    name, colon, rest = text.partition(": ")
+    name = "data" if name == "source" else name  # the word of ltfast.data
+    settings: list[type] = [RunSettings, *(method.settings for method in METHODS.values())]
+    options = [*_DATA, *(option for owner in settings for option in _options(owner))]
+    known = name in ("checkpoint", "out", *(option.name for option in options))
+    return f"{_flag(name)}{colon}{rest}" if colon and known else text
 
 
 def _recipes() -> list[str]:

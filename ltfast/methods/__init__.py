@@ -2,7 +2,10 @@
 
 A method's module has a dataclass `Settings`, whose fields are its command-line options, and
 
-    build(settings, bundle, *, run, rank, world_size) -> Plan
+    build(settings, bundle, *, run, rank=0, world_size=1, test_batch_size=256) -> Plan
+
+`Settings` derives from `BackboneSettings`: `restore` builds a trained method at the image size of its training and
+without pretrained weights. It has the training's labels, mean and std, but not its images: `build` must not open one.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 
 from ltfast.engine import Plan
 from ltfast.methods import ce
+from ltfast.methods.settings import BackboneSettings
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Method:
         build: makes its stages for a data set.
     """
 
-    settings: type[Any]
+    settings: type[BackboneSettings]
     build: Callable[..., Plan]
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, option
+from ltfast.methods.settings import BackboneSettings
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Optimisation):
+class Settings(BackboneSettings):
     """Options of `--method ce`.
 
     Raises:
@@ -29,11 +30,6 @@ class Settings(Optimisation):
     augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
         "basic", "augmentation of training images; basic is a shifted crop, cifar flips too"
     )
-    backbone: str | None = option(
-        None, "any timm model; none: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
-    )
-    pretrained: bool = option(False, "start from timm's pretrained weights")
-    image_size: int | None = option(None, "pixels of height and width; none: the data's own")
 
 
 class SupervisedStage(Stage):
@@ -77,7 +73,15 @@ def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
     raise ValueError(f"loss: expected cross_entropy, logit_adjusted, agcl or balanced_bce, got {name!r}")
 
 
-def build(settings: Settings, bundle: "DataBundle", *, run: RunSettings, rank: int = 0, world_size: int = 1) -> Plan:
+def build(
+    settings: Settings,
+    bundle: "DataBundle",
+    *,
+    run: RunSettings,
+    rank: int = 0,
+    world_size: int = 1,
+    test_batch_size: int = 256,
+) -> Plan:
     """The one stage. Its initial weights come from torch's global generator.
 
     Raises:
@@ -88,7 +92,7 @@ def build(settings: Settings, bundle: "DataBundle", *, run: RunSettings, rank: i
     from ltfast.methods.batches import TrainBatches, evaluation_batches
     from ltfast.models import ImageClassifier, default_backbone
 
-    size = settings.image_size or bundle.image_size
+    size = bundle.image_size if settings.image_size is None else settings.image_size
     sampler = make_sampler(
         settings.sampler,
         bundle.train.labels,
@@ -100,7 +104,7 @@ def build(settings: Settings, bundle: "DataBundle", *, run: RunSettings, rank: i
     views = SeededViews(bundle.train, [train_transform(bundle, settings.augment, size)], seed=run.seed)
     batches = TrainBatches(views, NumberedBatches(sampler, settings.batch_size, drop_last=True), workers=run.workers)
     network = ImageClassifier(
-        settings.backbone or default_backbone(size),
+        default_backbone(size) if settings.backbone is None else settings.backbone,
         bundle.num_classes,
         head="cosine" if settings.loss == "agcl" else "linear",
         in_chans=bundle.channels,
@@ -113,7 +117,7 @@ def build(settings: Settings, bundle: "DataBundle", *, run: RunSettings, rank: i
     test = evaluation_batches(
         bundle.test,
         [eval_transform(bundle, size)],
-        batch_size=max(settings.batch_size, 256),
+        batch_size=test_batch_size,
         workers=run.workers,
         rank=rank,
         world_size=world_size,

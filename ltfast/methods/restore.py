@@ -1,6 +1,8 @@
 """A trained method from its checkpoint."""
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,37 @@ import torch
 from torch import nn
 
 from ltfast.data import DataBundle, load
-from ltfast.engine import Plan, RunSettings
+from ltfast.engine import Plan, RunSettings, Stage
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
 from ltfast.methods import METHODS, settings_of
 
 
-def facts_of(bundle: DataBundle) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, ready to be evaluated.
+
+    Attributes:
+        plan: the stages, on the CPU, and the test batches.
+        stage: the last stage that was trained.
+        source: whose test images these are.
+        facts: what `facts_of` told of the training data.
+        unfinished: where the run is, in words; None if it is finished.
+    """
+
+    plan: Plan
+    stage: Stage
+    source: str
+    facts: dict[str, Any]
+    unfinished: str | None
+
+
+def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any]:
     """What `restore` needs to know of the training data, as plain values."""
+    kind, _, name = source.partition(":")
     return {
+        # the paths of a run hold in any folder
+        "source": f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "list") else source,
+        "root": _absolute(root),
         "class_names": bundle.class_names,
         "class_counts": bundle.class_counts,
         "mean": list(bundle.mean),
@@ -26,49 +51,96 @@ def facts_of(bundle: DataBundle) -> dict[str, Any]:
 
 
 def restore(
-    checkpoint: Path, *, source: str | None = None, root: str | Path = "data", rank: int = 0, world_size: int = 1
-) -> tuple[Plan, dict[str, Any]]:
-    """The trained stages of a run, and test batches. The training images are not needed, only the test ones.
+    checkpoint: Path,
+    *,
+    run: RunSettings,
+    batch_size: int = 256,
+    source: str | None = None,
+    root: str | Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Trained:
+    """The trained stages of a run, and test batches.
 
     Args:
         checkpoint: the file, or the run's folder.
+        run: how to evaluate; the seed is the training's.
+        batch_size: test images a batch.
         source: the data whose test images to use; None means the run's own.
-        root: folder of the images, as for `ltfast.data.load`.
+        root: folder of the images, as for `ltfast.data.load`; None means the run's own.
         rank, world_size: this process, and how many there are.
-
-    Returns:
-        The plan, and the checkpoint's `facts`, with its `settings` among them.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no data.
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
         ValueError: the data's classes or channels are not those of the training.
     """
-    saved = load_checkpoint(checkpoint)
+    try:
+        saved = load_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
     settings, facts = saved["settings"], saved["facts"]
-    source = source or settings["data"]
-    bundle = load(source, root=root)
-    for name, got, expected in (
-        ("classes", bundle.num_classes, len(facts["class_names"])),
-        ("channels", bundle.channels, facts["channels"]),
-    ):
-        if got != expected:
-            raise ValueError(f"data: expected {expected} {name}, as in the training, got {got} in {source}")
+    source = facts["source"] if source is None else source
+    bundle = load(source, root=facts["root"] if root is None else root)
+    _check_classes(bundle.class_names, facts["class_names"], source)
+    if bundle.channels != facts["channels"]:
+        raise ValueError(
+            f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
+        )
 
-    # a stand-in with the training's class counts: building a method asks for these, never for an image
+    # a stand-in with the training's labels and the test images: building a method never asks for an image of it
     counts = torch.tensor(facts["class_counts"])
-    train = bundle.test.subset(torch.zeros(int(counts.sum()), dtype=torch.int64))
+    train = copy(bundle.test)
     train.labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     bundle = replace(bundle, train=train, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
     names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
     chosen = settings_of(method, {name: value for name, value in settings.items() if name in names})
-    chosen = replace(chosen, image_size=chosen.image_size or facts["image_size"], pretrained=False)
-    run = RunSettings(seed=settings["seed"])
-    plan = METHODS[method].build(chosen, bundle, run=run, rank=rank, world_size=world_size)
+    size = facts["image_size"] if chosen.image_size is None else chosen.image_size
+    plan = METHODS[method].build(
+        replace(chosen, image_size=size, pretrained=False),
+        bundle,
+        run=replace(run, seed=settings["seed"]),
+        rank=rank,
+        world_size=world_size,
+        test_batch_size=batch_size,
+    )
     try:
         nn.ModuleList(plan.stages).load_state_dict(saved["model"])
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {checkpoint} does not fit this version's model: {error}") from error
-    return plan, {**facts, "settings": settings}
+
+    number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
+    stage = plan.stages[number if epoch or step else number - 1]
+    unfinished = None
+    if number < len(plan.stages):
+        current = plan.stages[number]
+        unfinished = (
+            f"stage {number + 1} of {len(plan.stages)} ({current.name}), "
+            f"epoch {epoch + 1} of {current.optimisation.epochs}"
+        )
+        if not stage.evaluated:
+            raise CheckpointError(
+                f"checkpoint {checkpoint}: the run is not finished, it is at {unfinished}, "
+                f"and its stage {stage.name} gives no class scores"
+            )
+    return Trained(plan, stage, source, facts, unfinished)
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _check_classes(got: Sequence[str], expected: Sequence[str], source: str) -> None:
+    if len(got) != len(expected):
+        raise ValueError(f"data: expected {len(expected)} classes, as in the training, got {len(got)} in {source}")
+    # arrays and lists number their classes: numbers are no names to compare with others
+    if all(map(str.isdecimal, got)) != all(map(str.isdecimal, expected)):
+        return
+    for number, (name, trained) in enumerate(zip(got, expected, strict=True)):
+        if name != trained:
+            raise ValueError(
+                f"data: expected the classes of the training, got {name!r} instead of {trained!r} "
+                f"as class {number} in {source}"
+            )

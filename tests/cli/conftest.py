@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -16,3 +18,17 @@ def _one_thread():
 def _fresh_accelerator():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """The folder `pets` of tiny images, in the current folder: three classes, six and two images each."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog", "emu"):
+            folder = tmp_path / "pets" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "pets"

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import ltfast
+from ltfast import cli
 from ltfast.cli import main
 from ltfast.engine.checkpoint import load_checkpoint
 
 TINY = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--loss", "agcl"]
+PETS = ["train", "--epochs", "1", "--batch-size", "8", "--image-size", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,105 @@ def test_eval_on_other_data_normalises_and_groups_as_in_training(run, tmp_path, 
     assert "data: expected 10 classes, as in the training, got 9" in capsys.readouterr().err
 
 
+def test_eval_compares_the_names_of_classes(pets, capsys):
+    assert main([*PETS, "--data", "folder:pets", "--out", "run"]) == 0
+    for part in ("train", "test"):
+        (pets / part / "dog").rename(pets / part / "cow")
+    assert main(["eval", "--checkpoint", "run"]) == 2
+    error = capsys.readouterr().err
+    assert "--data: expected the classes of the training, got 'cow' instead of 'dog' as class 1 in folder:" in error
+    # numbers are no names: only how many there are can be compared
+    images, labels = np.zeros((3, 8, 8, 3), dtype=np.uint8), np.arange(3)
+    images[0] = 255
+    np.savez("d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert main(["eval", "--checkpoint", "run", "--data", "npz:d.npz"]) == 0
+
+
+def test_eval_finds_the_runs_data_from_any_folder(pets, monkeypatch, tmp_path):
+    for part in ("train", "test"):
+        paths = sorted((pets / part).rglob("*.png"))
+        lines = [f"{path.relative_to(pets)} {('cat', 'dog', 'emu').index(path.parent.name)}\n" for path in paths]
+        Path(f"{part}.txt").write_text("".join(lines))
+    assert main([*PETS, "--data", "list:train.txt", "--root", "pets", "--out", "run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["eval", "--checkpoint", "../run"]) == 0
+    assert json.loads(Path("../run/eval.json").read_text())["data"] == f"list:{tmp_path}/train.txt"
+
+
+def test_eval_takes_batch_size_workers_and_precision(run, tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    from ltfast.engine import metrics
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # the run may have been trained in this test, in fp32
+    seen = []
+    evaluate = metrics.evaluate
+    monkeypatch.setattr(metrics, "evaluate", lambda *args: seen.append(args) or evaluate(*args))
+    words = ["--batch-size", "100", "--workers", "1", "--precision", "bf16", "--out", str(tmp_path / "e.json")]
+    assert main(["eval", "--checkpoint", str(run), *words]) == 0
+    (_, test, _, _, accelerator) = seen[0]
+    assert (test.batch_size, test.num_workers, accelerator.mixed_precision) == (100, 1, "bf16")
+    assert main(["eval", "--checkpoint", str(run), "--batch-size", "0"]) == 2
+
+
+def test_eval_of_an_unfinished_run_says_so(run, tmp_path, monkeypatch, capsys):
+    from ltfast.methods.ce import SupervisedStage
+
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    saved["position"] = {"stage": 0, "epoch": 1, "step": 3}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    assert main(["eval", "--checkpoint", str(tmp_path)]) == 0
+    assert "the run is not finished, it is at stage 1 of 1 (train), epoch 2 of 2" in capsys.readouterr().out
+    monkeypatch.setattr(SupervisedStage, "evaluated", False)
+    assert main(["eval", "--checkpoint", str(tmp_path)]) == 2
+    assert "and its stage train gives no class scores" in capsys.readouterr().err
+    assert main(["eval", "--checkpoint", str(run), "--out", str(tmp_path / "e.json")]) == 0  # the last one's do count
+
+
+def test_eval_looks_at_out_before_it_evaluates(run, tmp_path, monkeypatch, capsys):
+    from ltfast.engine import metrics
+
+    monkeypatch.setattr(metrics, "evaluate", lambda *args: pytest.fail("evaluated"))
+    (tmp_path / "file").touch()
+    for out in ("missing/e.json", "file/e.json"):
+        assert main(["eval", "--checkpoint", str(run), "--out", str(tmp_path / out)]) == 2
+        folder = (tmp_path / out).parent
+        assert f"--out: {folder} is not a folder that can be written to" in capsys.readouterr().err
+    assert main(["eval", "--checkpoint", str(run), "--out", str(tmp_path)]) == 2
+    assert "--out: expected a file's name" in capsys.readouterr().err
+
+
+def test_eval_does_not_tell_to_delete_what_it_cannot_read(tmp_path, capsys):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    assert main(["eval", "--checkpoint", str(tmp_path / "thesis.doc")]) == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint" in error
+    assert "delete" not in error
+
+
+def test_names_are_shown_as_they_are(pets, capsys):
+    """rich takes [x] for markup and :x: for an emoji."""
+    pets.rename(":x:")
+    assert main([*PETS, "--data", "folder::x:", "--out", "[red]:x:"]) == 0
+    assert main(["eval", "--checkpoint", "[red]:x:"]) == 0
+    assert main(["report", "[red]:x:"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("folder::x:: 18 training images") == 1
+    assert shown.count("written to [red]:x:") == 2
+    assert shown.count("│ [red]:x: │") == 3
+    assert "[red]:x:/per_class.png" in shown
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_image_is_named_in_one_line(pets, workers, capsys):
+    (pets / "train" / "dog" / "3.png").write_text("no image")
+    assert main([*PETS, "--data", "folder:pets", "--out", "run", "--workers", workers]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ltfast: error: cannot decode image pets/train/dog/3.png")
+    assert error.count("\n") == 1
+
+
 def test_report_shows_runs_side_by_side(run, capsys, tmp_path):
     shutil.copy(run / "metrics.json", tmp_path)
     assert main(["report", str(run), str(tmp_path)]) == 0
@@ -108,8 +209,6 @@ def test_report_shows_runs_side_by_side(run, capsys, tmp_path):
 
 def settings_after(monkeypatch, words):
     """The settings a command line comes to, without training."""
-    from ltfast import cli
-
     seen = []
     monkeypatch.setattr(cli, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
     status = main(["train", "--out", "unused", *words])
@@ -139,27 +238,42 @@ def test_recipes_by_name_path_and_override(monkeypatch, tmp_path):
     assert settings_after(monkeypatch, ["--config", str(path), "--no-pretrained"])["pretrained"] is False
 
 
+def test_milestones_with_commas(monkeypatch):
+    for words in (["--milestones", "10,20"], ["--milestones=10,20"], ["--milestones", "[10, 20]"]):
+        assert list(settings_after(monkeypatch, words)["milestones"]) == [10, 20]
+    assert list(settings_after(monkeypatch, ["--milestones", "10"])["milestones"]) == [10]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["train"], "required: out"),
+        (["train"], "required: --out"),
+        (["eval"], "required: --checkpoint"),
+        (["report"], "required: runs"),
         (["train", "--out", "o", "--lr", "fast"], "--lr: expected float, got 'fast'"),
-        (["train", "--out", "o", "--lr", "-1"], "lr: expected a positive number, got -1.0"),
-        (["train", "--out", "o", "--loss", "focal"], "--loss: expected .*agcl.*, got 'focal'"),
+        (["train", "--out", "o", "--lr", "-1"], "--lr: expected a positive number, got -1.0"),
+        (["train", "--out", "o", "--loss", "focal"], "--loss: expected one of cross_entropy, .*agcl.*, got 'focal'"),
+        (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, got 'p'"),
+        (["train", "--out", "o", "--imbalance", "x"], "--imbalance: expected float or none, got 'x'"),
+        (["train", "--out", "o", "--milestones", "1,x"], "--milestones: expected int,int,..., got"),
+        (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or none, got 0"),
+        (["train", "--out", "o", "--epochs", "2", "--warmup-epochs", "5"], "--warmup-epochs: .*--epochs"),
         (["train", "--out", "o", "--los", "agcl"], "--los"),
         (["train", "--out", "o", "--method", "lpt"], "--method: expected one of ce, got 'lpt'"),
         (["train", "--out", "o", "--config", "nope"], "--config: there is no file nope, and no recipe.*ce/digits"),
         (["train", "--out", "o", "--config", "BAD"], "--config .*bad.yaml: .*nosuch"),
         (["train", "--out", "o", "--config", "WRONG"], "--config .*wrong.yaml: .*epochs"),
-        (["train", "--out", "o", "--data", "nope"], "'nope'"),
+        (["train", "--out", "o", "--data", "nope"], "--data: 'nope'"),
         (["train", "--out", "o", "--data", "npz:/nope.npz"], "/nope.npz"),
-        (["train", "--out", "o", "--imbalance", "0.5"], "imbalance: expected .* got 0.5"),
+        (["train", "--out", "o", "--imbalance", "0.5"], "--imbalance: expected .* got 0.5"),
         (["train", "--out", "o", "--backbone", "resnet_99"], "backbone 'resnet_99'"),
-        (["train", "--out", "o", "--batch-size", "100000"], "batch_size: expected at most"),
-        (["train", "--out", "o", "--optimizer", "nosuch"], "optimizer: expected .* got 'nosuch'"),
-        (["train", "--out", "/etc/passwd"], "--out: expected a folder's name, got '/etc/passwd'"),
-        (["eval", "--checkpoint", "/nope"], "checkpoint: there is no /nope"),
+        (["train", "--out", "o", "--batch-size", "100000"], "--batch-size: expected at most"),
+        (["train", "--out", "o", "--optimizer", "nosuch"], "--optimizer: expected .* got 'nosuch'"),
+        (["train", "--out", ""], "--out: expected a folder's name, got ''"),
+        (["train", "--out", "wrong.yaml"], "--out: wrong.yaml is not a folder that can be written to"),
+        (["train", "--out", "wrong.yaml/run/1"], "--out: wrong.yaml is not a folder that can be written to"),
+        (["eval", "--checkpoint", "/nope"], "--checkpoint: there is no /nope"),
         (["report", "/nope"], "there is no /nope/metrics.json"),
         (["info", "--nope"], "--nope"),
     ],
@@ -181,6 +295,16 @@ def test_verbose_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "report"])
+def test_interrupted(command, capsys, monkeypatch):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, command, interrupt)
+    assert main([command]) == 130
+    assert ("continues from the last checkpoint" in capsys.readouterr().err) == (command == "train")
+
+
 def test_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["report", "x"]) == 2
@@ -199,7 +323,8 @@ def test_info(capsys):
     assert "op balanced_bce: reference on cpu" in capsys.readouterr().out
 
 
-def test_help_names_everything(capsys):
+def test_help_names_everything(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # an option a line
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 0
@@ -210,6 +335,8 @@ def test_help_names_everything(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("method", "data", "imbalance", "config", "out", "loss", "batch-size"))
+    # the option's own default, not that of the recipe that a bare command stands for
+    assert re.search(r"--imbalance IMBALANCE\s+cut .*default: null\)", shown)
 
 
 def test_module_runs_as_a_program():

@@ -67,11 +67,18 @@ def test_test_batches_of_all_processes_are_the_test_set():
     assert sorted(labels) == bundle().test.labels.tolist()
 
 
+def test_image_size_is_brought_about():
+    images, _ = next(iter(build(image_size=12).stages[0].batches.epoch(0, 0)))
+    assert images.shape == (5, 1, 12, 12)
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="batch_size: expected at most 20"):
         build(batch_size=21)
     with pytest.raises(ValueError, match="method: expected one of ce, got 'lpt'"):
         settings_of("lpt", {})
+    with pytest.raises(ValueError, match="image_size: expected at least 1 pixel, or none, got 0"):
+        build(image_size=0)
     with pytest.raises(ValueError, match="loss: expected cross_entropy"):
         build(loss="focal")
     with pytest.raises(ValueError, match="optimizer"):

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltfast.data import load
+from ltfast.engine import RunSettings
+from ltfast.engine.checkpoint import CheckpointError, save_checkpoint
+from ltfast.methods import METHODS, BackboneSettings, Method, settings_of
+from ltfast.methods.restore import facts_of, restore
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Of a method that was trained on grey 8 x 8 images in an npz file."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (6, 4, 2))
+    images = random.integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:5], y_test=labels[:5])
+    source = f"npz:{tmp_path / 'd.npz'}"
+    bundle = load(source)
+    settings = {"method": "ce", "batch_size": 4, "seed": 7, "data": source}
+    plan = METHODS["ce"].build(settings_of("ce", {"batch_size": 4}), bundle, run=RunSettings())
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(
+        path,
+        {
+            "settings": settings,
+            "facts": facts_of(bundle, source, "data"),
+            "position": {"stage": 1, "epoch": 0, "step": 0},
+            "model": nn.ModuleList(plan.stages).state_dict(),
+        },
+    )
+    return path
+
+
+def test_every_method_has_what_restore_relies_on():
+    assert all(issubclass(method.settings, BackboneSettings) for method in METHODS.values())
+
+
+def test_restored_as_it_was_trained(checkpoint):
+    trained = restore(checkpoint, run=RunSettings(), batch_size=2)
+    assert [len(labels) for _, labels in trained.plan.test] == [2, 2, 1]
+    assert trained.stage is trained.plan.stages[-1]
+    assert trained.unfinished is None
+    saved = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(value, saved[f"0.{name}"]) for name, value in trained.stage.state_dict().items())
+
+
+def test_the_stand_in_for_the_training_images_copies_none(checkpoint, monkeypatch):
+    seen = []
+
+    def build(settings, bundle, **options):
+        seen.append((settings, bundle, options["run"]))
+        return ce.build(settings, bundle, **options)
+
+    ce = METHODS["ce"]
+    monkeypatch.setitem(METHODS, "ce", Method(ce.settings, build))
+    restore(checkpoint, run=RunSettings())
+    settings, bundle, run = seen[0]
+    assert bundle.class_counts == [6, 4, 2]
+    assert np.shares_memory(bundle.train.images, bundle.test.images)
+    assert (settings.image_size, settings.pretrained, run.seed) == (8, False, 7)
+
+
+def test_a_damaged_checkpoint_is_not_to_be_deleted(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"is truncated, damaged or no checkpoint \(\w+\)$"):
+        restore(checkpoint, run=RunSettings())
