@@ -33,3 +33,27 @@ def balanced_bce(logits: Tensor, target: Tensor, bias: Tensor, smoothing: float 
     if target.dim() == 1:
         target = F.one_hot(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
     return classes * F.binary_cross_entropy_with_logits(logits + bias, target)
+
+
+def vmf_cross_entropy(
+    features: Tensor, target: Tensor, directions: Tensor, kappa: Tensor, log_prior: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """ProCo's loss by the closed form (ltfast.ops.vmf's formulas, two terms of the series) in plain PyTorch."""
+    nu = features.shape[1] / 2 - 1
+    s = (nu**2 + kappa**2).sqrt()
+    scaled = directions * (2 / temperature * kappa)[:, None]
+    increments = torch.addmm(features.square().sum(1, keepdim=True) / temperature**2, features, scaled.T)
+    longer = (s**2 + increments).clamp(min=nu**2).sqrt()
+
+    def series(s: Tensor) -> Tensor:
+        p, q = 1 / s, (nu / s) ** 2
+        return p * (3 - 5 * q) / 24 + p**2 * (1 - 6 * q + 5 * q**2) / 16
+
+    d = increments / (longer + s)
+    logits = d - nu * torch.log1p(d / (nu + s)) - 0.5 * torch.log1p(d / s) + series(longer) - series(s)
+    return F.cross_entropy(logits + log_prior, target)
+
+
+def linear_cross_entropy(features: Tensor, target: Tensor, directions: Tensor, log_prior: Tensor) -> Tensor:
+    """What a linear classifier costs: the same matrix products, and no Bessel function."""
+    return F.cross_entropy(F.linear(features, directions, log_prior), target)

@@ -62,10 +62,10 @@ int useful_threads(int threads, int64_t rows, int64_t columns) {
   return rows == 1 || rows * columns < 16384 ? 1 : std::max(threads, 1);
 }
 
-void check_labels(const int64_t* target, int64_t rows, int64_t classes) {
+void check_labels(const int64_t* target, int64_t rows, int64_t classes, const std::string& name = "target") {
   for (int64_t row = 0; row < rows; ++row) {
     if (target[row] < 0 || target[row] >= classes)
-      throw py::value_error("target[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
+      throw py::value_error(name + "[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
                             ": expected a label in [0, " + std::to_string(classes) + ")");
   }
 }
@@ -150,6 +150,56 @@ void half_normal(uintptr_t out, uint64_t seed, int64_t rows, int64_t columns, in
   current().half_normal(a);
 }
 
+void bessel(const std::string& function, const std::string& dtype, uintptr_t nu, int64_t nu_stride, uintptr_t x,
+            uintptr_t out, int64_t count, int threads) {
+  const BesselFunction chosen = function == "log_iv"         ? BesselFunction::log_iv
+                                : function == "bessel_ratio" ? BesselFunction::ratio
+                                                             : BesselFunction::ratio_grad;
+  const BesselArguments a{chosen, parse_dtype(dtype), at<double>(nu), nu_stride, at(x), at(out), count,
+                          useful_threads(threads, count, 16)};
+  py::gil_scoped_release release;
+  current().bessel(a);
+}
+
+void class_sums(const std::string& dtype, uintptr_t features, int64_t row_stride, uintptr_t labels, uintptr_t sums,
+                uintptr_t counts, int64_t rows, int64_t width, int64_t classes, int threads) {
+  check_labels(at<int64_t>(labels), rows, classes, "labels");
+  const ClassSumsArguments a{parse_dtype(dtype), at(features), row_stride, at<int64_t>(labels), at(sums),
+                             at<int64_t>(counts), rows, width, classes, useful_threads(threads, rows + classes, width)};
+  py::gil_scoped_release release;
+  current().class_sums(a);
+}
+
+std::unique_ptr<char[]> vmf_scratch(const std::string& dtype, int64_t count, int threads) {
+  const size_t width = dtype == "float64" ? sizeof(double) : sizeof(float);
+  return std::unique_ptr<char[]>(new char[width * size_t(::vmf_scratch(count, threads))]);
+}
+
+void vmf_ratio(const std::string& dtype, double order, uintptr_t increments, uintptr_t kappa, uintptr_t ratio,
+               uintptr_t slope, int64_t rows, int64_t classes, int threads) {
+  threads = useful_threads(threads, rows, classes);
+  const auto scratch = vmf_scratch(dtype, classes, threads);
+  const VmfRatioArguments a{parse_dtype(dtype), order, at(increments), at(kappa), at(ratio), at(slope), rows, classes,
+                            scratch.get(), threads};
+  py::gil_scoped_release release;
+  current().vmf_ratio(a);
+}
+
+void vmf_cross_entropy(const std::string& dtype, double order, double inverse_temperature, double unit,
+                       uintptr_t products, int64_t stride, uintptr_t features, uintptr_t directions, uintptr_t kappa,
+                       uintptr_t log_prior, uintptr_t target, uintptr_t state, uintptr_t loss, uintptr_t gradient,
+                       int64_t rows, int64_t classes, int64_t width, int64_t start, int64_t count, int threads) {
+  if (start == 0) check_labels(at<int64_t>(target), rows, classes);
+  threads = useful_threads(threads, rows, count);
+  const auto scratch = vmf_scratch(dtype, count, threads);
+  const VmfCrossEntropyArguments a{parse_dtype(dtype), order, inverse_temperature, unit, at(products), stride,
+                                   at(features), at(directions), at(kappa), at(log_prior), at<int64_t>(target),
+                                   at<double>(state), at(loss), at(gradient), rows, classes, width, start, count,
+                                   scratch.get(), threads};
+  py::gil_scoped_release release;
+  current().vmf_cross_entropy(a);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -157,6 +207,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("balanced_bce", &balanced_bce);
   m.def("scale_rows", &scale_rows);
   m.def("half_normal", &half_normal);
+  m.def("bessel", &bessel);
+  m.def("class_sums", &class_sums);
+  m.def("vmf_ratio", &vmf_ratio);
+  m.def("vmf_cross_entropy", &vmf_cross_entropy);
   m.def("isa", [] { return current().isa; }, "The instruction set in use.");
   m.def("isas", [] {
     py::list names;

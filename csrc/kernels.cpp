@@ -6,7 +6,10 @@
 
 #include "agcl.h"
 #include "balanced_bce.h"
+#include "bessel.h"
+#include "class_sums.h"
 #include "scale_rows.h"
+#include "vmf.h"
 
 #define LTFAST_JOIN_(a, b) a##b
 #define LTFAST_JOIN(a, b) LTFAST_JOIN_(a, b)
@@ -24,6 +27,11 @@ void by_dtype(const Arguments& a) {
     case Dtype::bfloat16: return BF16(a);
     case Dtype::float16: return F16(a);
   }
+}
+
+template <class Arguments, void (*F32)(const Arguments&), void (*F64)(const Arguments&)>
+void by_width(const Arguments& a) {
+  a.dtype == Dtype::float64 ? F64(a) : F32(a);
 }
 
 void half_normal_rows(const NoiseArguments& a) {
@@ -48,4 +56,8 @@ extern const Kernels LTFAST_JOIN(kernels_, LTFAST_ISA) = {
     LTFAST_BY_DTYPE(BalancedBceArguments, balanced_bce),
     LTFAST_BY_DTYPE(ScaleRowsArguments, scale_rows),
     half_normal_rows,
+    by_width<BesselArguments, bessel<float>, bessel<double>>,
+    LTFAST_BY_DTYPE(ClassSumsArguments, class_sums),
+    by_width<VmfRatioArguments, vmf_ratio<float>, vmf_ratio<double>>,
+    by_width<VmfCrossEntropyArguments, vmf_cross_entropy<float>, vmf_cross_entropy<double>>,
 };

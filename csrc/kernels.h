@@ -57,12 +57,77 @@ struct NoiseArguments {
   int threads;
 };
 
+enum class BesselFunction { log_iv, ratio, ratio_grad };
+
+struct BesselArguments {
+  BesselFunction function;
+  Dtype dtype;                // float32 or float64, of x and out
+  const double* nu;           // (count,) if nu_stride is 1, one value if it is 0
+  int64_t nu_stride;
+  const void* x;              // (count,)
+  void* out;                  // (count,)
+  int64_t count;
+  int threads;
+};
+
+// Sums of the feature vectors of each class.
+struct ClassSumsArguments {
+  Dtype dtype;
+  const void* features;       // (rows, width)
+  int64_t row_stride;
+  const int64_t* labels;      // (rows,), in [0, classes)
+  void* sums;                 // (classes, width), float or double for float64 features
+  int64_t* counts;            // (classes,)
+  int64_t rows, width, classes;
+  int threads;
+};
+
+// Rows of F(k') - F(k), the von Mises-Fisher log-partition ratios; ltfast/ops/vmf/ explains the symbols. All matrices
+// and vectors are float or, for float64, double.
+struct VmfRatioArguments {
+  Dtype dtype;                // float32 or float64
+  double order;
+  const void* increments;     // (rows, classes): k'^2 - k^2
+  const void* kappa;          // (classes,)
+  void* ratio;                // (rows, classes)
+  void* slope;                // (rows, classes): d ratio / d increment, or null
+  int64_t rows, classes;
+  void* scratch;              // vmf_scratch() values
+  int threads;
+};
+
+// Softmax cross-entropy of such rows, a block of classes at a time: [start, start + count).
+struct VmfCrossEntropyArguments {
+  Dtype dtype;                // float32 or float64
+  double order, inverse_temperature, unit;  // unit multiplies the gradient
+  void* products;             // (rows, stride): features . directions of the block; on return the weights of the
+  int64_t stride;             // directions in the gradient. A multiple of 16, count or more
+  const void* features;       // (rows, width)
+  const void* directions;     // (classes, width)
+  const void* kappa;          // (classes,)
+  const void* log_prior;      // (classes,) or null
+  const int64_t* target;      // (rows,), in [0, classes)
+  double* state;              // (rows, 5): peak, sum, pull, the label's logit and slope
+  void* loss;                 // (rows,), written by the last block
+  void* gradient;             // (rows, width), what the earlier blocks left; null where nobody wants it
+  int64_t rows, classes, width, start, count;
+  void* scratch;              // vmf_scratch() values
+  int threads;
+};
+
+inline int64_t vmf_padded(int64_t count) { return (count + 15) / 16 * 16; }
+inline int64_t vmf_scratch(int64_t count, int threads) { return vmf_padded(count) * (8 + 2 * int64_t(threads)); }
+
 struct Kernels {
   const char* isa;
   void (*agcl)(const AgclArguments&);
   void (*balanced_bce)(const BalancedBceArguments&);
   void (*scale_rows)(const ScaleRowsArguments&);
   void (*half_normal)(const NoiseArguments&);
+  void (*bessel)(const BesselArguments&);
+  void (*class_sums)(const ClassSumsArguments&);
+  void (*vmf_ratio)(const VmfRatioArguments&);
+  void (*vmf_cross_entropy)(const VmfCrossEntropyArguments&);
 };
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;

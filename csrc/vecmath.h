@@ -6,6 +6,7 @@
 
 // Vectorised loops need their functions inlined; the compiler's own measure of size stops short of that.
 #define LTFAST_INLINE inline __attribute__((always_inline))
+#define LTFAST_LAMBDA __attribute__((always_inline))
 
 namespace {
 
@@ -73,6 +74,46 @@ LTFAST_INLINE double atanh_series(double q) {
   double p = 2.0 / 33;
   for (int k = 31; k >= 1; k -= 2) p = p * q + 2.0 / k;
   return p;
+}
+
+// x = mantissa 2^exponent for normal positive x, the mantissa in [1 / sqrt 2, sqrt 2).
+template <class A>
+struct Split {
+  A exponent, mantissa, inverse_power;  // the last: 2^-exponent
+};
+
+LTFAST_INLINE Split<float> split(float x) {
+  const int32_t bits = bit_cast<int32_t>(x), n = (bits - 0x3f3504f3) >> 23;
+  return {float(n), bit_cast<float>(bits - n * 0x800000), bit_cast<float>(0x3f800000 - n * 0x800000)};
+}
+
+LTFAST_INLINE Split<double> split(double x) {
+  const int64_t bits = bit_cast<int64_t>(x), n = (bits - 0x3fe6a09e667f3bcd) >> 52, one = 0x10000000000000;
+  return {double(n), bit_cast<double>(bits - n * one), bit_cast<double>(0x3ff0000000000000 - n * one)};
+}
+
+template <class A>
+LTFAST_INLINE A log_of(A exponent, A r) {
+  return exponent * A(0.693147180559945309) + r * atanh_series(r * r);
+}
+
+// log(x) for normal positive x.
+template <class A>
+LTFAST_INLINE A log_normal(A x) {
+  const Split<A> u = split(x);
+  return log_of(u.exponent, (u.mantissa - A(1)) / (u.mantissa + A(1)));
+}
+
+// log(1 + x) and log(1 + y) for x and y > -1, for one division. What rounding 1 + x loses is added to the mantissa.
+template <class A>
+LTFAST_INLINE void log1p_pair(A x, A y, A& log_x, A& log_y) {
+  const A x_sum = A(1) + x, y_sum = A(1) + y;
+  const Split<A> u = split(x_sum), w = split(y_sum);
+  const A above_u = u.mantissa - A(1) + (x - (x_sum - A(1))) * u.inverse_power;
+  const A above_w = w.mantissa - A(1) + (y - (y_sum - A(1))) * w.inverse_power;
+  const A below_u = u.mantissa + A(1), below_w = w.mantissa + A(1), inverse = A(1) / (below_u * below_w);
+  log_x = log_of(u.exponent, above_u * (below_w * inverse));
+  log_y = log_of(w.exponent, above_w * (below_u * inverse));
 }
 
 }  // namespace

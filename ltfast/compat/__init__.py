@@ -5,6 +5,7 @@ name                      replaces
 ========================  ==================================================================
 ``AGCL``                  ``cb_loss.AGCL`` of LPT
 ``LogitAdjust``           ``LogitAdjust`` of BCL, PaCo and ProCo
+``ProCoLoss``             ``loss.proco.ProCoLoss`` of ProCo
 ``BCE_loss``              ``util.loss.BCE_loss`` of LiVT
 ========================  ==================================================================
 """
@@ -12,5 +13,6 @@ name                      replaces
 from ltfast.compat.agcl import AGCL
 from ltfast.compat.bce_loss import BCE_loss
 from ltfast.compat.logit_adjust import LogitAdjust
+from ltfast.compat.proco import ProCoLoss
 
-__all__ = ["AGCL", "BCE_loss", "LogitAdjust"]
+__all__ = ["AGCL", "BCE_loss", "LogitAdjust", "ProCoLoss"]

@@ -4,5 +4,6 @@ from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
+from ltfast.losses.proco import ProCoLoss
 
-__all__ = ["AGCLLoss", "BalancedBCELoss", "CompensationLoss", "LogitAdjustedLoss"]
+__all__ = ["AGCLLoss", "BalancedBCELoss", "CompensationLoss", "LogitAdjustedLoss", "ProCoLoss"]

@@ -2,5 +2,16 @@
 
 from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
+from ltfast.ops.bessel import bessel_ratio, log_iv
+from ltfast.ops.class_sums import class_sums
+from ltfast.ops.vmf import vmf_cross_entropy, vmf_logits
 
-__all__ = ["agcl", "balanced_bce"]
+__all__ = [
+    "agcl",
+    "balanced_bce",
+    "bessel_ratio",
+    "class_sums",
+    "log_iv",
+    "vmf_cross_entropy",
+    "vmf_logits",
+]

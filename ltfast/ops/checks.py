@@ -16,18 +16,23 @@ CHECK_VALUES = os.environ.get("LTFAST_CHECKS") == "1"
 
 
 def check_logits(logits: Tensor, name: str = "logits") -> None:
+    check_matrix(logits, name, "(batch, classes)")
+
+
+def check_matrix(logits: Tensor, name: str, shape: str) -> None:
+    """A matrix of floating-point numbers, not empty; ``shape`` says what its sides are."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"{name} is a {type(logits).__name__}: expected a tensor")
     if logits.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected (batch, classes)")
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}")
     if logits.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
     if logits.shape[0] == 0 or logits.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected at least one row and one class")
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}, none of them 0")
 
 
-def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> None:
-    """Integer labels, one a row."""
+def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classes: int | None = None) -> None:
+    """Integer labels, one a row; ``classes`` where the columns are not the classes."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} is a {type(target).__name__}: expected a tensor of integer labels")
     if target.dtype not in INTEGERS:
@@ -36,7 +41,7 @@ def check_labels(target: Tensor, logits: Tensor, name: str = "target") -> None:
         raise ValueError(f"{name} has shape {tuple(target.shape)}: expected ({logits.shape[0]},), a label a row")
     check_device(target, logits, name)
     if CHECK_VALUES and not torch.compiler.is_compiling():
-        check_label_values(target, logits.shape[1], name)
+        check_label_values(target, logits.shape[1] if classes is None else classes, name)
 
 
 def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
@@ -79,10 +84,10 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}: expected 'none', 'mean' or 'sum'")
 
 
-def check_reference_labels(target: Tensor, logits: Tensor) -> None:
+def check_reference_labels(target: Tensor, num_classes: int, name: str = "target") -> None:
     """What the CPU kernels check themselves, where the reference runs instead of them."""
-    if type(target) is Tensor and logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_values(target, logits.shape[1])
+    if type(target) is Tensor and target.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_values(target, num_classes, name)
 
 
 def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> None:

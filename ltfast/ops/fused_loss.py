@@ -77,10 +77,11 @@ def register(
     schema: str,
     reference: Callable[..., Tensor],
     bound: Callable[..., float],
+    folder: str | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register the op ``ltfast::name`` with its shapes and its backward pass.
 
-    Its kernels are the functions ``name`` of ``ltfast/ops/name/native.py`` and ``triton.py``: they take the op's
+    Its kernels are the functions ``name`` of ``ltfast/ops/folder/native.py`` and ``triton.py``: they take the op's
     arguments and ``unit``, the factor by which they multiply the gradient of the summed loss before they store it.
 
     (``torch.library.custom_op`` would do it in fewer lines, and take 200 us longer a step.)
@@ -90,6 +91,7 @@ def register(
         reference: the differentiable definition, with the op's arguments but ``with_gradient``. It serves
             ``create_graph=True``, where the gradient itself must be differentiable.
         bound: of the op's inputs: the largest |d row's loss / d logit| that can be; see ``HALF_BOUND``.
+        folder: of ``ltfast/ops``; None means the op's name.
 
     Returns:
         What to call: the op, or in plain eager mode the same without PyTorch's dispatcher, whose two round trips
@@ -106,7 +108,7 @@ def register(
 
     def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
         logits, *others = inputs
-        run = getattr(import_module(f"ltfast.ops.{name}.{backends.resolve_kernel(logits.device)}"), name)
+        run = getattr(import_module(f"ltfast.ops.{folder or name}.{backends.resolve_kernel(logits.device)}"), name)
         dtype = accumulator(logits.dtype)
         others = [_dense(x, dtype) if isinstance(x, Tensor) else x for x in others]
         if not logits.is_cuda:

@@ -11,13 +11,34 @@ from torch.utils.checkpoint import checkpoint
 
 import ltfast
 from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
-from ltfast.ops import agcl
+from ltfast.ops import agcl, vmf_cross_entropy
 from ltfast.ops.scale_rows import scale_rows_
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
+
+
+class VmfLoss(nn.Module):
+    """vmf_cross_entropy of features as wide as there are classes."""
+
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = reduction
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(len(COUNTS), len(COUNTS), generator=generator)
+        self.register_buffer("directions", nn.functional.normalize(directions))
+        self.register_buffer("kappa", torch.linspace(1, 50, len(COUNTS)))
+        self.register_buffer("log_prior", torch.tensor(COUNTS).float().log())
+
+    def forward(self, features, target):
+        return vmf_cross_entropy(
+            features, target, self.directions, self.kappa, log_prior=self.log_prior, reduction=self.reduction
+        )
+
+
 LOSSES = [
     pytest.param(lambda **k: AGCLLoss(COUNTS, gamma_pos=0.5, **k), id="agcl"),
     pytest.param(lambda **k: BalancedBCELoss(COUNTS, label_smoothing=0.1, **k), id="balanced_bce"),
+    pytest.param(VmfLoss, id="vmf"),
 ]
 
 
@@ -128,6 +149,7 @@ def test_autocast(place, make_loss, dtype):
 EVERY_LOSS = [
     pytest.param(lambda: AGCLLoss(COUNTS, noise_mul=0.0), id="agcl"),
     pytest.param(lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1), id="balanced_bce"),
+    pytest.param(VmfLoss, id="vmf"),
     pytest.param(lambda: LogitAdjustedLoss(COUNTS), id="logit_adjusted"),
     pytest.param(lambda: CompensationLoss(COUNTS, 3), id="compensation"),
 ]

@@ -21,8 +21,11 @@ from triton.compiler import ASTSource
 
 from ltfast.ops.agcl import triton as agcl
 from ltfast.ops.balanced_bce import triton as balanced_bce
+from ltfast.ops.bessel import triton as bessel
+from ltfast.ops.class_sums import triton as class_sums
 from ltfast.ops.noise import triton as noise
 from ltfast.ops.scale_rows import triton as scale_rows
+from ltfast.ops.vmf import triton as vmf
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -125,6 +128,63 @@ def cases() -> Iterator[tuple]:
             {"BLOCK": scale_rows.block_size(classes)},
             8,
         )
+    for dtype, width in itertools.product(DTYPES, (128, 2048)):
+        options = class_sums.launch_options(width)
+        warps = options.pop("num_warps")
+        acc = "fp64" if dtype == "fp64" else "fp32"
+        yield (
+            f"class_sums {dtype} {width}",
+            class_sums._class_sums_kernel,
+            {"features": f"*{dtype}", "labels": "*i64", "sums": f"*{acc}", "counts": "*i64"},
+            {"row_stride": "i32", "rows": "i32", "width": "i32"},
+            {"ACC": tl.float64 if dtype == "fp64" else tl.float32, **options},
+            warps,
+        )
+    for function in ("log_iv", "bessel_ratio", "bessel_ratio_grad"):
+        options = dict(bessel.LAUNCH)
+        warps = options.pop("num_warps")
+        yield (
+            f"{function} fp32",
+            bessel._elementwise_kernel,
+            {"nu": "*fp64", "x": "*fp32", "out": "*fp32"},
+            {"nu_stride": "i32", "count": "i32"},
+            {"FUNCTION": function, **options},
+            warps,
+        )
+    for dtype, nu in itertools.product(("fp32", "fp64"), (0, 63)):
+        _, expansion = vmf.expansion_options(nu, DTYPES[dtype])
+        options = vmf.ratio_launch_options(DTYPES[dtype])
+        warps = options.pop("num_warps")
+        yield (
+            f"vmf_ratio {dtype} {nu}",
+            vmf._ratio_kernel,
+            dict.fromkeys(("increments", "kappa", "ratio", "slope"), f"*{dtype}"),
+            {"classes": "i32", "v": "fp64"},
+            {"WITH_SLOPE": True, **expansion, **options},
+            warps,
+        )
+        blocks = {"fp32": ((10, 1, 1), (100, 1, 1), (1000, 1, 1), (4096, 1, 0), (4096, 0, 1)),
+                  "fp64": ((512, 1, 1), (512, 0, 1))}  # fmt: skip
+        for width, (classes, first, last) in itertools.product((128, 2048) if nu else (2, 16), blocks[dtype]):
+            options = vmf.launch_options(classes, width, DTYPES[dtype])
+            warps = options.pop("num_warps")
+            matrices = ("products", "features", "directions", "kappa", "log_prior", "state", "loss", "gradient")
+            yield (
+                f"vmf_cross_entropy {dtype} {nu} {width} {classes} {'first' * first} {'last' * last}",
+                vmf._cross_entropy_kernel,
+                dict.fromkeys(matrices, f"*{dtype}") | {"target": "*i64"},
+                dict.fromkeys(("stride", "start", "count", "classes", "width"), "i32")
+                | dict.fromkeys(("v", "inverse_temperature", "unit"), "fp64"),
+                {
+                    "PRIOR": True,
+                    "FIRST": bool(first),
+                    "LAST": bool(last),
+                    "WITH_GRADIENT": True,
+                    **expansion,
+                    **options,
+                },
+                warps,
+            )
     yield (
         "half_normal", noise._half_normal_kernel, {"out": "*fp32", "seed": "*i64"}, {"columns": "i32"}, {"BLOCK": 1024},
         4,

@@ -1,0 +1,78 @@
+r"""Sums of feature vectors by class: :math:`S_c = \sum_{i: y_i = c} z_i`, and how many there are.
+
+What running class means, prototypes and supervised contrastive losses need of a batch. Every sum is taken in the order
+of the rows, so the result is the same bits at every call. (``index_add_`` adds atomically on a GPU; a product with a
+one-hot matrix, as published code has it, builds N x C values or even N x C x D.)
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends, checks
+from ltfast.ops.fused_loss import accumulator
+
+__all__ = ["class_sums"]
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The sum of the features of each class, and the number of them.
+
+    Args:
+        features: (N, D), float32, float64, bfloat16 or float16. Any strides.
+        labels: (N,), integers in [0, C).
+        num_classes: C, at least 1.
+
+    Returns:
+        The sums, (C, D), float32, or float64 for float64 features; zero for a class without features; differentiable in
+        the features. The counts, (C,) int64.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they belong to no
+            class, and raise under ``LTFAST_CHECKS=1``.
+    """
+    checks.check_matrix(features, "features", "(number, width)")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: expected at least 1")
+    checks.check_labels(labels, features, "labels", classes=num_classes)
+    if backends.resolve(features.device) == "reference":
+        checks.check_reference_labels(labels, num_classes, "labels")
+    return class_sums_op(features, labels, num_classes)
+
+
+@torch.library.custom_op("ltfast::class_sums", mutates_args=())
+def class_sums_op(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The op behind ``class_sums``; the reference too runs in here."""
+    run = import_module(f"ltfast.ops.class_sums.{backends.resolve(features.device)}").class_sums
+    labels = labels.long().contiguous()
+    if features.stride(1) != 1:
+        features = features.contiguous()
+    if not features.is_cuda:
+        return run(features, labels, num_classes)
+    with torch.cuda.device_of(features):  # Triton launches on the current device
+        return run(features, labels, num_classes)
+
+
+@class_sums_op.register_fake
+def _(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    sums = features.new_empty(num_classes, features.shape[1], dtype=accumulator(features.dtype))
+    return sums, labels.new_empty(num_classes, dtype=torch.int64)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    features, labels, ctx.num_classes = inputs
+    ctx.dtype = features.dtype
+    ctx.save_for_backward(labels)
+
+
+def _backward(ctx: Any, grad_sums: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    (labels,) = ctx.saved_tensors
+    labels = labels.long()
+    inside = (labels >= 0) & (labels < ctx.num_classes)
+    rows = grad_sums[labels.clamp(0, ctx.num_classes - 1)]
+    return torch.where(inside[:, None], rows, 0).to(ctx.dtype), None, None
+
+
+class_sums_op.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,55 @@
+"""The cross-entropy a block of classes at a time: a matrix product, an epilogue, a matrix product."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ltfast.ops.fused_loss import accumulator, reduce
+
+LARGEST = 4096  # classes of a block: an epilogue holds a row of one
+_BUDGET = 2**22  # values of a block's products, where that is not too few classes
+
+
+def block_size(rows: int, classes: int) -> int:
+    """Classes of a block, a multiple of 16: the memory beside the arguments stays O(rows)."""
+    size = min(LARGEST, max(_BUDGET // rows, 256), classes)
+    return (size + 15) // 16 * 16
+
+
+def cross_entropy(
+    epilogue: Callable[..., None],
+    features: Tensor,
+    target: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    temperature: float,
+    reduction: str,
+    with_gradient: bool,
+    unit: float,
+) -> tuple[Tensor, Tensor]:
+    """The op ``ltfast::vmf_cross_entropy`` with a backend's epilogue.
+
+    ``epilogue(products, start, count, features, target, directions, kappa, log_prior, state, loss, gradient,
+    temperature, unit)`` turns the products of the features with the directions [start, start + count) into the
+    directions' weights in the gradient, and keeps a running softmax in ``state``.
+    """
+    dtype = accumulator(features.dtype)
+    z, mu = features.to(dtype).contiguous(), directions.to(dtype).contiguous()
+    rows, classes = len(z), len(mu)
+    block = block_size(rows, classes)
+    products = z.new_empty(rows, block)
+    state = torch.empty(rows, 5, dtype=torch.float64 if z.device.type == "cpu" else dtype, device=z.device)
+    loss = z.new_empty(rows)
+    gradient = torch.empty_like(z) if with_gradient else None
+    for start in range(0, classes, block):
+        part = mu[start : start + block]
+        here = products[:, : len(part)]
+        torch.mm(z, part.T, out=here)
+        epilogue(
+            products, start, len(part), z, target, mu, kappa, log_prior, state, loss, gradient, temperature, unit
+        )  # fmt: skip
+        if gradient is not None:
+            gradient.addmm_(here, part)
+    return reduce(loss, reduction), z.new_empty(0) if gradient is None else gradient.to(features.dtype)

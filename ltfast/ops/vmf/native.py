@@ -1,0 +1,72 @@
+"""The CPU path: csrc/vmf.h between PyTorch's matrix products."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends
+from ltfast.ops.vmf import blocks
+
+
+def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
+    increments = increments.contiguous()
+    rows, classes = increments.shape
+    ratio = torch.empty_like(increments)
+    slope = torch.empty_like(increments) if with_slope else increments.new_empty(0)
+    backends.native().vmf_ratio(
+        str(increments.dtype)[6:],
+        nu,
+        increments.data_ptr(),
+        kappa.data_ptr(),
+        ratio.data_ptr(),
+        slope.data_ptr() if with_slope else 0,
+        rows,
+        classes,
+        torch.get_num_threads(),
+    )
+    return ratio, slope
+
+
+def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, *arguments, **options)
+
+
+def _epilogue(
+    products: Tensor,
+    start: int,
+    count: int,
+    features: Tensor,
+    target: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    state: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None,
+    temperature: float,
+    unit: float,
+) -> None:
+    rows, width = features.shape
+    backends.native().vmf_cross_entropy(
+        str(features.dtype)[6:],
+        width / 2 - 1,
+        1 / temperature,
+        unit,
+        products.data_ptr(),
+        products.stride(0),
+        features.data_ptr(),
+        directions.data_ptr(),
+        kappa.data_ptr(),
+        0 if log_prior is None else log_prior.data_ptr(),
+        target.data_ptr(),
+        state.data_ptr(),
+        loss.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        rows,
+        len(directions),
+        width,
+        start,
+        count,
+        torch.get_num_threads(),
+    )

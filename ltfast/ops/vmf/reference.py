@@ -1,0 +1,58 @@
+"""The definition in plain PyTorch and float64; differentiable any number of times in the features."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltfast.ops.bessel.debye import COEFFICIENTS, ORDER
+from ltfast.ops.fused_loss import reduce
+
+
+def log_partition(nu: float, square: Tensor) -> Tensor:
+    """F(k) = log I_nu(k) - nu log k at k^2 = ``square``, any shape, float64: finite and smooth at 0 too."""
+    v = nu + ORDER if nu < ORDER else nu
+    s = torch.sqrt(v**2 + square)
+    p = 1 / s
+    q = (v * p) ** 2
+    series = sum(p**k * sum(c * q**i for i, c in enumerate(row)) for k, row in enumerate(COEFFICIENTS, 1))
+    value = s - v * torch.log(v + s) - 0.5 * torch.log(2 * math.pi * s) + series
+    if nu >= ORDER:
+        return value
+    # I_{j-1}(k) = I_j(k) (2j + k^2 B_j) / k, B_j = I_{j+1}(k) / (k I_j(k)), down to j - 1 = nu
+    weighted = sum(
+        p**k * sum((k + 2 * i) * c * q**i for i, c in enumerate(row)) for k, row in enumerate(COEFFICIENTS, 1)
+    )
+    ratio_over_k = 1 / (v + s) - p**2 * (0.5 + weighted)
+    for step in range(ORDER):
+        denominator = 2 * (v - step) + square * ratio_over_k
+        value = value + torch.log(denominator)
+        ratio_over_k = 1 / denominator
+    return value
+
+
+def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float) -> Tensor:
+    """F(k') - F(k) for k'^2 = k^2 + increment, (B, C); the arguments of the op ``ltfast::vmf_ratio``."""
+    square = kappa.double() ** 2
+    ratio = log_partition(nu, (square + increments.double()).clamp(min=0)) - log_partition(nu, square)
+    return ratio.to(increments.dtype)
+
+
+def vmf_cross_entropy(
+    features: Tensor,
+    target: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    """The arguments of the op ``ltfast::vmf_cross_entropy``."""
+    z, mu, k = features.double(), directions.double(), kappa.double()
+    increments = 2 / temperature * k * (z @ mu.T) + z.square().sum(1, keepdim=True) / temperature**2
+    logits = vmf_ratio(increments, k, features.shape[1] / 2 - 1)
+    if log_prior is not None:
+        logits = logits + log_prior.double()
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return reduce(F.cross_entropy(logits, target.long(), reduction="none").to(dtype), reduction)

@@ -1,0 +1,236 @@
+"""The GPU path: an epilogue kernel between PyTorch's matrix products. A row of a block stays in registers."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
+from ltfast.ops.bessel.triton import debye_series, log1p
+from ltfast.ops.vmf import blocks
+
+
+@triton.jit
+def _square_root(x):
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def _number(x, ACC: tl.constexpr):
+    """An argument in the dtype of the arithmetic. (In the interpreter a cast would round to float32 first.)"""
+    return (tl.full((), 1.0, tl.float64) * x).to(ACC)
+
+
+@triton.jit
+def _tail(square, p, q, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
+    """Of F at k^2 = square what its leading terms leave, as a sum and the factor of a logarithm, and 2 dF / d(k^2);
+    p = 1 / s and q = 1 / (v + s)."""
+    t = (v * p) * (v * p)
+    value = debye_series(p, t, 0, TERMS)
+    slope = q - p * p * (0.5 + debye_series(p, t, 1, TERMS))
+    factor = tl.zeros_like(p) + 1.0
+    for step in tl.static_range(STEPS):  # I_{j-1} = I_j (2j + k^2 B_j) / k, each factor over s to stay in range
+        denominator = 2.0 * (v - step) + square * slope
+        factor *= denominator * p
+        slope = 1.0 / denominator
+    return value, factor, slope
+
+
+@triton.jit
+def _ratio(increment, kappa, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
+    """F(k') - F(k) and 2 dF / d(k^2) at k'^2 = k^2 + increment, by STEPS of the recurrence down from order v."""
+    square = kappa * kappa
+    inside = tl.where(increment < -square, -square, increment)  # unlike maximum, keeps NaN
+    raised = square + inside
+    raised = tl.where(raised < 0, 0.0, raised)
+    s = _square_root(v * v + square)
+    s_raised = _square_root(v * v + raised)
+    v_s = v + s
+    v_raised = v + s_raised
+    both = s + s_raised
+    inverse = 1.0 / (s * v_s)
+    inverse_raised = 1.0 / (s_raised * v_raised * both)  # one division for the three
+    d = inside * (s_raised * v_raised * inverse_raised)
+    p = v_s * inverse
+    q = s * inverse
+    ratio = d - v * log1p(d * q) + (STEPS - 0.5) * log1p(d * p)
+    value, factor, _ = _tail(square, p, q, v, STEPS, TERMS)
+    value_raised, factor_raised, slope = _tail(
+        raised, v_raised * both * inverse_raised, s_raised * both * inverse_raised, v, STEPS, TERMS
+    )
+    ratio += value_raised - value
+    if STEPS > 0:
+        ratio += tl.log(factor_raised / factor)
+    return ratio, slope
+
+
+@triton.jit
+def _ratio_kernel(increments, kappa, ratio, slope, classes, v: "fp64",  # noqa: F821
+                  WITH_SLOPE: tl.constexpr, STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < classes
+    here = tl.program_id(0).to(tl.int64) * classes + column
+    k = tl.load(kappa + column, mask=inside, other=0.0)
+    value, b = _ratio(tl.load(increments + here, mask=inside, other=0.0), k, _number(v, ACC), STEPS, TERMS)
+    tl.store(ratio + here, value, mask=inside)
+    if WITH_SLOPE:
+        tl.store(slope + here, 0.5 * b, mask=inside)
+
+
+@triton.jit
+def _cross_entropy_kernel(
+    products, features, target, directions, kappa, log_prior, state, loss, gradient,
+    stride, start, count, classes, width,
+    v: "fp64", inverse_temperature: "fp64", unit: "fp64",  # noqa: F821
+    PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    inverse_temperature, unit = _number(inverse_temperature, ACC), _number(unit, ACC)
+    state += 5 * row
+    before = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
+    total = tl.full((), 0.0, ACC)
+    pull = tl.full((), 0.0, ACC)
+    own_logit = tl.full((), 0.0, ACC)
+    own_slope = tl.full((), 0.0, ACC)
+    if not FIRST:  # before any reduction: no warp may have stored its new state
+        before = tl.load(state).to(ACC)
+        total = tl.load(state + 1).to(ACC)
+        pull = tl.load(state + 2).to(ACC)
+        own_logit = tl.load(state + 3).to(ACC)
+        own_slope = tl.load(state + 4).to(ACC)
+
+    squares = tl.zeros((WIDTH,), ACC)
+    for j in range(0, width, WIDTH):
+        column = j + tl.arange(0, WIDTH)
+        z = tl.load(features + row * width + column, mask=column < width, other=0.0)
+        squares += z * z
+    shift = tl.sum(squares) * inverse_temperature * inverse_temperature
+
+    c = tl.arange(0, BLOCK)
+    inside = c < count
+    here = products + row * stride + c
+    k = tl.load(kappa + start + c, mask=inside, other=0.0)
+    increment = tl.load(here, mask=inside, other=0.0) * (2.0 * inverse_temperature * k) + shift
+    logits, slopes = _ratio(increment, k, _number(v, ACC), STEPS, TERMS)
+    if PRIOR:
+        logits += tl.load(log_prior + start + c, mask=inside, other=0.0)
+    logits = tl.where(inside, logits, -float("inf"))
+    y = tl.load(target + row)
+    own = inside & (c == y - start)
+    own_logit += tl.sum(tl.where(own, logits, 0.0))
+    own_slope += tl.sum(tl.where(own, slopes, 0.0))
+
+    peak = tl.maximum(before, tl.max(logits))
+    faded = tl.exp(before - peak)
+    e = tl.exp(logits - peak)
+    pulls = e * slopes
+    total = total * faded + tl.sum(e)
+    pull = pull * faded + tl.sum(pulls)
+
+    if LAST:
+        valid = (y >= 0) & (y < classes)
+        # A label out of range makes the row NaN: raising would have to wait for the GPU.
+        missing = tl.where(valid, 0.0, float("nan")).to(ACC)
+        tl.store(loss + row, tl.log(total) + (peak - own_logit) + missing)
+        # the softmax's part less the label's; the product of `products` with the directions is still to be added
+        scale = unit / total
+        radial = (unit * (pull / total - own_slope) + missing) * inverse_temperature * inverse_temperature
+        pull_own = unit * own_slope * inverse_temperature * tl.load(kappa + y, mask=valid, other=0.0)
+    else:
+        scale = 1.0
+        tl.store(state, peak)
+        tl.store(state + 1, total)
+        tl.store(state + 2, pull)
+        tl.store(state + 3, own_logit)
+        tl.store(state + 4, own_slope)
+    if WITH_GRADIENT:
+        tl.store(here, pulls * (inverse_temperature * k) * scale, mask=inside)
+        for j in range(0, width, WIDTH):
+            column = j + tl.arange(0, WIDTH)
+            within = column < width
+            g = tl.zeros((WIDTH,), ACC)
+            if not FIRST:
+                g = tl.load(gradient + row * width + column, mask=within, other=0.0) * (faded * scale)
+            if LAST:
+                z = tl.load(features + row * width + column, mask=within, other=0.0)
+                direction = tl.load(directions + y * width + column, mask=within & valid, other=0.0)
+                g += radial * z - pull_own * direction
+            tl.store(gradient + row * width + column, g, mask=within)
+
+
+def expansion_options(nu: float, dtype: torch.dtype) -> tuple[float, dict[str, Any]]:
+    """The order of the expansion, and the recurrence's steps down from it."""
+    double = dtype == torch.float64
+    order = ORDER if double else ORDER_SINGLE
+    steps = order if nu < order else 0
+    options = {
+        "STEPS": steps,
+        "TERMS": TERMS if double else TERMS_SINGLE,
+        "ACC": tl.float64 if double else tl.float32,
+    }
+    return nu + steps, options
+
+
+def launch_options(count: int, width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Block sizes and warps for a number of classes and a width: 8 elements a thread, or 2 in float64."""
+    double = dtype == torch.float64
+    block = max(triton.next_power_of_2(count), 512 if double else 16)
+    warps = min(max(block // (64 if double else 256), 1), 16)
+    return {"BLOCK": block, "WIDTH": min(max(triton.next_power_of_2(width), 16), 256 * warps), "num_warps": warps}
+
+
+def ratio_launch_options(dtype: torch.dtype) -> dict[str, int]:
+    return {"BLOCK": 512, "num_warps": dtype.itemsize}
+
+
+def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
+    rows, classes = increments.shape
+    ratio = torch.empty_like(increments)
+    slope = torch.empty_like(increments) if with_slope else increments.new_empty(0)
+    v, options = expansion_options(nu, increments.dtype)
+    options |= ratio_launch_options(increments.dtype)
+    _ratio_kernel[(rows, triton.cdiv(classes, options["BLOCK"]))](
+        increments, kappa, ratio, slope, classes, v, WITH_SLOPE=with_slope, **options
+    )  # fmt: skip
+    return ratio, slope
+
+
+def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, *arguments, **options)
+
+
+def _epilogue(
+    products: Tensor,
+    start: int,
+    count: int,
+    features: Tensor,
+    target: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    state: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None,
+    temperature: float,
+    unit: float,
+) -> None:
+    rows, width = features.shape
+    classes = len(directions)
+    v, options = expansion_options(width / 2 - 1, features.dtype)
+    _cross_entropy_kernel[(rows,)](
+        products, features, target, directions, kappa, log_prior, state, loss, gradient,
+        products.stride(0), start, count, classes, width, v, 1 / temperature, unit,
+        PRIOR=log_prior is not None,
+        FIRST=start == 0,
+        LAST=start + count == classes,
+        WITH_GRADIENT=gradient is not None,
+        **options,
+        **launch_options(count, width, features.dtype),
+    )  # fmt: skip

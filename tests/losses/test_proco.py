@@ -1,0 +1,270 @@
+import copy
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from ltfast import compat
+from ltfast.losses import ProCoLoss
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import proco_baseline
+
+COUNTS = [500, 200, 100, 50, 20, 10, 5]
+CLASSES = len(COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_numbers():
+    print(f"torch.manual_seed({torch.seed()})")  # shown where a test fails
+
+
+def batch(rows, width, classes=CLASSES, dtype=torch.float32):
+    """Features about a direction of their class: means that are neither 0 nor 1 long."""
+    labels = torch.randint(classes, (rows,))
+    centres = F.normalize(torch.randn(classes, width, dtype=dtype))
+    return F.normalize(centres[labels] + torch.randn(rows, width, dtype=dtype) / width**0.5), labels
+
+
+def plain_statistics(features, labels, classes, width):
+    """Directions and concentrations from all features that an estimator has seen, one class after the other."""
+    result = []
+    for c in range(classes):
+        mean = features[labels == c].double().mean(0)
+        length = mean.norm()
+        result.append((mean / length, min(width * length / (1 - length**2), 1e5) if length < 1 else 1e5))
+    return torch.stack([r[0] for r in result]), torch.tensor([float(r[1]) for r in result])
+
+
+@pytest.mark.parametrize("width", [128, 1024])
+def test_logits_and_gradients_are_the_authors(width):
+    features, labels = batch(40, width)
+    ours, baseline = ProCoLoss(CLASSES, width), proco_baseline.Baseline(CLASSES, width)
+    baseline.means = [ours.start.clone().double() for _ in range(2)]
+    baseline.counts = [counts.double() for counts in baseline.counts]
+    ours.update(features, labels)
+    baseline.update(features.double(), labels)
+    torch.testing.assert_close(ours.kappa.double(), baseline.kappa, rtol=1e-5, atol=0)
+    views = features[:9].clone().requires_grad_(), features[:9].double().requires_grad_()
+    logits, expected = ours.logits(views[0]), baseline.logits(views[1])
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    incoming = torch.randn_like(logits)
+    (gradient,) = torch.autograd.grad(logits, views[0], incoming)
+    (expected_gradient,) = torch.autograd.grad(expected, views[1], incoming.double())
+    error = (gradient - expected_gradient).norm(dim=1) / expected_gradient.norm(dim=1)
+    assert error.max() < 1e-5
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), width=st.integers(2, 40), classes=st.integers(1, 9)
+)  # fmt: skip
+@settings(deadline=None, max_examples=30)
+def test_statistics_are_those_of_all_features_seen(sizes, width, classes):
+    loss = ProCoLoss(classes, width)
+    batches = [batch(size, width, classes) for size in sizes]
+    for features, labels in batches:
+        loss.update(features, labels)
+    features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    seen = labels.bincount(minlength=classes) > 0
+    assert torch.equal(loss.counts, labels.bincount(minlength=classes).repeat(2, 1))
+    directions, kappa = plain_statistics(features, labels, classes, width)
+    torch.testing.assert_close(loss.directions[seen].double(), directions[seen], rtol=0, atol=1e-4)
+    several = seen & (kappa < 1e4)  # 1 - R^2 has no digits to spare nearer to R = 1
+    torch.testing.assert_close(loss.kappa[several].double(), kappa[several].double(), rtol=1e-2, atol=1e-3)
+    # a class that was not seen keeps the authors' start
+    torch.testing.assert_close(loss.directions[~seen], F.normalize(loss.start)[~seen])
+    torch.testing.assert_close(loss.kappa[~seen], torch.full_like(loss.kappa, width * 90 / 19)[~seen])
+    assert ((loss.kappa >= 0) & (loss.kappa <= 1e5)).all()
+
+
+def test_the_estimators_are_exchanged_at_the_start_of_an_epoch():
+    loss = ProCoLoss(CLASSES, 8)
+    first, second = batch(30, 8), batch(30, 8)
+    loss.start_epoch()
+    loss.update(*first)
+    loss.start_epoch()
+    alone = ProCoLoss(CLASSES, 8)
+    alone.update(*first)
+    torch.testing.assert_close(loss.kappa, alone.kappa)
+    torch.testing.assert_close(loss.directions, alone.directions)
+    loss.update(*second)  # seen: both epochs
+    alone.update(*second)
+    torch.testing.assert_close(loss.kappa, alone.kappa)
+    loss.start_epoch()  # seen: the second alone
+    alone = ProCoLoss(CLASSES, 8)
+    alone.update(*second)
+    torch.testing.assert_close(loss.kappa, alone.kappa)
+
+
+def test_identical_features_reach_the_limit():
+    loss = ProCoLoss(2, 16)
+    features = F.normalize(torch.ones(4, 16))
+    loss.update(features, torch.zeros(4, dtype=torch.int64))
+    assert loss.kappa[0] == pytest.approx(1e5)
+    features.requires_grad_()
+    value = loss(features, torch.tensor([0, 1, 0, 1]))
+    assert value.isfinite()
+    assert torch.autograd.grad(value, features)[0].isfinite().all()
+
+
+def test_opposite_features_cancel():
+    loss = ProCoLoss(2, 16)
+    z = F.normalize(torch.randn(1, 16))
+    loss.update(torch.cat([z, -z]), torch.zeros(2, dtype=torch.int64))
+    assert loss.kappa[0] == 0
+    assert loss(z, torch.zeros(1, dtype=torch.int64)).isfinite()
+
+
+def test_the_loss_is_the_logits_cross_entropy_with_the_log_frequencies():
+    loss = ProCoLoss(CLASSES, 24, class_counts=COUNTS, temperature=0.2)
+    features, labels = batch(12, 24)
+    loss.update(features, labels)
+    prior = torch.tensor(COUNTS) / sum(COUNTS)
+    torch.testing.assert_close(
+        loss(features, labels), F.cross_entropy(loss.logits(features) + prior.log(), labels), rtol=1e-5, atol=1e-5
+    )
+    plain = ProCoLoss(CLASSES, 24, temperature=0.2)
+    plain.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(plain(features, labels), F.cross_entropy(loss.logits(features), labels))
+
+
+def test_state_survives_saving_and_copying():
+    loss = ProCoLoss(CLASSES, 12)
+    loss.update(*batch(20, 12))
+    loss.start_epoch()
+    loss.update(*batch(20, 12))
+    restored = ProCoLoss(CLASSES, 12)
+    restored.load_state_dict(loss.state_dict())
+    more, probe = batch(20, 12), batch(5, 12)
+    for module in (restored, copy.deepcopy(loss), loss):
+        module.update(*more)
+        module.start_epoch()
+    assert torch.equal(loss(*probe), restored(*probe))
+    assert torch.equal(loss.kappa, restored.kappa)
+
+
+def test_half_precision_features_and_autocast():
+    loss = ProCoLoss(CLASSES, 64)
+    features, labels = batch(40, 64)
+    loss.update(features, labels)
+    exact = loss(features, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.update(features.bfloat16(), labels)
+        assert loss.sums.dtype == torch.float32
+        torch.testing.assert_close(loss(features, labels), exact, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(loss(features.bfloat16(), labels), exact, rtol=2e-2, atol=5e-2)
+
+
+def test_an_update_needs_no_tensor_of_rows_by_classes_by_width():
+    script = """
+        import torch
+        from ltfast.losses import ProCoLoss
+        classes, rows, width = 8142, 2048, 128
+        loss = ProCoLoss(classes, width)
+        features, labels = torch.randn(rows, width), torch.randint(classes, (rows,))
+        loss.update(features[:2], labels[:2])
+        def resident(peak):
+            lines = open("/proc/self/status").read().splitlines()
+            return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM" if peak else "VmRSS"))
+        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+        before = resident(peak=False)
+        loss.update(features, labels)
+        print((resident(peak=True) - before) / 1024)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True, cwd="/"
+    )
+    assert float(result.stdout) < 32  # MiB
+
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        import torch
+        from torch import distributed
+        from ltfast.losses import ProCoLoss
+        out = sys.argv[1]
+        distributed.init_process_group("gloo")
+        rank = distributed.get_rank()
+        torch.manual_seed(100 + rank)
+        loss = ProCoLoss(7, 16)
+        for step, (features, labels) in enumerate(torch.load(f"{out}/batches.pt")):
+            if step == 2:
+                loss.start_epoch()
+            loss.update(features[rank::2], labels[rank::2])
+        torch.save(loss.state_dict(), f"{out}/state{rank}.pt")
+        """)
+    )
+    batches = [batch(11 + i, 16) for i in range(4)]
+    torch.save(batches, tmp_path / "batches.pt")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True, text=True, timeout=120)
+    whole = ProCoLoss(7, 16)
+    for step, (features, labels) in enumerate(batches):
+        if step == 2:
+            whole.start_epoch()
+        whole.update(features, labels)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"state{rank}.pt")
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_torch_compile():
+    loss = ProCoLoss(CLASSES, 16, class_counts=COUNTS)
+    model = torch.nn.Linear(16, 16)
+    features, labels = batch(9, 16)
+
+    def step(x, labels):
+        return loss(F.normalize(model(x)), labels)
+
+    torch.testing.assert_close(torch.compile(step, fullgraph=True)(features, labels), step(features, labels))
+
+
+def test_bad_input():
+    for changes, message in (
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"feature_dim": 1}, "feature_dim is 1: expected at least 2"),
+        ({"temperature": 0.0}, r"temperature is 0\.0"),
+        ({"class_counts": [1, 2]}, "class_counts has 2 classes: expected 7"),
+        ({"class_counts": [1, 2, 3, 4, 5, 6, 0]}, r"class_counts\[6\] is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ProCoLoss(**({"num_classes": 7, "feature_dim": 8} | changes))
+    loss = ProCoLoss(7, 8)
+    features, labels = batch(5, 8)
+    before = copy.deepcopy(loss.state_dict())
+    for call in (loss, loss.update):
+        with pytest.raises(ValueError, match=r"features has shape \(5, 7\): expected \(batch, 8\)"):
+            call(features[:, :7], labels)
+        with pytest.raises(ValueError, match=r"is 7: expected a label in \[0, 7\)"):
+            call(features, labels + 7 - labels[0])
+        with pytest.raises(ValueError, match="has shape"):
+            call(features, labels[:4])
+    with pytest.raises(ValueError, match=r"features has shape \(5, 7\)"):
+        loss.logits(features[:, :7])
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
+def test_the_authors_call():
+    ours, theirs = ProCoLoss(7, 16, temperature=0.1), compat.ProCoLoss(16, 0.1, 7)
+    for epoch in range(2):
+        ours.start_epoch()
+        theirs._hook_before_epoch(epoch, 2)
+        for _ in range(2):
+            features, labels = batch(9, 16)
+            ours.update(features, labels)
+            features.requires_grad_()
+            logits = theirs(features, labels, None, args=None)
+            torch.testing.assert_close(logits, ours.logits(features))
+            torch.autograd.grad(logits.sum(), features)
+    assert torch.equal(theirs(features), theirs.logits(features))
+    theirs.reload_memory()

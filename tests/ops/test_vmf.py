@@ -1,0 +1,290 @@
+import math
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.ops import bessel_ratio, log_iv, vmf_cross_entropy, vmf_logits
+from ltfast.ops.vmf import blocks, reference, vmf_cross_entropy_op, vmf_ratio_op
+from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
+
+WIDTHS = [2, 3, 5, 16, 17, 18, 33, 64, 128, 255, 1024, 4096]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def problem(rows, classes, width, dtype=torch.float32, device="cpu"):
+    """Concentrations from 1e-2 to 1e5, and the extremes: 0, 1e5, features along and against a direction."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    features = F.normalize(torch.randn(rows, width, dtype=acc)).to(dtype)
+    directions = F.normalize(torch.randn(classes, width, dtype=acc))
+    kappa = 10 ** (torch.rand(classes, dtype=acc) * 7 - 2)
+    for c, value in enumerate((0.0, 1e5, 10.0, 10.0)[:classes]):
+        kappa[c] = value
+    for c, sign in ((2, -1), (3, 1)):
+        if c < classes:
+            directions[c] = sign * features[0].to(acc)
+    target, log_prior = torch.randint(classes, (rows,)), torch.randn(classes, dtype=acc)
+    return [x.to(device) for x in (features, target, directions, kappa, log_prior)]
+
+
+def check(place, features, target, directions, kappa, log_prior, incoming=None, **options):
+    def loss(z):
+        return vmf_cross_entropy(z, target, directions, kappa, log_prior=log_prior, **options)
+
+    result, gradient = loss_and_gradient(loss, features, incoming)
+    with ltfast.backend("reference"):
+        expected, expected_gradient = loss_and_gradient(loss, features.double(), incoming)
+    loss_tolerance, gradient_tolerance = tolerances(place, features.dtype)
+    if features.dtype == torch.float64:
+        loss_tolerance, gradient_tolerance = max(loss_tolerance, 3e-10), max(gradient_tolerance, 3e-10)
+    # what float32 makes of a cosine, times 1 / temperature
+    loss_tolerance *= max(1, 0.1 / options.get("temperature", 0.1))
+    assert result.dtype == (torch.float64 if features.dtype == torch.float64 else torch.float32)
+    assert gradient.dtype == features.dtype
+    assert relative_error(result, expected) < loss_tolerance
+    assert row_error(gradient, expected_gradient) < gradient_tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_cross_entropy(place, width, dtype):
+    check(place, *problem(7, 37, width, dtype, place.device))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 5, 31), (5, 1, 31), (33, 16, 64), (3, 1031, 20)], ids=str)
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+def test_shapes_and_temperatures(place, shape, temperature):
+    check(place, *problem(*shape, device=place.device), temperature=temperature)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_reductions(place, reduction, dtype):
+    arguments = problem(13, 21, 24, dtype, place.device)
+    incoming = torch.rand(13, device=place.device) + 0.5 if reduction == "none" else torch.tensor(1.7)
+    check(place, *arguments, incoming=incoming, reduction=reduction)
+    check(place, *arguments[:4], None, incoming=incoming, reduction=reduction)
+
+
+@pytest.mark.parametrize("width", [4, 96])
+def test_blocks_of_classes(place, width, monkeypatch):
+    monkeypatch.setattr(blocks, "LARGEST", 32)
+    for classes in (31, 32, 33, 64):
+        check(place, *problem(3, classes, width, device=place.device))
+    # labels in each block
+    features, _, directions, kappa, log_prior = problem(15, 101, width, device=place.device)
+    check(place, features, torch.arange(0, 101, 7, device=place.device), directions, kappa, log_prior)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [6, 100])
+def test_every_instruction_set(native_isa, width, dtype):
+    check(native_isa, *problem(9, 137, width, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_logits(place, width, dtype):
+    features, _, directions, kappa, _ = problem(5, 37, width, dtype, place.device)
+    logits = vmf_logits(features.requires_grad_(), directions, kappa)
+    incoming = torch.randn_like(logits)
+    (gradient,) = torch.autograd.grad(logits, features, incoming)
+    exact = features.detach().double().requires_grad_()
+    with ltfast.backend("reference"):
+        expected = vmf_logits(exact, directions, kappa)
+        (expected_gradient,) = torch.autograd.grad(expected, exact, incoming.double())
+    wide = dtype == torch.float64 and place.backend == "native"
+    assert relative_error(logits, expected) < (3e-10 if wide else 4e-6)
+    tolerance = {torch.float64: 1e-10 if wide else 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2}.get(dtype, 1.5e-3)
+    assert row_error(gradient, expected_gradient) < tolerance
+
+
+@pytest.mark.parametrize("width", [2, 3, 17, 128, 1024])
+def test_the_reference_against_fifty_digits(width):
+    features, _, directions, kappa, _ = problem(3, 6, width, torch.float64)
+    with ltfast.backend("reference"):
+        logits = vmf_logits(features, directions, kappa)
+    with mpmath.workdps(50):
+        nu = mpmath.mpf(width) / 2 - 1
+
+        def log_partition(k):
+            if k == 0:
+                return -nu * mpmath.log(2) - mpmath.loggamma(nu + 1)
+            return mpmath.log(mpmath.besseli(nu, k, maxterms=10**6, maxprec=10**6)) - nu * mpmath.log(k)
+
+        for z, row in zip(features.tolist(), logits.tolist(), strict=True):
+            for mu, k, logit in zip(directions.tolist(), kappa.tolist(), row, strict=True):
+                sums = [mpmath.mpf(k) * m + mpmath.mpf(x) / mpmath.mpf(0.1) for m, x in zip(mu, z, strict=True)]
+                longer = mpmath.sqrt(mpmath.fsum(s * s for s in sums))
+                # float64 loses what the difference of two log-partitions of 1e5 loses
+                assert abs(logit - (log_partition(longer) - log_partition(mpmath.mpf(k)))) < 1e-9
+
+
+def test_agrees_with_the_public_bessel_functions(place):
+    features, _, directions, kappa, _ = problem(5, 7, 40, torch.float64, place.device)
+    kappa = kappa.clamp(1, 1e3)
+    nu = 19.0
+    longer = (kappa[:, None] * directions + features[:, None] / 0.1).norm(dim=2)
+    expected = log_iv(nu, longer) - nu * longer.log() - (log_iv(nu, kappa) - nu * kappa.log())
+    torch.testing.assert_close(vmf_logits(features, directions, kappa), expected, rtol=1e-6, atol=1e-6)
+    assert (bessel_ratio(nu, longer) < 1).all()
+
+
+@pytest.mark.parametrize("width", [2, 64])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_extremes_are_finite(place, width, temperature):
+    features = F.normalize(torch.randn(2, width, device=place.device))
+    directions = torch.cat([features, -features]).repeat(5, 1)
+    kappa = torch.tensor([0.0, 1e-30, 1.0, 1 / temperature, 1e5], device=place.device).repeat_interleave(4)
+    for target in (torch.tensor([0, 1], device=place.device), torch.tensor([18, 11], device=place.device)):
+        for scale in (0.0, 1e-20, 1.0, 100.0):
+            z = (features * scale).requires_grad_()
+            logits = vmf_logits(z, directions, kappa, temperature=temperature)
+            loss = vmf_cross_entropy(z, target, directions, kappa, temperature=temperature)
+            for result in (logits, loss, *torch.autograd.grad(loss, z), *torch.autograd.grad(logits.sum(), z)):
+                assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_row_stays_alone(place, value):
+    features, target, directions, kappa, _ = problem(5, 9, 12, device=place.device)
+    features[2, 3] = value
+    loss, gradient = loss_and_gradient(
+        lambda z: vmf_cross_entropy(z, target, directions, kappa, reduction="none"), features
+    )
+    logits = vmf_logits(features, directions, kappa)
+    for result in (loss, gradient, logits):
+        rows = result.reshape(5, -1).isfinite().all(1).tolist()
+        assert rows == [True, True, False, True, True]
+    assert loss[2].isnan()
+
+
+@given(
+    rows=st.integers(1, 9), classes=st.integers(1, 40), width=st.integers(2, 70),
+    temperature=st.floats(0.02, 5), strength=st.floats(0, 1e5),
+)  # fmt: skip
+@settings(deadline=None)
+def test_bounds(rows, classes, width, temperature, strength):
+    """|logit| <= |z| / temperature, since 0 <= dF/dk < 1; the loss is over 0 without a prior; the gradient is short."""
+    features, target, directions, _, _ = problem(rows, classes, width)
+    kappa = torch.full((classes,), strength)
+    logits = vmf_logits(features, directions, kappa, temperature=temperature)
+    assert logits.abs().max() <= (1 + 1e-5) / temperature + 1e-5
+    loss, gradient = loss_and_gradient(
+        lambda z: vmf_cross_entropy(z, target, directions, kappa, temperature=temperature, reduction="sum"), features
+    )
+    assert loss >= -1e-4
+    assert gradient.norm(dim=1).max() <= 2.001 / temperature
+
+
+def test_permuting_classes_changes_nothing(place):
+    features, target, directions, kappa, log_prior = problem(6, 50, 30, device=place.device)
+    order = torch.randperm(50, device=place.device)
+    loss = vmf_cross_entropy(features, target, directions, kappa, log_prior=log_prior)
+    position = order.argsort()
+    again = vmf_cross_entropy(features, position[target], directions[order], kappa[order], log_prior=log_prior[order])
+    torch.testing.assert_close(again, loss)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("width", [3, 40])
+def test_gradcheck(backend, width):
+    features, target, directions, kappa, log_prior = problem(3, 5, width, torch.float64)
+    kappa = kappa.clamp(max=100)
+    features = (features + 0.1).requires_grad_()
+    with ltfast.backend(backend):
+        for function in (
+            lambda z: vmf_cross_entropy(z, target, directions, kappa, log_prior=log_prior, temperature=0.5),
+            lambda z: vmf_logits(z, directions, kappa, temperature=0.5),
+        ):
+            assert torch.autograd.gradcheck(function, features)
+            assert torch.autograd.gradgradcheck(function, features)
+
+
+def test_non_contiguous_input(place):
+    wide, target, directions, kappa, log_prior = problem(11, 13, 60, device=place.device)
+    for features, mu in ((wide[:, ::3], directions[:, ::3]), (wide[:, 7:41], directions[:, 7:41])):
+        check(place, features, target, mu, kappa, log_prior)
+    check(place, wide[::2], target[::2], directions, kappa.repeat(2)[:13], log_prior)
+    check(place, wide, target.int(), directions.t().contiguous().t(), kappa, log_prior.double())
+
+
+def test_opcheck():
+    for width in (4, 50):
+        features, target, directions, kappa, log_prior = problem(5, 7, width)
+        features.requires_grad_()
+        for reduction in ("mean", "none"):
+            torch.library.opcheck(
+                torch.ops.ltfast.vmf_cross_entropy.default,
+                (features, target, directions, kappa, log_prior, 0.1, reduction, True),
+            )
+        increments = torch.rand(5, 7, requires_grad=True)
+        torch.library.opcheck(vmf_ratio_op, (increments, kappa, width / 2 - 1, True))
+    assert callable(vmf_cross_entropy_op)
+
+
+def test_torch_compile_of_logits():
+    features, target, directions, kappa, _ = problem(5, 7, 30)
+    model = torch.nn.Linear(30, 30)
+
+    def step(x):
+        return F.cross_entropy(vmf_logits(F.normalize(model(x)), directions, kappa), target)
+
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(features), step(features))
+    gradients = [torch.autograd.grad(f(features), model.weight)[0] for f in (compiled, step)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_keeps_float32_products(place):
+    features, target, directions, kappa, _ = problem(9, 21, 64, device=place.device)
+    plain = vmf_logits(features, directions, kappa), vmf_cross_entropy(features, target, directions, kappa)
+    with torch.autocast(place.device, torch.bfloat16):
+        again = vmf_logits(features, directions, kappa), vmf_cross_entropy(features, target, directions, kappa)
+    assert torch.equal(plain[0], again[0])
+    assert torch.equal(plain[1], again[1])
+
+
+def test_memory_does_not_hold_a_matrix_of_logits():
+    assert blocks.block_size(256, 1_000_000) == blocks.LARGEST
+    assert blocks.block_size(65536, 1_000_000) == 256
+    assert blocks.block_size(8, 37) == 48
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_bad_input(backend):
+    features, target, directions, kappa, log_prior = problem(4, 6, 8)
+
+    def refused(error, message, **changes):
+        arguments = {"features": features, "target": target, "directions": directions, "kappa": kappa} | changes
+        with ltfast.backend(backend), pytest.raises(error, match=message):
+            vmf_cross_entropy(**arguments)
+        if "target" not in changes and "log_prior" not in changes and "reduction" not in changes:
+            arguments.pop("target")
+            with ltfast.backend(backend), pytest.raises(error, match=message):
+                vmf_logits(**arguments)
+
+    refused(ValueError, r"features has shape \(8,\): expected \(batch, width\)", features=features[0])
+    refused(ValueError, "expected a width of at least 2", features=features[:, :1], directions=directions[:, :1])
+    refused(ValueError, r"directions has shape \(6, 7\): expected \(classes, 8\)", directions=directions[:, :7])
+    refused(ValueError, r"kappa has shape \(5,\): expected \(6,\)", kappa=kappa[:5])
+    refused(TypeError, r"kappa has dtype torch\.int64", kappa=kappa.long())
+    refused(ValueError, "kappa requires a gradient", kappa=kappa.clone().requires_grad_())
+    refused(ValueError, "directions requires a gradient", directions=directions.clone().requires_grad_())
+    for temperature in (0.0, -1.0, math.nan):
+        refused(ValueError, "temperature is .*: expected a number over 0", temperature=temperature)
+    refused(ValueError, r"log_prior has shape \(5,\): expected \(6,\)", log_prior=log_prior[:5])
+    refused(ValueError, "reduction is 'max'", reduction="max")
+    refused(ValueError, r"target has shape \(3,\): expected \(4,\)", target=target[:3])
+    refused(ValueError, r"target\[0\] is 6: expected a label in \[0, 6\)", target=torch.tensor([6, 0, 0, 0]))
+
+
+def test_reference_partition_is_smooth_at_zero():
+    for nu in (0.0, 3.0, 20.0):
+        square = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(reference.log_partition(nu, square), square)
+        assert slope.item() == pytest.approx(1 / (4 * (nu + 1)), rel=1e-12)
