@@ -21,7 +21,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcar
 demo: $(VENV)/.installed
 	$(BIN)/ltfast train --config ce/digits --loss cross_entropy --out $(RUNS)/cross_entropy
 	$(BIN)/ltfast train --config ce/digits --loss agcl --out $(RUNS)/agcl
-	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl
+	$(BIN)/ltfast train --config proco/digits --out $(RUNS)/proco
+	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl $(RUNS)/proco
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest

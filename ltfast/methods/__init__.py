@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltfast.engine import Plan
-from ltfast.methods import ce
+from ltfast.methods import ce, proco
 from ltfast.methods.settings import BackboneSettings
 
 
@@ -30,7 +30,10 @@ class Method:
     build: Callable[..., Plan]
 
 
-METHODS: dict[str, Method] = {"ce": Method(ce.Settings, ce.build)}
+METHODS: dict[str, Method] = {
+    "ce": Method(ce.Settings, ce.build),
+    "proco": Method(proco.Settings, proco.build),
+}
 
 
 def settings_of(method: str, values: dict[str, Any]) -> Any:

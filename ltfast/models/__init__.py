@@ -1,4 +1,4 @@
-"""What timm lacks: CIFAR's ResNet-32, a net for 8 x 8 digits, the cosine classifier.
+"""What timm lacks: CIFAR's ResNet-32, a net for 8 x 8 digits, the cosine classifier, the projection head.
 
 Importing this package registers its networks with timm, so `timm.create_model("resnet32_cifar")` works.
 """
@@ -6,6 +6,15 @@ Importing this package registers its networks with timm, so `timm.create_model("
 from ltfast.models.classifier import ImageClassifier, default_backbone
 from ltfast.models.cosine_classifier import CosineClassifier
 from ltfast.models.digits_convnet import DigitsConvNet
+from ltfast.models.projection_head import ProjectionHead, TwoBranchClassifier
 from ltfast.models.resnet_cifar import ResNetCifar
 
-__all__ = ["CosineClassifier", "DigitsConvNet", "ImageClassifier", "ResNetCifar", "default_backbone"]
+__all__ = [
+    "CosineClassifier",
+    "DigitsConvNet",
+    "ImageClassifier",
+    "ProjectionHead",
+    "ResNetCifar",
+    "TwoBranchClassifier",
+    "default_backbone",
+]

@@ -1,0 +1,177 @@
+"""ProCo: Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024.
+
+One stage, two branches on one backbone: a classifier, trained with logit-adjusted cross-entropy on a first view of each
+image, and a projection head, trained on two more views with ProCo's expected contrastive loss. The classifier alone is
+used afterwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.methods.settings import BackboneSettings
+
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
+    from ltfast.losses import LogitAdjustedLoss, ProCoLoss
+    from ltfast.models import TwoBranchClassifier
+
+_COSINE_SCALE = 30.0  # the authors'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BackboneSettings):
+    """Options of `--method proco`.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    classifier: Literal["linear", "cosine"] = option(
+        "linear", "the classifier; cosine, scaled by 30, is the authors' choice for large images"
+    )
+    augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
+        "cifar_autoaugment", "augmentation of the classifier's view of training images; for digits and letters, basic"
+    )
+    contrast_augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = (
+        option("simclr", "augmentation of the two contrastive views; for digits and letters, basic")
+    )
+    contrast_weight: float = option(1.0, "weight of the contrastive loss; the classifier's is 1")
+    temperature: float = option(0.1, "temperature of the contrastive loss")
+    feature_dim: int = option(128, "width of the projection head's output")
+    hidden_dim: int = option(512, "width of the projection head's hidden layer")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.contrast_weight >= 0, "contrast_weight", "at least 0", self.contrast_weight)
+        check(self.temperature > 0, "temperature", "a positive number", self.temperature)
+        check(self.feature_dim >= 2, "feature_dim", "at least 2", self.feature_dim)
+        check(self.hidden_dim >= 1, "hidden_dim", "at least 1", self.hidden_dim)
+
+
+class UpdatedProCoLoss(nn.Module):
+    """ProCo's loss after its statistics have taken in the same features, so that one timing has both."""
+
+    def __init__(self, loss: "ProCoLoss") -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        self.loss.update(features.detach(), labels)
+        return self.loss(features, labels)
+
+
+class ProCoStage(Stage):
+    """`classifier_loss(scores of view 1) + contrast_weight * contrast_loss(projections of views 2 and 3)`."""
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        optimisation: Optimisation,
+        *,
+        network: "TwoBranchClassifier",
+        classifier_loss: "LogitAdjustedLoss",
+        contrast_loss: "ProCoLoss",
+        contrast_weight: float = 1.0,
+        scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation: see `Stage`; the batches have three views.
+            network: both branches.
+            classifier_loss, contrast_loss: their losses.
+            contrast_weight: of the second in the sum.
+            scale: factor of the classifier's scores.
+        """
+        super().__init__(name, batches, optimisation)
+        self.network = network
+        self.classifier_loss = classifier_loss
+        self.contrast_loss = UpdatedProCoLoss(contrast_loss)
+        self.contrast_weight = contrast_weight
+        self.scale = scale
+
+    def start_epoch(self) -> None:
+        self.contrast_loss.loss.start_epoch()
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        *views, labels = batch
+        # as the authors do: one batch, so that BatchNorm's statistics, the projection head's too, are of all views
+        scores, features = self.network.branches(torch.cat(views))
+        n = len(labels)
+        classifier = self.classifier_loss(self.scale * scores[:n], labels)
+        contrast = self.contrast_loss(features[n:], labels.repeat(2))
+        return classifier + self.contrast_weight * contrast, {"classifier_loss": classifier, "contrast_loss": contrast}
+
+    def predict(self, *views: Tensor) -> Tensor:
+        (images,) = views
+        return self.scale * self.network(images)
+
+    def losses(self) -> Sequence[nn.Module]:
+        return [self.classifier_loss, self.contrast_loss]
+
+
+def build(
+    settings: Settings,
+    bundle: "DataBundle",
+    *,
+    run: RunSettings,
+    rank: int = 0,
+    world_size: int = 1,
+    test_batch_size: int = 256,
+) -> Plan:
+    """The one stage. Its initial weights and directions come from torch's global generator.
+
+    Raises:
+        ValueError: a setting that does not fit the data.
+    """
+    # seconds to import, and --help needs none of it
+    from ltfast.data import NumberedBatches, SeededViews, eval_transform, make_sampler, train_transform
+    from ltfast.losses import LogitAdjustedLoss, ProCoLoss
+    from ltfast.methods.batches import TrainBatches, evaluation_batches
+    from ltfast.models import TwoBranchClassifier, default_backbone
+
+    size = bundle.image_size if settings.image_size is None else settings.image_size
+    sampler = make_sampler(
+        "instance", bundle.train.labels, num_classes=bundle.num_classes, seed=run.seed, rank=rank, world_size=world_size
+    )
+    policies = (settings.augment, settings.contrast_augment, settings.contrast_augment)
+    views = SeededViews(bundle.train, [train_transform(bundle, policy, size) for policy in policies], seed=run.seed)
+    network = TwoBranchClassifier(
+        default_backbone(size) if settings.backbone is None else settings.backbone,
+        bundle.num_classes,
+        head=settings.classifier,
+        feature_dim=settings.feature_dim,
+        hidden_dim=settings.hidden_dim,
+        in_chans=bundle.channels,
+        image_size=size,
+        pretrained=settings.pretrained,
+    )
+    stage = ProCoStage(
+        "train",
+        TrainBatches(views, NumberedBatches(sampler, settings.batch_size, drop_last=True), workers=run.workers),
+        settings,
+        network=network,
+        classifier_loss=LogitAdjustedLoss(bundle.class_counts),
+        contrast_loss=ProCoLoss(
+            bundle.num_classes,
+            settings.feature_dim,
+            temperature=settings.temperature,
+            class_counts=bundle.class_counts,
+        ),
+        contrast_weight=settings.contrast_weight,
+        scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
+    )
+    test = evaluation_batches(
+        bundle.test,
+        [eval_transform(bundle, size)],
+        batch_size=test_batch_size,
+        workers=run.workers,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Plan([stage], test)

@@ -1,0 +1,79 @@
+"""The projection head of contrastive learning, and a network with a classifier beside one."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltfast.models.classifier import ImageClassifier
+
+
+class ProjectionHead(nn.Module):
+    """Linear, BatchNorm, ReLU, linear, and each row divided by its length (Chen et al., "SimCLR", ICML 2020).
+
+    Args:
+        in_features: width of the backbone's features.
+        feature_dim: width D of the projection.
+        hidden_dim: width of the hidden layer.
+
+    Shapes: features (B, in_features), B at least 2 in training -> (B, feature_dim) float32, rows of length 1.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, in_features: int, feature_dim: int = 128, *, hidden_dim: int = 512) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("feature_dim", feature_dim), ("hidden_dim", hidden_dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, feature_dim),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.layers(features).float(), dim=-1)  # half precision would lose the length's digits
+
+
+class TwoBranchClassifier(ImageClassifier):
+    """An `ImageClassifier` with a projection head beside its classifier; `forward` gives the classifier's scores.
+
+    A cosine classifier's weights start with length 1, as contrastive methods have it: the shorter they are, the faster
+    they turn.
+
+    Args:
+        backbone, num_classes, head, in_chans, image_size, pretrained: see `ImageClassifier`.
+        feature_dim, hidden_dim: see `ProjectionHead`.
+
+    Raises:
+        ValueError: as `ImageClassifier` and `ProjectionHead`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        head: Literal["linear", "cosine"] = "linear",
+        feature_dim: int = 128,
+        hidden_dim: int = 512,
+        in_chans: int = 3,
+        image_size: int = 224,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone, num_classes, head=head, in_chans=in_chans, image_size=image_size, pretrained=pretrained
+        )
+        if head == "cosine":
+            with torch.no_grad():
+                self.head.weight.copy_(F.normalize(self.head.weight, dim=-1))
+        self.projection = ProjectionHead(self.head.in_features, feature_dim, hidden_dim=hidden_dim)
+
+    def branches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, in_chans, image_size, image_size) -> class scores (B, C), projections (B, feature_dim)."""
+        features = self.backbone(images)
+        return self.head(features), self.projection(features)
