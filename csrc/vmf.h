@@ -177,7 +177,7 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     std::fill(logits + count, logits + padded, -std::numeric_limits<A>::infinity());
 
     double* state = a.state + 5 * row;
-    A peak = first ? -std::numeric_limits<A>::infinity() : A(state[0]);
+    A peak = first ? -std::numeric_limits<A>::max() : A(state[0]);  // not -inf: all of a block's logits may be that
     const A before = peak;
 #pragma omp simd reduction(max : peak)
     for (int64_t i = 0; i < count; ++i) peak = logits[i] > peak ? logits[i] : peak;

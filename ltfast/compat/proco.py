@@ -18,7 +18,7 @@ class ProCoLoss(losses.ProCoLoss):
     def __init__(self, contrast_dim: int, temperature: float = 1.0, num_classes: int = 1000) -> None:
         super().__init__(num_classes, contrast_dim, temperature=temperature)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, features: Tensor, labels: Tensor | None = None, sup_logits: Any = None, args: Any = None
     ) -> Tensor:
         """Logits (B, C); with labels, after the batches of all processes are added to the statistics.

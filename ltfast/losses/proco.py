@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,20 +16,22 @@ _START = 0.9  # the length of the mean of a class that was not seen yet
 class ProCoLoss(nn.Module):
     """Probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere of features.
 
-    Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The features of a
-    class are summed up over all batches; their mean gives the distribution's direction, and its length R the
-    concentration kappa = D R / (1 - R^2), at most 1e5. A feature's logit for a class is then the expectation of a
-    contrastive loss over all features that the class could have; the formula is in ``ltfast.ops.vmf``. In a script:
+    Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The direction of the
+    mean of a class's features is the distribution's, and its length R gives the concentration
+    kappa = D R / (1 - R^2), at most 1e5. A feature's logit for a class is then the expectation of a contrastive loss
+    over all features that the class could have; the formula is in ``ltfast.ops.vmf``. In a script:
 
         for epoch in range(epochs):
             proco.start_epoch()
             for images, labels in batches:
                 features = F.normalize(head(backbone(images)))
-                proco.update(features, labels)
+                proco.update(features, labels)  # with two views: of both, before the loss of either
                 loss = proco(features, labels)
 
-    There are two estimators, as in the authors' code: the one in use has seen the epoch before and this one, the other
-    only this one; at the start of an epoch the other takes its place and a new one begins.
+    The means are over the features of this epoch so far and of the epoch before. (The authors' two estimators: the one
+    in use, and a second that began with this epoch and takes its place at the next.) A class of which neither has seen
+    anything has a random direction and R = 0.9. These directions depend on C and D alone, so that they are the same on
+    every process and after a restart.
 
     Args:
         num_classes: C, at least 1.
@@ -39,7 +42,8 @@ class ProCoLoss(nn.Module):
 
     Shapes: features (B, D) of length 1, any float dtype; labels (B,), int64; the loss is float32 (float64 for float64).
 
-    The statistics are buffers, float32. Under ``torch.distributed`` ``update`` adds up the batches of all processes.
+    The statistics are buffers and stay float32. Under ``torch.distributed`` ``update`` adds up the batches of all
+    processes, which must call it equally often.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -47,6 +51,8 @@ class ProCoLoss(nn.Module):
 
     sums: Tensor
     counts: Tensor
+    past_sums: Tensor
+    past_counts: Tensor
     directions: Tensor
     kappa: Tensor
     start: Tensor
@@ -79,25 +85,30 @@ class ProCoLoss(nn.Module):
         start = torch.randn(num_classes, feature_dim, generator=generator, device="cpu", dtype=torch.float32)
         self.register_buffer("start", _START * F.normalize(start), persistent=False)
         self.register_buffer("log_prior", log_prior, persistent=False)
-        # of the estimator in use and of the one that began with this epoch
-        self.register_buffer("sums", self.start.repeat(2, 1, 1))
-        self.register_buffer("counts", start.new_zeros(2, num_classes, dtype=torch.int64))
+        # of this epoch, and of the one before or, where that saw nothing of a class, its start
+        self.register_buffer("sums", torch.zeros_like(start))
+        self.register_buffer("counts", start.new_zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("past_sums", self.start.clone())
+        self.register_buffer("past_counts", self.counts.clone())
         self.register_buffer("directions", torch.empty_like(start))
         self.register_buffer("kappa", start.new_empty(num_classes))
-        self._estimate()
+        self._estimate(self._every_class())
 
     @torch.no_grad()
     def start_epoch(self) -> None:
-        """Begin an epoch: the estimator that began with the last one is used from now on, and a new one begins."""
-        self.sums[0] = self.sums[1]
-        self.counts[0] = self.counts[1]
-        self.sums[1] = self.start
-        self.counts[1] = 0
-        self._estimate()
+        """Begin an epoch: forget all but the features of the epoch that ends."""
+        self.past_sums.copy_(torch.where(self.counts[:, None] > 0, self.sums, self.start))
+        self.past_counts.copy_(self.counts)
+        self.sums.zero_()
+        self.counts.zero_()
+        self._estimate(self._every_class())
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add a batch to the statistics: with more views than one, the features of all of them.
+        """Add a batch to the statistics; a call of the loss does not.
+
+        A class with a feature that is not finite is left as it is: an overflow in one step of half-precision training
+        would otherwise make every loss NaN until the end of the next epoch.
 
         Args:
             features: (N, D) of length 1, any float dtype.
@@ -107,19 +118,23 @@ class ProCoLoss(nn.Module):
             ValueError, TypeError: a bad argument, named.
         """
         self._check(features)
-        # A feature that is not finite would stay in the means for two epochs: it is left out. One more column holds 1
-        # where a feature counts, so that the class sums are the sums and the counts, and one collective adds up both.
-        finite = features.isfinite().all(dim=1, keepdim=True)
-        rows = torch.cat([features.where(finite, 0), finite.to(features.dtype)], dim=1)
-        both = ops.class_sums(rows, labels, self.num_classes)[0].float()
+        sums, counts = ops.class_sums(features, labels, self.num_classes)
+        sums = sums.float()
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            both = torch.cat([sums, counts[:, None].float()], dim=1)
             distributed.all_reduce(both)
-        sums, counts = both[:, :-1], both[:, -1].long()
-        # what a class started with counts for nothing once it is seen
-        kept = (self.counts > 0) | (counts == 0)
-        torch.addcmul(sums, self.sums, kept[:, :, None].float(), out=self.sums)
+            sums, counts = both[:, :-1], both[:, -1].long()
+        # Which classes the batch has, and whether all is finite: on a GPU, to ask would make the CPU wait.
+        on_cpu = sums.device.type == "cpu"
+        classes = counts.nonzero()[:, 0] if on_cpu else self._every_class()
+        sums = sums.index_select(0, classes)
+        if not (on_cpu and math.isfinite(sums.sum())):
+            broken = ~sums.sum(dim=1).isfinite()
+            sums.masked_fill_(broken[:, None], 0)
+            counts.index_copy_(0, classes, counts.index_select(0, classes).masked_fill_(broken, 0))
+        self.sums.index_add_(0, classes, sums)
         self.counts += counts
-        self._estimate()
+        self._estimate(classes)
 
     def logits(self, features: Tensor) -> Tensor:
         """Expected contrastive logits, (B, C), float32 (float64 for float64), without the classes' log-frequencies.
@@ -167,10 +182,17 @@ class ProCoLoss(nn.Module):
 
         return super()._apply(move, recurse)
 
-    def _estimate(self) -> None:
-        """Directions and concentrations from the sums of the estimator in use."""
-        lengths = torch.linalg.vector_norm(self.sums[0], dim=1)
-        torch.div(self.sums[0], lengths.clamp(min=1e-12)[:, None], out=self.directions)
-        means = lengths / self.counts[0].clamp(min=1)  # a class that was not seen has its start for a sum
-        kappa = self.feature_dim * means / (1 - means**2)
-        self.kappa.copy_(torch.where(means < 1, kappa, _LARGEST_KAPPA).clamp(max=_LARGEST_KAPPA))
+    def _every_class(self) -> Tensor:
+        return torch.arange(self.num_classes, device=self.sums.device)
+
+    def _estimate(self, classes: Tensor) -> None:
+        """Directions and concentrations of these classes, from both epochs' sums."""
+        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
+        past_sums, past_counts = self.past_sums.index_select(0, classes), self.past_counts.index_select(0, classes)
+        # what a class started with counts for nothing once it is seen
+        sums.addcmul_(past_sums, ((past_counts > 0) | (counts == 0))[:, None].float())
+        lengths = torch.linalg.vector_norm(sums, dim=1)
+        means = lengths / (past_counts + counts).clamp(min=1)
+        kappa = means * self.feature_dim / (1 - means.square()).clamp_(min=1e-12)
+        self.kappa.index_copy_(0, classes, kappa.clamp_(max=_LARGEST_KAPPA))
+        self.directions.index_copy_(0, classes, sums.div_(lengths.clamp_(min=1e-12)[:, None]))

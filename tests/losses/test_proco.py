@@ -1,4 +1,8 @@
 import copy
+import ctypes
+import math
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,11 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ltfast import compat
-from ltfast.losses import ProCoLoss
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import proco_baseline
+from ltfast.losses import ProCoLoss
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
 CLASSES = len(COUNTS)
@@ -44,7 +45,9 @@ def plain_statistics(features, labels, classes, width):
 
 @pytest.mark.parametrize("width", [128, 1024])
 def test_logits_and_gradients_are_the_authors(width):
-    features, labels = batch(40, width)
+    # Their recurrence starts at order 2 nu: too low for kappa near its limit, where a single feature takes a class.
+    features, _ = batch(40, width, 1)
+    labels = torch.arange(40) % (CLASSES - 1)  # one class stays unseen
     ours, baseline = ProCoLoss(CLASSES, width), proco_baseline.Baseline(CLASSES, width)
     baseline.means = [ours.start.clone().double() for _ in range(2)]
     baseline.counts = [counts.double() for counts in baseline.counts]
@@ -72,7 +75,7 @@ def test_statistics_are_those_of_all_features_seen(sizes, width, classes):
         loss.update(features, labels)
     features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     seen = labels.bincount(minlength=classes) > 0
-    assert torch.equal(loss.counts, labels.bincount(minlength=classes).repeat(2, 1))
+    assert torch.equal(loss.counts, labels.bincount(minlength=classes))
     directions, kappa = plain_statistics(features, labels, classes, width)
     torch.testing.assert_close(loss.directions[seen].double(), directions[seen], rtol=0, atol=1e-4)
     several = seen & (kappa < 1e4)  # 1 - R^2 has no digits to spare nearer to R = 1
@@ -161,61 +164,101 @@ def test_half_precision_features_and_autocast():
         torch.testing.assert_close(loss(features.bfloat16(), labels), exact, rtol=2e-2, atol=5e-2)
 
 
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 def test_an_update_needs_no_tensor_of_rows_by_classes_by_width():
-    script = """
-        import torch
-        from ltfast.losses import ProCoLoss
-        classes, rows, width = 8142, 2048, 128
-        loss = ProCoLoss(classes, width)
-        features, labels = torch.randn(rows, width), torch.randint(classes, (rows,))
-        loss.update(features[:2], labels[:2])
-        def resident(peak):
-            lines = open("/proc/self/status").read().splitlines()
-            return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM" if peak else "VmRSS"))
-        open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-        before = resident(peak=False)
-        loss.update(features, labels)
-        print((resident(peak=True) - before) / 1024)
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True, cwd="/"
-    )
-    assert float(result.stdout) < 32  # MiB
+    classes, rows, width = 8142, 2048, 128
+    loss = ProCoLoss(classes, width)
+    features, labels = batch(rows, width, classes)
+    loss.update(features[:2], labels[:2])
+
+    def resident(line):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{line}:\s+(\d+) kB", status)[1]) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is needed
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    loss.update(features, labels)
+    assert resident("VmHWM") - before < 32
 
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(
-        textwrap.dedent("""
+    script = """
         import sys
         import torch
         from torch import distributed
         from ltfast.losses import ProCoLoss
-        out = sys.argv[1]
-        distributed.init_process_group("gloo")
-        rank = distributed.get_rank()
+        out, rank = sys.argv[1], int(sys.argv[2])
+        distributed.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
         torch.manual_seed(100 + rank)
-        loss = ProCoLoss(7, 16)
+        loss = ProCoLoss(9, 16)
         for step, (features, labels) in enumerate(torch.load(f"{out}/batches.pt")):
             if step == 2:
                 loss.start_epoch()
             loss.update(features[rank::2], labels[rank::2])
         torch.save(loss.state_dict(), f"{out}/state{rank}.pt")
-        """)
-    )
-    batches = [batch(11 + i, 16) for i in range(4)]
+        distributed.destroy_process_group()
+    """
+    batches = [batch(11 + i, 16) for i in range(4)]  # of 9 classes, two are never seen
     torch.save(batches, tmp_path / "batches.pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    subprocess.run([*command, str(tmp_path)], check=True, capture_output=True, text=True, timeout=120)
-    whole = ProCoLoss(7, 16)
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    whole = ProCoLoss(9, 16)
     for step, (features, labels) in enumerate(batches):
         if step == 2:
             whole.start_epoch()
         whole.update(features, labels)
-    for rank in range(2):
-        state = torch.load(tmp_path / f"state{rank}.pt")
-        for name, value in whole.state_dict().items():
-            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    states = [torch.load(tmp_path / f"state{rank}.pt") for rank in range(2)]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(states[0][name], states[1][name])
+        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_every_view_has_the_statistics_of_its_call():
+    loss = ProCoLoss(CLASSES, 16)
+    (first, labels), (second, _) = batch(9, 16), batch(9, 16)
+
+    def gradients(call):
+        views = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+        loss.load_state_dict(ProCoLoss(CLASSES, 16).state_dict())
+        total = 0
+        for view in views:
+            loss.update(view, labels)
+            total = total + call(view)
+        return torch.autograd.grad(total, views)  # after the second update
+
+    expected = gradients(lambda view: F.cross_entropy(copy.deepcopy(loss).logits(view), labels))
+    for call in (lambda view: loss(view, labels), lambda view: F.cross_entropy(loss.logits(view), labels)):
+        torch.testing.assert_close(gradients(call), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_overflow_does_not_stay_in_the_statistics(value):
+    loss, clean = ProCoLoss(CLASSES, 16), ProCoLoss(CLASSES, 16)
+    features, labels = batch(30, 16)
+    labels[0] = 3
+    broken = features.clone()
+    broken[0, 5] = value
+    others = labels != 3
+    loss.update(broken, labels)
+    clean.update(features[others], labels[others])
+    for name, expected in clean.state_dict().items():
+        torch.testing.assert_close(loss.state_dict()[name], expected, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_statistics_stay_float32():
+    loss = torch.nn.Sequential(ProCoLoss(CLASSES, 16)).half()[0]
+    assert {buffer.dtype for buffer in loss.buffers()} == {torch.float32, torch.int64}
+    loss.update(*batch(30, 16, dtype=torch.float64))
+    assert loss(*batch(3, 16, dtype=torch.float64)).dtype == torch.float64
+    assert all(buffer.device.type == "meta" for buffer in loss.to("meta").buffers())
 
 
 def test_torch_compile():
@@ -226,7 +269,9 @@ def test_torch_compile():
     def step(x, labels):
         return loss(F.normalize(model(x)), labels)
 
-    torch.testing.assert_close(torch.compile(step, fullgraph=True)(features, labels), step(features, labels))
+    torch.testing.assert_close(
+        torch.compile(step, fullgraph=True, backend="aot_eager")(features, labels), step(features, labels)
+    )
 
 
 def test_bad_input():
@@ -252,19 +297,3 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"features has shape \(5, 7\)"):
         loss.logits(features[:, :7])
     assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
-
-
-def test_the_authors_call():
-    ours, theirs = ProCoLoss(7, 16, temperature=0.1), compat.ProCoLoss(16, 0.1, 7)
-    for epoch in range(2):
-        ours.start_epoch()
-        theirs._hook_before_epoch(epoch, 2)
-        for _ in range(2):
-            features, labels = batch(9, 16)
-            ours.update(features, labels)
-            features.requires_grad_()
-            logits = theirs(features, labels, None, args=None)
-            torch.testing.assert_close(logits, ours.logits(features))
-            torch.autograd.grad(logits.sum(), features)
-    assert torch.equal(theirs(features), theirs.logits(features))
-    theirs.reload_memory()

@@ -72,7 +72,7 @@ def test_reductions(place, reduction, dtype):
 
 @pytest.mark.parametrize("width", [4, 96])
 def test_blocks_of_classes(place, width, monkeypatch):
-    monkeypatch.setattr(blocks, "LARGEST", 32)
+    monkeypatch.setitem(blocks.LARGEST, torch.float32, 32)
     for classes in (31, 32, 33, 64):
         check(place, *problem(3, classes, width, device=place.device))
     # labels in each block
@@ -181,6 +181,23 @@ def test_bounds(rows, classes, width, temperature, strength):
     assert gradient.norm(dim=1).max() <= 2.001 / temperature
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_classes_left_out_by_their_prior(place, first, monkeypatch):
+    monkeypatch.setitem(blocks.LARGEST, torch.float32, 16)
+    features, _, directions, kappa, log_prior = problem(4, 40, 20, device=place.device)
+    kept = torch.arange(16, 40, device=place.device) if first else torch.arange(0, 24, device=place.device)
+    masked = torch.full_like(log_prior, -math.inf).index_copy(0, kept, log_prior[kept])
+    target = torch.arange(4, device=place.device)
+    loss, gradient = loss_and_gradient(
+        lambda z: vmf_cross_entropy(z, kept[target], directions, kappa, log_prior=masked), features
+    )
+    expected, expected_gradient = loss_and_gradient(
+        lambda z: vmf_cross_entropy(z, target, directions[kept], kappa[kept], log_prior=log_prior[kept]), features
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
+
+
 def test_permuting_classes_changes_nothing(place):
     features, target, directions, kappa, log_prior = problem(6, 50, 30, device=place.device)
     order = torch.randperm(50, device=place.device)
@@ -250,9 +267,10 @@ def test_autocast_keeps_float32_products(place):
 
 
 def test_memory_does_not_hold_a_matrix_of_logits():
-    assert blocks.block_size(256, 1_000_000) == blocks.LARGEST
-    assert blocks.block_size(65536, 1_000_000) == 256
-    assert blocks.block_size(8, 37) == 48
+    assert blocks.block_size(256, 1_000_000, torch.float32) == 4096
+    assert blocks.block_size(256, 1_000_000, torch.float64) == 512
+    assert blocks.block_size(65536, 1_000_000, torch.float32) == 256
+    assert blocks.block_size(8, 37, torch.float32) == 48
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

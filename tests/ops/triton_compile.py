@@ -163,9 +163,14 @@ def cases() -> Iterator[tuple]:
             {"WITH_SLOPE": True, **expansion, **options},
             warps,
         )
-        blocks = {"fp32": ((10, 1, 1), (100, 1, 1), (1000, 1, 1), (4096, 1, 0), (4096, 0, 1)),
-                  "fp64": ((512, 1, 1), (512, 0, 1))}  # fmt: skip
-        for width, (classes, first, last) in itertools.product((128, 2048) if nu else (2, 16), blocks[dtype]):
+        # (width, classes of the block, whether it is the first, the last)
+        shapes = {
+            ("fp32", 63): ((128, 10, 1, 1), (128, 1000, 1, 1), (2048, 4096, 1, 0), (128, 4096, 0, 1)),
+            ("fp32", 0): ((2, 1000, 1, 1), (2, 4096, 0, 1)),
+            ("fp64", 63): ((128, 512, 0, 1),),
+            ("fp64", 0): ((2, 512, 0, 1),),
+        }
+        for width, classes, first, last in shapes[dtype, nu]:
             options = vmf.launch_options(classes, width, DTYPES[dtype])
             warps = options.pop("num_warps")
             matrices = ("products", "features", "directions", "kappa", "log_prior", "state", "loss", "gradient")

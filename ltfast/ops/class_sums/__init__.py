@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import backends, checks
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.fused_loss import accumulator, is_plain, wants_gradient
 
 __all__ = ["class_sums"]
 
@@ -39,12 +39,12 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     checks.check_labels(labels, features, "labels", classes=num_classes)
     if backends.resolve(features.device) == "reference":
         checks.check_reference_labels(labels, num_classes, "labels")
+    if is_plain(features) and not wants_gradient(features) and not torch.compiler.is_compiling():
+        return _run(features, labels, num_classes)  # the dispatcher would take longer than a small batch
     return class_sums_op(features, labels, num_classes)
 
 
-@torch.library.custom_op("ltfast::class_sums", mutates_args=())
-def class_sums_op(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The op behind ``class_sums``; the reference too runs in here."""
+def _run(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     run = import_module(f"ltfast.ops.class_sums.{backends.resolve(features.device)}").class_sums
     labels = labels.long().contiguous()
     if features.stride(1) != 1:
@@ -53,6 +53,9 @@ def class_sums_op(features: Tensor, labels: Tensor, num_classes: int) -> tuple[T
         return run(features, labels, num_classes)
     with torch.cuda.device_of(features):  # Triton launches on the current device
         return run(features, labels, num_classes)
+
+
+class_sums_op = torch.library.custom_op("ltfast::class_sums", _run, mutates_args=())
 
 
 @class_sums_op.register_fake

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ltfast.ops.fused_loss import accumulator, reduce
 
-LARGEST = 4096  # classes of a block: an epilogue holds a row of one
+LARGEST = {torch.float32: 4096, torch.float64: 512}  # classes of a block: a GPU's epilogue holds a row in registers
 _BUDGET = 2**22  # values of a block's products, where that is not too few classes
 
 
-def block_size(rows: int, classes: int) -> int:
+def block_size(rows: int, classes: int, dtype: torch.dtype) -> int:
     """Classes of a block, a multiple of 16: the memory beside the arguments stays O(rows)."""
-    size = min(LARGEST, max(_BUDGET // rows, 256), classes)
+    size = min(LARGEST[dtype], max(_BUDGET // rows, 256), classes)
     return (size + 15) // 16 * 16
 
 
@@ -38,7 +38,7 @@ def cross_entropy(
     dtype = accumulator(features.dtype)
     z, mu = features.to(dtype).contiguous(), directions.to(dtype).contiguous()
     rows, classes = len(z), len(mu)
-    block = block_size(rows, classes)
+    block = block_size(rows, classes, dtype)
     products = z.new_empty(rows, block)
     state = torch.empty(rows, 5, dtype=torch.float64 if z.device.type == "cpu" else dtype, device=z.device)
     loss = z.new_empty(rows)
