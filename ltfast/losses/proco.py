@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -92,7 +91,7 @@ class ProCoLoss(nn.Module):
         self.register_buffer("past_counts", self.counts.clone())
         self.register_buffer("directions", torch.empty_like(start))
         self.register_buffer("kappa", start.new_empty(num_classes))
-        self._estimate(self._every_class())
+        self._estimate()
 
     @torch.no_grad()
     def start_epoch(self) -> None:
@@ -101,14 +100,14 @@ class ProCoLoss(nn.Module):
         self.past_counts.copy_(self.counts)
         self.sums.zero_()
         self.counts.zero_()
-        self._estimate(self._every_class())
+        self._estimate()
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch to the statistics; a call of the loss does not.
 
-        A class with a feature that is not finite is left as it is: an overflow in one step of half-precision training
-        would otherwise make every loss NaN until the end of the next epoch.
+        A feature that is not finite is left out: an overflow in one step of half-precision training would otherwise
+        make every loss NaN until the end of the next epoch.
 
         Args:
             features: (N, D) of length 1, any float dtype.
@@ -118,23 +117,15 @@ class ProCoLoss(nn.Module):
             ValueError, TypeError: a bad argument, named.
         """
         self._check(features)
-        sums, counts = ops.class_sums(features, labels, self.num_classes)
-        sums = sums.float()
+        # one more column holds 1 where a feature counts: its sums are the counts, and one collective adds up both
+        finite = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite()
+        rows = torch.cat([features.where(finite, 0), finite.to(features.dtype)], dim=1)
+        both = ops.class_sums(rows, labels, self.num_classes)[0].float()
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            both = torch.cat([sums, counts[:, None].float()], dim=1)
             distributed.all_reduce(both)
-            sums, counts = both[:, :-1], both[:, -1].long()
-        # Which classes the batch has, and whether all is finite: on a GPU, to ask would make the CPU wait.
-        on_cpu = sums.device.type == "cpu"
-        classes = counts.nonzero()[:, 0] if on_cpu else self._every_class()
-        sums = sums.index_select(0, classes)
-        if not (on_cpu and math.isfinite(sums.sum())):
-            broken = ~sums.sum(dim=1).isfinite()
-            sums.masked_fill_(broken[:, None], 0)
-            counts.index_copy_(0, classes, counts.index_select(0, classes).masked_fill_(broken, 0))
-        self.sums.index_add_(0, classes, sums)
-        self.counts += counts
-        self._estimate(classes)
+        self.sums += both[:, :-1]
+        self.counts += both[:, -1].long()
+        self._estimate()
 
     def logits(self, features: Tensor) -> Tensor:
         """Expected contrastive logits, (B, C), float32 (float64 for float64), without the classes' log-frequencies.
@@ -182,17 +173,13 @@ class ProCoLoss(nn.Module):
 
         return super()._apply(move, recurse)
 
-    def _every_class(self) -> Tensor:
-        return torch.arange(self.num_classes, device=self.sums.device)
-
-    def _estimate(self, classes: Tensor) -> None:
-        """Directions and concentrations of these classes, from both epochs' sums."""
-        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
-        past_sums, past_counts = self.past_sums.index_select(0, classes), self.past_counts.index_select(0, classes)
+    def _estimate(self) -> None:
+        """Directions and concentrations from both epochs' sums."""
         # what a class started with counts for nothing once it is seen
-        sums.addcmul_(past_sums, ((past_counts > 0) | (counts == 0))[:, None].float())
-        lengths = torch.linalg.vector_norm(sums, dim=1)
-        means = lengths / (past_counts + counts).clamp(min=1)
-        kappa = means * self.feature_dim / (1 - means.square()).clamp_(min=1e-12)
-        self.kappa.index_copy_(0, classes, kappa.clamp_(max=_LARGEST_KAPPA))
-        self.directions.index_copy_(0, classes, sums.div_(lengths.clamp_(min=1e-12)[:, None]))
+        kept = (self.past_counts > 0) | (self.counts == 0)
+        torch.addcmul(self.sums, self.past_sums, kept[:, None].float(), out=self.directions)
+        lengths = torch.linalg.vector_norm(self.directions, dim=1)
+        self.directions.div_(lengths.clamp(min=1e-12)[:, None])
+        means = lengths / (self.past_counts + self.counts).clamp(min=1)
+        kappa = self.feature_dim * means / (1 - means.square()).clamp(min=1e-12)
+        self.kappa.copy_(kappa.clamp(max=_LARGEST_KAPPA))

@@ -243,12 +243,10 @@ def test_every_view_has_the_statistics_of_its_call():
 def test_an_overflow_does_not_stay_in_the_statistics(value):
     loss, clean = ProCoLoss(CLASSES, 16), ProCoLoss(CLASSES, 16)
     features, labels = batch(30, 16)
-    labels[0] = 3
     broken = features.clone()
     broken[0, 5] = value
-    others = labels != 3
     loss.update(broken, labels)
-    clean.update(features[others], labels[others])
+    clean.update(features[1:], labels[1:])
     for name, expected in clean.state_dict().items():
         torch.testing.assert_close(loss.state_dict()[name], expected, rtol=1e-6, atol=1e-6, msg=name)
 
