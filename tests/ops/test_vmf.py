@@ -12,7 +12,7 @@ from ltfast.ops import bessel_ratio, log_iv, vmf_cross_entropy, vmf_logits
 from ltfast.ops.vmf import blocks, reference, vmf_cross_entropy_op, vmf_ratio_op
 from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
 
-WIDTHS = [2, 3, 5, 16, 17, 18, 33, 64, 128, 255, 1024, 4096]
+WIDTHS = [2, 3, 16, 17, 33, 128, 255, 1024, 4096]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -41,21 +41,22 @@ def check(place, features, target, directions, kappa, log_prior, incoming=None, 
     loss_tolerance, gradient_tolerance = tolerances(place, features.dtype)
     if features.dtype == torch.float64:
         loss_tolerance, gradient_tolerance = max(loss_tolerance, 3e-10), max(gradient_tolerance, 3e-10)
-    # what float32 makes of a cosine, times 1 / temperature
-    loss_tolerance *= max(1, 0.1 / options.get("temperature", 0.1))
+    temperature = options.get("temperature", 0.1)
+    loss_tolerance *= max(1, 0.1 / temperature)  # what float32 makes of a cosine, times 1 / temperature
     assert result.dtype == (torch.float64 if features.dtype == torch.float64 else torch.float32)
     assert gradient.dtype == features.dtype
     assert relative_error(result, expected) < loss_tolerance
-    assert row_error(gradient, expected_gradient) < gradient_tolerance
+    # a gradient is up to 2 / temperature long
+    assert row_error(gradient.double() * temperature, expected_gradient * temperature) < gradient_tolerance
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_cross_entropy(place, width, dtype):
-    check(place, *problem(7, 37, width, dtype, place.device))
+    check(place, *problem(3, 37, width, dtype, place.device))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 5, 31), (5, 1, 31), (33, 16, 64), (3, 1031, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 5, 31), (5, 1, 31), (9, 16, 64), (2, 1031, 20)], ids=str)
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
 def test_shapes_and_temperatures(place, shape, temperature):
     check(place, *problem(*shape, device=place.device), temperature=temperature)
@@ -89,7 +90,7 @@ def test_every_instruction_set(native_isa, width, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_logits(place, width, dtype):
-    features, _, directions, kappa, _ = problem(5, 37, width, dtype, place.device)
+    features, _, directions, kappa, _ = problem(3, 37, width, dtype, place.device)
     logits = vmf_logits(features.requires_grad_(), directions, kappa)
     incoming = torch.randn_like(logits)
     (gradient,) = torch.autograd.grad(logits, features, incoming)

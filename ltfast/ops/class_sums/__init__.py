@@ -39,7 +39,7 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     checks.check_labels(labels, features, "labels", classes=num_classes)
     if backends.resolve(features.device) == "reference":
         checks.check_reference_labels(labels, num_classes, "labels")
-    if is_plain(features) and not wants_gradient(features) and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and is_plain(features) and not wants_gradient(features):
         return _run(features, labels, num_classes)  # the dispatcher would take longer than a small batch
     return class_sums_op(features, labels, num_classes)
 
