@@ -99,7 +99,7 @@ def test_logits(place, width, dtype):
         expected = vmf_logits(exact, directions, kappa)
         (expected_gradient,) = torch.autograd.grad(expected, exact, incoming.double())
     wide = dtype == torch.float64 and place.backend == "native"
-    assert relative_error(logits, expected) < (3e-10 if wide else 4e-6)
+    assert relative_error(logits, expected) < (3e-10 if wide else 4e-6 if width > 17 else 1e-5)
     tolerance = {torch.float64: 1e-10 if wide else 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2}.get(dtype, 1.5e-3)
     assert row_error(gradient, expected_gradient) < tolerance
 
