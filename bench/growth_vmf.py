@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
+from conftest import machine
 from ltfast.ops import vmf_cross_entropy
 
 BASE = {"batch": 256, "classes": 1000, "width": 128}
@@ -44,7 +45,8 @@ def main(path: str) -> None:
     centre = milliseconds(**BASE, device=device)
     axis.plot(scale, [centre * s for s in scale], color="grey", linestyle=":", label="linear")
     axis.set(xscale="log", yscale="log", xlabel="times the value in brackets", ylabel="forward and backward, ms")
-    axis.set_title(f"vmf_cross_entropy, float32, {device}")
+    about = machine()
+    axis.set_title(f"vmf_cross_entropy, float32, {about['machine']}, commit {about['commit']}", fontsize=8)
     axis.legend()
     figure.savefig(path, dpi=120)
 
