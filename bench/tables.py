@@ -35,7 +35,7 @@ def bessel(groups: dict) -> list[str]:
             cells = [f"{ours:.0f} ms", *(against(rows, peer, ours) for peer in peers)]
             order = group.removesuffix(" 1e6 values float64").replace(" order", ", order")
             lines.append(f"| `{order.split(',')[0]}`,{order.split(',')[1]} | {' | '.join(cells)} |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def against(rows: dict, peer: str, ours: float) -> str:

@@ -124,7 +124,7 @@ def build(
     world_size: int = 1,
     test_batch_size: int = 256,
 ) -> Plan:
-    """The one stage. Its initial weights and directions come from torch's global generator.
+    """The one stage. Its initial weights come from torch's global generator.
 
     Raises:
         ValueError: a setting that does not fit the data.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import ltfast
 from ltfast.ops import bessel_ratio, log_iv, vmf_cross_entropy, vmf_logits
-from ltfast.ops.vmf import blocks, reference, vmf_cross_entropy_op, vmf_ratio_op
+from ltfast.ops.vmf import blocks, reference, vmf_ratio_op
 from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
 
 WIDTHS = [2, 3, 16, 17, 33, 128, 255, 1024, 4096]
@@ -242,7 +242,6 @@ def test_opcheck():
             )
         increments = torch.rand(5, 7, requires_grad=True)
         torch.library.opcheck(vmf_ratio_op, (increments, kappa, width / 2 - 1, True))
-    assert callable(vmf_cross_entropy_op)
 
 
 def test_torch_compile_of_logits():
