@@ -7,12 +7,15 @@ name                      replaces
 ``LogitAdjust``           ``LogitAdjust`` of BCL, PaCo and ProCo
 ``ProCoLoss``             ``loss.proco.ProCoLoss`` of ProCo
 ``BCE_loss``              ``util.loss.BCE_loss`` of LiVT
+``DSCLLoss``              ``dscl.DSCL.DSCLLoss`` of DSCL
+``PBSDLoss``              ``dscl.DSCL.PBSDLoss`` of DSCL
 ========================  ==================================================================
 """
 
 from ltfast.compat.agcl import AGCL
 from ltfast.compat.bce_loss import BCE_loss
+from ltfast.compat.dscl import DSCLLoss, PBSDLoss
 from ltfast.compat.logit_adjust import LogitAdjust
 from ltfast.compat.proco import ProCoLoss
 
-__all__ = ["AGCL", "BCE_loss", "LogitAdjust", "ProCoLoss"]
+__all__ = ["AGCL", "BCE_loss", "DSCLLoss", "LogitAdjust", "PBSDLoss", "ProCoLoss"]

@@ -1,9 +1,22 @@
-"""Losses for long-tailed data: ``nn.Module``s that hold the class counts and call ``ltfast.ops``."""
+"""Losses for long-tailed data: ``nn.Module``s that hold counts, a queue or an estimator, and call ``ltfast.ops``."""
 
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
+from ltfast.losses.dscl import DSCLLoss, SupConQueueLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
+from ltfast.losses.memory_queue import MemoryQueue
+from ltfast.losses.pbsd import PBSDLoss
 from ltfast.losses.proco import ProCoLoss
 
-__all__ = ["AGCLLoss", "BalancedBCELoss", "CompensationLoss", "LogitAdjustedLoss", "ProCoLoss"]
+__all__ = [
+    "AGCLLoss",
+    "BalancedBCELoss",
+    "CompensationLoss",
+    "DSCLLoss",
+    "LogitAdjustedLoss",
+    "MemoryQueue",
+    "PBSDLoss",
+    "ProCoLoss",
+    "SupConQueueLoss",
+]

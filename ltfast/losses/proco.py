@@ -1,18 +1,20 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.losses.distributed import world_size
+from ltfast.losses.fixed_dtype import FixedDtype
 from ltfast.ops.checks import check_matrix
 
 _LARGEST_KAPPA = 1e5
 _START = 0.9  # the length of the mean of a class that was not seen yet
 
 
-class ProCoLoss(nn.Module):
+class ProCoLoss(FixedDtype):
     """Probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere of features.
 
     Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The direction of the
@@ -121,7 +123,7 @@ class ProCoLoss(nn.Module):
         finite = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite()
         rows = torch.cat([features.where(finite, 0), finite.to(features.dtype)], dim=1)
         both = ops.class_sums(rows, labels, self.num_classes)[0].float()
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if world_size() > 1:
             distributed.all_reduce(both)
         self.sums += both[:, :-1]
         self.counts += both[:, -1].long()
@@ -163,15 +165,6 @@ class ProCoLoss(nn.Module):
         if features.requires_grad and torch.is_grad_enabled():
             return self.directions.clone(), self.kappa.clone()
         return self.directions, self.kappa
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProCoLoss":
-        """Move, but stay float32 under ``model.half()``: sums in half precision stop growing."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
 
     def _estimate(self) -> None:
         """Directions and concentrations from both epochs' sums."""

@@ -4,6 +4,7 @@ from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
+from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.vmf import vmf_cross_entropy, vmf_logits
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "bessel_ratio",
     "class_sums",
     "log_iv",
+    "queue_softmax",
     "vmf_cross_entropy",
     "vmf_logits",
 ]

@@ -24,6 +24,7 @@ from ltfast.ops.balanced_bce import triton as balanced_bce
 from ltfast.ops.bessel import triton as bessel
 from ltfast.ops.class_sums import triton as class_sums
 from ltfast.ops.noise import triton as noise
+from ltfast.ops.queue_softmax import triton as queue_softmax
 from ltfast.ops.scale_rows import triton as scale_rows
 from ltfast.ops.vmf import triton as vmf
 
@@ -86,8 +87,53 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 CLASSES = (10, 1000, 8142, 100_000)
 
 
-def cases() -> Iterator[tuple]:
+def queue_softmax_cases(hip: bool) -> Iterator[tuple]:
+    precisions = {"fp64": "ieee", "fp32": "ieee" if hip else "tf32x3", "bf16": "ieee", "fp16": "ieee"}
+    for dtype, width, exclude in (
+        ("fp32", 128, False), ("bf16", 128, False), ("fp16", 128, True), ("fp64", 128, True), ("fp32", 40, True),
+        ("bf16", 64, True), ("fp32", 512, True), ("bf16", 512, False), ("fp64", 512, False),
+    ):  # fmt: skip
+        acc = "fp64" if dtype == "fp64" else "fp32"
+        strides = dict.fromkeys(("query_stride", "key_stride", "rows", "columns", "width"), "i32")
+        options = queue_softmax.launch_options(width, DTYPES[dtype], hip=hip)
+        warps = options.pop("num_warps")
+        yield (
+            f"queue_softmax {dtype} {width} {'exclude' * exclude}",
+            queue_softmax._attend_kernel,
+            {"queries": f"*{dtype}", "keys": f"*{dtype}", "exclude": "*i64", "lse": f"*{acc}", "mean": f"*{acc}"},
+            strides | {"split_size": "i32", "scale": "fp64"},
+            {
+                "EXCLUDE": exclude,
+                **queue_softmax._dtypes(DTYPES[dtype], DTYPES[acc], precisions[dtype]),
+                **options,
+            },
+            warps,
+        )
+        options = queue_softmax.key_gradient_launch_options(width, DTYPES[acc], hip=hip)
+        warps = options.pop("num_warps")
+        pointers = dict.fromkeys(("lse", "incoming", "gradient"), f"*{acc}")
+        yield (
+            f"queue_softmax key gradient {dtype} {width} {'exclude' * exclude}",
+            queue_softmax._key_gradient_kernel,
+            {"queries": f"*{dtype}", "keys": f"*{dtype}", "exclude": "*i64"} | pointers,
+            strides | {"scale": "fp64", "unit": "fp64"},
+            {"EXCLUDE": exclude, **queue_softmax._dtypes(DTYPES[acc], DTYPES[acc], precisions[acc]), **options},
+            warps,
+        )
+    for acc in ("fp32", "fp64"):
+        yield (
+            f"queue_softmax merge {acc}",
+            queue_softmax._merge_kernel,
+            dict.fromkeys(("part_lse", "part_mean", "lse", "mean"), f"*{acc}"),
+            {"rows": "i32", "width": "i32", "splits": "i32"},
+            {"ACC": tl.float32 if acc == "fp32" else tl.float64, "SPLITS": 256, "WIDTH": 512},
+            4,
+        )
+
+
+def cases(target: str) -> Iterator[tuple]:
     """A label, and the arguments of ``compile_kernel`` but the target."""
+    yield from queue_softmax_cases(target.startswith("gfx"))
     for (dtype, torch_dtype), classes in itertools.product(DTYPES.items(), CLASSES):
         acc = "fp64" if dtype == "fp64" else "fp32"
         accumulator = tl.float64 if dtype == "fp64" else tl.float32
@@ -197,6 +243,6 @@ def cases() -> Iterator[tuple]:
 
 
 if __name__ == "__main__":
-    for label, *case, warps in cases():
+    for label, *case, warps in cases(sys.argv[1]):
         usage = compile_kernel(*case, sys.argv[1], warps)
         print(json.dumps({"kernel": label, "target": sys.argv[1], **asdict(usage)}), flush=True)

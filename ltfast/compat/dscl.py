@@ -1,0 +1,97 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ltfast import losses, ops
+from ltfast.ops.queue_softmax import merge
+
+
+class DSCLLoss(losses.DSCLLoss):
+    """``DSCLLoss`` of DSCL's training script.
+
+    Args:
+        temperature: tau.
+        base_temperature: the loss is multiplied by temperature / base_temperature; None means no factor.
+        K: keys in the queue.
+        weighted_beta: beta.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        base_temperature: float | None = None,
+        K: int = 128,
+        weighted_beta: float = 8.0,
+    ) -> None:
+        super().__init__(temperature=temperature, beta=weighted_beta)
+        self.K = K
+        self.factor = 1.0 if base_temperature is None else temperature / base_temperature
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """The mean loss of the queries.
+
+        Args:
+            features: (2 B + K, D) of length 1: queries, keys and queue. No gradient reaches the queue.
+            labels: (2 B + K,), integers of 0 or more.
+
+        Raises:
+            ValueError: the numbers of rows do not fit.
+        """
+        batch, odd = divmod(len(features) - self.K, 2)
+        if batch < 1 or odd:
+            raise ValueError(f"features has {len(features)} rows: expected 2 B + {self.K}, queries, keys and queue")
+        if labels.shape != features.shape[:1]:
+            raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(features)},), a label a row")
+        both, queue = features[: 2 * batch], features[2 * batch :].detach()
+        query, key = both[:batch], both[batch:]
+        itself = torch.arange(batch, device=features.device)
+        parts = (
+            ops.queue_softmax(query, both, temperature=self.temperature, exclude=itself),
+            ops.queue_softmax(query, queue, temperature=self.temperature),
+        )
+        own = labels[:batch].long()
+        sums, counts = ops.class_sums(torch.cat([both, queue]), labels, int(labels.max()) + 1)
+        positives, number = sums[own] - query - key, counts[own] - 2
+        return self.factor * self.from_sums(query, key, merge(*parts)[0], positives, number).mean()
+
+
+class PBSDLoss(losses.PBSDLoss):
+    """``PBSDLoss`` of DSCL's training script.
+
+    Args:
+        temperature: tau.
+        base_temperature: the loss is multiplied by temperature / base_temperature; None means no factor.
+    """
+
+    def __init__(self, temperature: float = 1.0, base_temperature: float | None = None) -> None:
+        super().__init__(temperature=temperature)
+        self.factor = 1.0 if base_temperature is None else temperature / base_temperature
+
+    def forward(  # type: ignore[override]
+        self,
+        roi_features: Sequence[Tensor],
+        small_qs: Sequence[Tensor],
+        k: Tensor,
+        queue: Tensor,
+        main_labels: Tensor | None = None,
+        main_label_queue: Tensor | None = None,
+    ) -> Tensor:
+        """The mean loss over patches and images.
+
+        Args:
+            roi_features, small_qs: L tensors (B, D), the pooled and the cropped patches.
+            k: (B, D), each image's key.
+            queue: (D, K), a key a column. No gradient reaches it.
+            main_labels, main_label_queue: do nothing, as in the authors' code.
+
+        Raises:
+            ValueError: not as many pooled as cropped patches.
+        """
+        if len(roi_features) != len(small_qs) or not small_qs:
+            raise ValueError(f"small_qs has {len(small_qs)} patches: expected {len(roi_features)}, one or more")
+        c, s = torch.cat([x.detach() for x in roi_features]), torch.cat(list(small_qs))
+        lse, mean = ops.queue_softmax(torch.cat([c, s]), queue.detach().T, temperature=self.temperature)
+        of_c, of_s = zip(lse.split(len(c)), mean.split(len(c)), strict=True)
+        own = k.to(lse.dtype).repeat(len(small_qs), 1)
+        return self.factor * self.from_attended(c, s, own, of_c, of_s).mean()

@@ -1,0 +1,144 @@
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ltfast import ops
+from ltfast.losses.distributed import gather, rank
+from ltfast.losses.memory_queue import MemoryQueue
+from ltfast.ops.checks import check_labels, check_matrix
+
+
+class SupConQueueLoss(nn.Module):
+    r"""Supervised contrastive loss with a memory queue (Khosla et al., NeurIPS 2020, with MoCo's queue).
+
+    .. math::
+
+        L_i = \mathrm{lse}_i - \frac{1}{1 + |P_i|} \sum_{t \in P_i \cup \{i^+\}} q_i \cdot k_t / \tau
+
+    The positives are the anchor's own key :math:`i^+` and :math:`P_i`, all queries, keys and queued keys of its class
+    but itself and its key. The log-sum-exp is over every query but itself, every key and the queue. The keys' class
+    sums give the positives, so that no label is compared with the queue.
+
+    Args:
+        temperature: tau, over 0.
+
+    Under ``torch.distributed`` the queries and keys of all processes are each anchor's, so that the mean of the
+    processes' losses is that of the joined batch, and so are its gradients.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, *, temperature: float = 0.07) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        labels: Tensor,
+        queue: MemoryQueue,
+        attended: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The mean over the batch; the queue stays as it is: enqueue the keys afterwards.
+
+        Args:
+            query: (B, D) of length 1, any float dtype: the anchors.
+            key: (B, D) of length 1: of each anchor another view, usually from a momentum encoder, without gradient.
+            labels: (B,), integers of 0 or more.
+            queue: of width D; it may be empty.
+            attended: ``queue.attend`` of the queries, where they went through the queue together with others.
+
+        Returns:
+            A scalar, float32 (float64 for float64).
+
+        Raises:
+            ValueError, TypeError: a bad argument, named.
+        """
+        check_pair(query, key, "key", queue)
+        check_labels(labels, query, "labels")
+        (from_queue,) = queue.attend(query, temperature=self.temperature) if attended is None else (attended,)
+        queries, keys, all_labels = gather(query), gather(key), gather(labels.long())
+        both = torch.cat([queries, keys.to(queries.dtype)])
+        itself = torch.arange(len(query), device=query.device) + rank() * len(query)
+        lse, _ = ops.queue_softmax(query, both, temperature=self.temperature, exclude=itself)
+        # classes by their rank among the batch's labels, so that their number is the batch's at most
+        order = all_labels.argsort()
+        changes = all_labels[order].diff(prepend=all_labels[order[:1]]) != 0
+        classes = torch.empty_like(order).scatter_(0, order, changes.cumsum(0))
+        sums, counts = ops.class_sums(both, classes.repeat(2), len(queries))
+        own = classes[itself]
+        queued_sums, queued_counts = queue.of_class(labels.long())
+        positives = sums[own] - query - key + queued_sums.to(sums.dtype)
+        number = counts[own] - 2 + queued_counts
+        lse = torch.logaddexp(lse, from_queue[0])
+        return self.from_sums(query, key, lse, positives, number).mean()
+
+    def from_sums(self, query: Tensor, key: Tensor, lse: Tensor, positives: Tensor, number: Tensor) -> Tensor:
+        """The loss of each anchor, from the sum (B, D) and number (B,) of its positives but its key."""
+        of_key, of_other = self.weights(number.to(lse.dtype))
+        query = query.to(lse.dtype)
+        likeness = of_key * (query * key).sum(1) + of_other * (query * positives).sum(1)
+        return lse - likeness / self.temperature
+
+    def weights(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Of an anchor's own key, and of each other positive where there are ``number`` (B,), floating-point."""
+        equal = 1 / (1 + number)
+        return equal, equal
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
+
+
+class DSCLLoss(SupConQueueLoss):
+    r"""Decoupled supervised contrastive loss (Xuan and Zhang, "Decoupled Contrastive Learning for Long-Tailed
+    Recognition", AAAI 2024): the anchor's own key weighs as much for a class with many positives as for one with few.
+
+    .. math::
+
+        L_i = \mathrm{lse}_i - \frac{1}{\tau (1 + \beta)}
+        \Big[ q_i \cdot k_{i^+} + \frac{\beta}{|P_i|} \sum_{t \in P_i} q_i \cdot k_t \Big]
+
+    with everything as in ``SupConQueueLoss``; the paper's alpha is :math:`1 / (1 + \beta)`. An anchor without a
+    positive but its key (a tail class, an empty queue) has :math:`L_i = \mathrm{lse}_i - q_i \cdot k_{i^+} / \tau`.
+
+    Args:
+        temperature: tau, over 0.
+        beta: weight of the other positives together, where the key's is 1; 0 or more.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, *, temperature: float = 0.07, beta: float = 8.0) -> None:
+        super().__init__(temperature=temperature)
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta is {beta}: expected a number of 0 or more")
+        self.beta = beta
+
+    def weights(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        beta = self.beta * (number > 0).to(number.dtype)
+        return 1 / (1 + beta), beta / (1 + beta) / number.clamp(min=1)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, beta={self.beta}"
+
+
+def check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}: expected a number over 0")
+
+
+def check_pair(query: Tensor, other: Tensor, name: str, queue: MemoryQueue) -> None:
+    check_matrix(query, "query", "(batch, width)")
+    if query.shape[1] != queue.feature_dim:
+        raise ValueError(f"query has shape {tuple(query.shape)}: expected (batch, {queue.feature_dim}), as the queue")
+    check_matrix(other, name, "(batch, width)")
+    if other.shape != query.shape:
+        raise ValueError(f"{name} has shape {tuple(other.shape)}: expected {tuple(query.shape)}, as the queries")
+    for what, tensor in ((name, other), ("queue", queue.keys)):
+        if tensor.device != query.device:
+            raise ValueError(f"{what} is on {tensor.device}: expected it where the queries are, on {query.device}")

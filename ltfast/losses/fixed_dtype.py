@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class FixedDtype(nn.Module):
+    """Buffers that move with the module but keep their dtype under ``model.half()``: sums in half precision stop
+    growing, and a queue's dtype is its own."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)

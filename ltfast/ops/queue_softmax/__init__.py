@@ -1,0 +1,177 @@
+r"""Softmax over a memory queue: all that MoCo's, supervised and decoupled contrastive losses and patch
+self-distillation need of it. With queries :math:`q_i` and keys :math:`k_t`,
+
+.. math::
+
+    \mathrm{lse}_i = \log \sum_t e^{q_i \cdot k_t / \tau}, \qquad
+    \mathrm{mean}_i = \sum_t p_{it} k_t, \quad p_{it} = e^{q_i \cdot k_t / \tau - \mathrm{lse}_i}
+
+This is attention with the keys as values, so no B x M matrix is needed, and
+:math:`\partial\, \mathrm{lse}_i / \partial q_i = \mathrm{mean}_i / \tau`: the backward pass over the queue is free.
+Where keys have a gradient too, :math:`\partial\, \mathrm{lse}_i / \partial k_t = p_{it} q_i / \tau`: a second pass.
+
+Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
+"FlashAttention", NeurIPS 2022.
+"""
+
+import math
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends, checks
+from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.queue_softmax import reference
+
+__all__ = ["merge", "queue_softmax"]
+
+
+def queue_softmax(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    temperature: float = 0.07,
+    valid: int | None = None,
+    exclude: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over the keys, and the keys' softmax-weighted mean; see the module's docstring for the formula.
+
+    Args:
+        queries: (B, D), float32, float64, bfloat16 or float16. Any strides. Under autocast they take its dtype.
+        keys: (M, D), any float dtype, M may be 0. On a GPU the products are taken in the queries' dtype, with float32
+            sums: bfloat16 and float16 on tensor cores, float32 as three TF32 products (as one where
+            ``torch.backends.cuda.matmul.allow_tf32``). On a CPU they are taken in float32 or float64.
+        temperature: tau, over 0.
+        valid: only the first ``valid`` keys count; None means all.
+        exclude: (B,), integers: a column that each row leaves out, -1 for none.
+
+    Returns:
+        lse (B,), float32, or float64 for float64 queries: differentiable in queries and keys. -inf for a row without
+        keys. The mean (B, D), of the same dtype, 0 for a row without keys. No gradient flows through the mean.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. A column out of range excludes nothing.
+    """
+    _check(queries, keys, temperature, valid, exclude)
+    valid = len(keys) if valid is None else valid
+    if torch.is_autocast_enabled(queries.device.type) and queries.dtype == torch.float32:
+        queries = queries.to(torch.get_autocast_dtype(queries.device.type))
+    if backends.resolve(queries.device) == "reference":
+        lse, mean = reference.queue_softmax(queries, keys, temperature, valid, exclude)
+    else:
+        lse, mean = queue_softmax_op(queries, keys, temperature, valid, exclude)
+    return lse, mean.detach()
+
+
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The (lse, mean) over the keys of both, from the (lse, mean) over either's; differentiable in lse."""
+    lse = torch.logaddexp(first[0], second[0])
+    weights = [torch.where(lse.isneginf(), 0, torch.exp(part[0] - lse)).detach()[:, None] for part in (first, second)]
+    return lse, weights[0] * first[1] + weights[1] * second[1]
+
+
+def _check(queries: Tensor, keys: Tensor, temperature: float, valid: int | None, exclude: Tensor | None) -> None:
+    checks.check_matrix(queries, "queries", "(batch, width)")
+    if not isinstance(keys, Tensor):
+        raise TypeError(f"keys is a {type(keys).__name__}: expected a tensor")
+    if keys.dim() != 2 or keys.shape[1] != queries.shape[1]:
+        raise ValueError(f"keys has shape {tuple(keys.shape)}: expected (keys, {queries.shape[1]}), the queries' width")
+    if keys.dtype not in checks.FLOATS:
+        raise TypeError(f"keys has dtype {keys.dtype}: expected float32, float64, bfloat16 or float16")
+    if keys.device != queries.device:
+        raise ValueError(f"keys is on {keys.device}: expected it where the queries are, on {queries.device}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}: expected a number over 0")
+    if valid is not None and not 0 <= valid <= len(keys):
+        raise ValueError(f"valid is {valid}: expected 0 to {len(keys)}, the number of keys")
+    if exclude is not None:
+        if not isinstance(exclude, Tensor) or exclude.dtype not in checks.INTEGERS:
+            kind = exclude.dtype if isinstance(exclude, Tensor) else type(exclude).__name__
+            raise TypeError(f"exclude is of {kind}: expected a tensor of integers, a column a row")
+        if exclude.shape != queries.shape[:1]:
+            raise ValueError(f"exclude has shape {tuple(exclude.shape)}: expected ({len(queries)},), a column a row")
+        if exclude.device != queries.device:
+            raise ValueError(f"exclude is on {exclude.device}: expected it where the queries are, on {queries.device}")
+
+
+def _implementation(queries: Tensor) -> ModuleType:
+    return import_module(f"ltfast.ops.queue_softmax.{backends.resolve_kernel(queries.device)}")
+
+
+@torch.library.custom_op("ltfast::queue_softmax", mutates_args=())
+def queue_softmax_op(
+    queries: Tensor, keys: Tensor, temperature: float, valid: int, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    run = _implementation(queries).queue_softmax
+    exclude = None if exclude is None else exclude.long().contiguous()
+    if not queries.is_cuda:
+        return run(queries, keys[:valid], temperature, exclude)
+    with torch.cuda.device_of(queries):  # Triton launches on the current device
+        return run(queries, keys[:valid], temperature, exclude)
+
+
+@queue_softmax_op.register_fake
+def _(queries: Tensor, keys: Tensor, temperature: float, valid: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = accumulator(queries.dtype)
+    return queries.new_empty(len(queries), dtype=dtype), queries.new_empty(queries.shape, dtype=dtype)
+
+
+@torch.library.custom_op("ltfast::queue_softmax_key_gradient", mutates_args=())
+def key_gradient_op(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    valid: int,
+    exclude: Tensor | None,
+    lse: Tensor,
+    incoming: Tensor,
+) -> Tensor:
+    """Of sum(incoming * lse) in the keys: (M, D), of the keys' dtype."""
+    run = _implementation(queries).key_gradient
+    exclude = None if exclude is None else exclude.long().contiguous()
+    gradient = keys.new_zeros(keys.shape, dtype=lse.dtype)
+    arguments = (queries, keys[:valid], temperature, exclude, lse, incoming.contiguous(), gradient[:valid])
+    if not queries.is_cuda:
+        run(*arguments)
+    else:
+        with torch.cuda.device_of(queries):
+            run(*arguments)
+    return gradient.to(keys.dtype)
+
+
+@key_gradient_op.register_fake
+def _(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    valid: int,
+    exclude: Tensor | None,
+    lse: Tensor,
+    incoming: Tensor,
+) -> Tensor:
+    return keys.new_empty(keys.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, float, int, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    queries, keys, ctx.temperature, ctx.valid, exclude = inputs
+    ctx.save_for_backward(queries, keys, exclude, *output)
+
+
+def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    queries, keys, exclude, lse, mean = ctx.saved_tensors
+    rest = (ctx.temperature, ctx.valid, exclude)
+    of_queries, of_keys = ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():  # create_graph=True
+        again, _ = reference.queue_softmax(queries, keys, *rest)
+        wanted = [x for x, needed in ((queries, of_queries), (keys, of_keys)) if needed]
+        found = iter(torch.autograd.grad(again, wanted, grad_lse, create_graph=True))
+        return next(found) if of_queries else None, next(found) if of_keys else None, None, None, None
+    for_queries = (mean * (grad_lse / ctx.temperature)[:, None]).to(queries.dtype) if of_queries else None
+    for_keys = key_gradient_op(queries, keys, *rest, lse, grad_lse) if of_keys else None
+    return for_queries, for_keys, None, None, None
+
+
+queue_softmax_op.register_autograd(_backward, setup_context=_setup)

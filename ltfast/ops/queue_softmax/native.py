@@ -1,0 +1,100 @@
+"""The CPU path: PyTorch's own flash attention, which gives the log-sum-exp too, over the keys in parts."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.queue_softmax import merge
+
+_flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BUDGET = 2**20  # values of a part that is converted, or has a mask or a matrix of its own
+
+
+def queue_softmax(queries: Tensor, keys: Tensor, temperature: float, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    q = queries.detach().to(accumulator(queries.dtype)).contiguous()
+    rows, width = q.shape
+    columns = len(keys)
+    # the columns that some row leaves out: there, and only there, a mask is needed
+    low, high = _bounds(exclude, columns)
+    result = q.new_full((rows,), -math.inf), torch.zeros_like(q)
+    for begin, end, masked in ((0, low, False), (low, high, True), (high, columns, False)):
+        size = end - begin
+        if masked:
+            size = max(_BUDGET // rows, 256)
+        elif keys.dtype != q.dtype:
+            size = max(_BUDGET // width, 256)
+        for start in range(begin, end, max(size, 1)):
+            part = keys.detach()[start : min(start + size, end)].to(q.dtype).contiguous()
+            found = (
+                _masked(q, part, temperature, exclude - start)
+                if masked and exclude is not None
+                else (_plain(q, part, temperature))
+            )
+            result = merge(result, found)
+    return result
+
+
+def key_gradient(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    exclude: Tensor | None,
+    lse: Tensor,
+    incoming: Tensor,
+    gradient: Tensor,
+) -> None:
+    q = queries.detach().to(lse.dtype)
+    scaled = q * (incoming / temperature)[:, None]
+    size = max(_BUDGET // len(q), 256)
+    for start in range(0, len(keys), size):
+        part = keys.detach()[start : start + size].to(q.dtype)
+        p = torch.mm(q, part.T).div_(temperature).sub_(lse[:, None]).exp_()
+        p.masked_fill_(lse.isneginf()[:, None], 0)
+        if exclude is not None:
+            p.masked_fill_(torch.arange(start, start + len(part)) == exclude[:, None], 0)
+        gradient[start : start + size] = p.T @ scaled
+
+
+def _bounds(exclude: Tensor | None, columns: int) -> tuple[int, int]:
+    """The range of columns that holds every excluded one."""
+    if exclude is None:
+        return columns, columns
+    inside = exclude[(exclude >= 0) & (exclude < columns)]
+    if not len(inside):
+        return columns, columns
+    return int(inside.min()), int(inside.max()) + 1
+
+
+def _attend(q: Tensor, keys: Tensor, temperature: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(..., B, D) and (..., M, D) to (..., B) and (..., B, D)."""
+    mean, lse = _flash(q, keys, keys, attn_mask=mask, scale=1 / temperature)
+    return lse, mean
+
+
+def _masked(q: Tensor, keys: Tensor, temperature: float, exclude: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.arange(len(keys)) == exclude[:, None]
+    mask = torch.zeros(out.shape, dtype=q.dtype).masked_fill_(out, -math.inf)
+    lse, mean = _attend(q[None, None], keys[None, None], temperature, mask[None, None])
+    return lse[0, 0].masked_fill(out.all(1), -math.inf), mean[0, 0]  # PyTorch gives 0 where all is masked
+
+
+def _plain(q: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """PyTorch shares out blocks of rows over the threads; few rows leave some idle unless the keys are split too."""
+    rows, width = q.shape
+    blocks = math.ceil(rows / (256 if rows >= 768 else 64 if rows >= 192 else 32))
+    splits = min(math.ceil(torch.get_num_threads() / blocks), len(keys))
+    size = len(keys) // splits
+    lse, mean = _attend(
+        q.expand(splits, 1, rows, width), keys[: splits * size].view(splits, 1, size, width), temperature
+    )
+    result = lse[0, 0], mean[0, 0]
+    for i in range(1, splits):
+        result = merge(result, (lse[i, 0], mean[i, 0]))
+    if splits * size < len(keys):
+        rest = keys[None, None, splits * size :]
+        lse, mean = _attend(q[None, None], rest, temperature)
+        result = merge(result, (lse[0, 0], mean[0, 0]))
+    return result

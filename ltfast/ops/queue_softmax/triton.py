@@ -1,0 +1,228 @@
+"""The GPU kernels: a tile of keys is loaded once for both products; the keys are split over the chip and merged."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ltfast.ops.fused_loss import accumulator
+
+
+@triton.jit
+def _tile(pointer, index, count, stride, first, width, COMPUTE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows ``index`` of a matrix, columns from ``first`` on; zero outside of it."""
+    d = first + tl.arange(0, COLUMNS)
+    inside = (index < count)[:, None] & (d < width)[None, :]
+    return tl.load(pointer + index.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def _products(left, right, left_row, right_row, left_count, right_count, left_stride, right_stride, width,
+              COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """Of rows wider than a tile."""
+    total = tl.zeros((left_row.shape[0], right_row.shape[0]), ACC)
+    for first in range(0, width, COLUMNS):
+        a = _tile(left, left_row, left_count, left_stride, first, width, COMPUTE, COLUMNS)
+        b = _tile(right, right_row, right_count, right_stride, first, width, COMPUTE, COLUMNS)
+        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION, out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def _attend_kernel(queries, keys, exclude, lse, mean, query_stride, key_stride, rows, columns, width, split_size, scale,
+                   EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr,
+                   PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    split = tl.program_id(1)
+    first = tl.program_id(2) * COLUMNS  # of the columns of the mean that are this program's
+    if not WIDE:
+        q = _tile(queries, row, rows, query_stride, 0, width, COMPUTE, COLUMNS)
+    if EXCLUDE:
+        out = tl.load(exclude + row, mask=row < rows, other=-1)
+    top = tl.full((ROWS,), float("-inf"), ACC)  # of the logits in base 2
+    total = tl.zeros((ROWS,), ACC)
+    weighted = tl.zeros((ROWS, COLUMNS), ACC)
+    factor = tl.cast(scale, ACC)
+    end = tl.minimum((split + 1) * split_size, columns)
+    for start in range(split * split_size, end, KEYS):
+        column = start + tl.arange(0, KEYS)
+        k = _tile(keys, column, end, key_stride, first, width, COMPUTE, COLUMNS)
+        if WIDE:
+            logits = _products(queries, keys, row, column, rows, end, query_stride, key_stride, width,
+                               COMPUTE, ACC, PRECISION, COLUMNS)  # fmt: skip
+        else:
+            logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        logits = tl.where((column < end)[None, :], logits * factor, float("-inf"))
+        if EXCLUDE:
+            logits = tl.where(column[None, :] == out[:, None], float("-inf"), logits)
+        higher = tl.maximum(top, tl.max(logits, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(logits - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(p, 1)
+        weighted = tl.dot(p.to(COMPUTE), k, weighted * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+        top = higher
+    place = split * rows + row  # (splits, rows), as the merging kernel reads them
+    if tl.program_id(2) == 0:
+        tl.store(lse + place, (top + tl.log2(total)) * 0.6931471805599453, mask=row < rows)
+    weighted = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+    d = first + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (d < width)[None, :]
+    tl.store(mean + place.to(tl.int64)[:, None] * width + d[None, :], weighted, mask=inside)
+
+
+@triton.jit
+def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
+                  ACC: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, SPLITS)
+    d = tl.arange(0, WIDTH)
+    part = tl.load(part_lse + s * rows + row, mask=s < splits, other=float("-inf"))
+    top = tl.max(part, 0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp(part - base), 0)
+    weighted = tl.zeros((WIDTH,), ACC)
+    for i in range(splits):
+        weight = tl.exp(tl.load(part_lse + i * rows + row) - base)
+        weighted += weight * tl.load(part_mean + (i * rows + row) * width + d, mask=d < width, other=0.0)
+    tl.store(lse + row, top + tl.log(total))
+    tl.store(mean + row * width + d, weighted / tl.where(total == 0.0, 1.0, total), mask=d < width)
+
+
+@triton.jit
+def _key_gradient_kernel(queries, keys, exclude, lse, incoming, gradient, query_stride, key_stride, rows, columns,
+                         width, scale, unit,
+                         EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr,
+                         PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+                         COLUMNS: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    first = tl.program_id(1) * COLUMNS
+    if not WIDE:
+        k = _tile(keys, column, columns, key_stride, 0, width, COMPUTE, COLUMNS)
+    total = tl.zeros((KEYS, COLUMNS), ACC)
+    factor = tl.cast(scale, ACC)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        q = _tile(queries, row, rows, query_stride, first, width, COMPUTE, COLUMNS)
+        row_lse = tl.load(lse + row, mask=row < rows, other=0.0) * 1.4426950408889634
+        weight = tl.load(incoming + row, mask=row < rows, other=0.0) * tl.cast(unit, ACC)
+        if WIDE:
+            logits = _products(keys, queries, column, row, columns, rows, key_stride, query_stride, width,
+                               COMPUTE, ACC, PRECISION, COLUMNS)  # fmt: skip
+        else:
+            logits = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
+        p = tl.exp2(logits * factor - row_lse[None, :])
+        p = tl.where((row_lse == float("-inf"))[None, :], 0.0, p)
+        if EXCLUDE:
+            out = tl.load(exclude + row, mask=row < rows, other=-1)
+            p = tl.where(column[:, None] == out[None, :], 0.0, p)
+        p = (p * weight[None, :]).to(COMPUTE)
+        total = tl.dot(p, q, total, input_precision=PRECISION, out_dtype=ACC)
+    d = first + tl.arange(0, COLUMNS)
+    inside = (column < columns)[:, None] & (d < width)[None, :]
+    tl.store(gradient + column.to(tl.int64)[:, None] * width + d[None, :], total, mask=inside)
+
+
+_HIP = torch.version.hip is not None
+_TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
+    """Tiles that stay in registers; wider rows take several programs, each of which multiplies them whole."""
+    wide = width > 128
+    if compute.itemsize == 2:
+        rows, keys = (64, 32) if wide else (128, 64)
+    elif compute == torch.float32:
+        rows, keys = (64, 32) if wide else (32, 32)
+    else:
+        rows, keys = (16, 16) if wide else (64, 16)
+    columns = max(triton.next_power_of_2(width), 16) if not wide else 64 if compute.itemsize == 2 else 32
+    # AMD's warps are twice as wide
+    return {"ROWS": rows, "KEYS": keys, "COLUMNS": columns, "WIDE": wide, "num_warps": 4 if hip else 8}
+
+
+def key_gradient_launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
+    size = 16 if compute == torch.float64 and width > 128 else 32
+    return launch_options(width, compute, hip=hip) | {"ROWS": size, "KEYS": size}
+
+
+def _dtypes(compute: torch.dtype, acc: torch.dtype, precision: str) -> dict[str, object]:
+    return {"COMPUTE": _TYPES[compute], "ACC": _TYPES[acc], "PRECISION": precision}
+
+
+def _compute(queries: Tensor) -> torch.dtype:
+    """The dtype of the products' operands."""
+    if queries.dtype == torch.bfloat16 and not queries.is_cuda:
+        return torch.float32  # Triton's interpreter takes bfloat16's bits for integers in a product
+    return queries.dtype
+
+
+def _precision(compute: torch.dtype) -> str:
+    """Of float32 products. (AMD's matrix cores take float32 as it is.)"""
+    if compute != torch.float32 or _HIP:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def split_count(programs: int, columns: int, keys: int, device: torch.device) -> int:
+    """Parts of the keys: two programs a multiprocessor, unless a part would be too short to fill its pipeline."""
+    if device.type != "cuda":
+        return max(min(2, columns // (2 * keys)), 1)  # the interpreter: enough to test the merging
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(min(2 * processors // programs, columns // (4 * keys), 1024), 1)
+
+
+def queue_softmax(queries: Tensor, keys: Tensor, temperature: float, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows, width = queries.shape
+    columns = len(keys)
+    acc = accumulator(queries.dtype)
+    queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
+    compute = _compute(queries)
+    options = launch_options(width, compute, hip=_HIP)
+    blocks = triton.cdiv(rows, options["ROWS"])
+    splits = split_count(blocks * triton.cdiv(width, options["COLUMNS"]), columns, options["KEYS"], queries.device)
+    split_size = triton.cdiv(triton.cdiv(columns, splits), options["KEYS"]) * options["KEYS"]
+    lse = queries.new_empty(rows, dtype=acc)
+    mean = queries.new_empty(rows, width, dtype=acc)
+    part_lse, part_mean = lse, mean
+    if splits > 1:
+        part_lse, part_mean = lse.new_empty(splits, rows), mean.new_empty(splits, rows, width)
+    _attend_kernel[(blocks, splits, triton.cdiv(width, options["COLUMNS"]))](
+        queries, keys, exclude, part_lse, part_mean, queries.stride(0), keys.stride(0), rows, columns, width,
+        split_size, math.log2(math.e) / temperature, EXCLUDE=exclude is not None,
+        **_dtypes(compute, acc, _precision(compute)), **options,
+    )  # fmt: skip
+    if splits > 1:
+        _merge_kernel[(rows,)](
+            part_lse, part_mean, lse, mean, rows, width, splits, ACC=_TYPES[acc],
+            SPLITS=triton.next_power_of_2(splits), WIDTH=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return lse, mean
+
+
+def key_gradient(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    exclude: Tensor | None,
+    lse: Tensor,
+    incoming: Tensor,
+    gradient: Tensor,
+) -> None:
+    rows, width = queries.shape
+    queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
+    # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
+    precision = _precision(torch.float32) if queries.dtype == torch.float32 else "tf32"
+    options = key_gradient_launch_options(width, lse.dtype, hip=_HIP)
+    _key_gradient_kernel[(triton.cdiv(len(keys), options["KEYS"]), triton.cdiv(width, options["COLUMNS"]))](
+        queries, keys, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys), width,
+        math.log2(math.e) / temperature, 1 / temperature, EXCLUDE=exclude is not None,
+        **_dtypes(lse.dtype, lse.dtype, precision), **options,
+    )  # fmt: skip

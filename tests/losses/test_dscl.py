@@ -1,0 +1,204 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+import dscl_baseline as published
+import ltfast
+from ltfast import compat
+from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
+
+LOSSES = {"dscl": (DSCLLoss, published.dscl), "supcon": (SupConQueueLoss, published.supcon)}
+SIZES = [(1, 1, 2, 1), (3, 7, 5, 2), (17, 64, 33, 5), (40, 300, 128, 7)]  # batch, queue, width, classes
+TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (2e-6, 1e-5), torch.bfloat16: (1e-2, 1e-2)}
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+
+
+def filled_queue(size, width, classes, *, filled=None, dtype=torch.float64):
+    queue = MemoryQueue(width, size, num_classes=classes, dtype=dtype)
+    number = size if filled is None else filled
+    if number:
+        queue.enqueue(unit(number, width).to(dtype), torch.randint(classes, (number,)))
+    return queue
+
+
+def contents(queue):
+    return queue.keys[: len(queue)], queue.labels[: len(queue)]
+
+
+def with_gradients(function, *inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    loss = function(*inputs)
+    return loss, torch.autograd.grad(loss, inputs)
+
+
+def check(actual, expected, dtype):
+    """Gradients relative to the row that is largest; where they cancel, to a third of their parts, 1 / (0.07 B)."""
+    of_loss, of_gradient = TOLERANCE[dtype]
+    assert abs(actual[0].double() - expected[0]) <= of_loss * max(1, abs(expected[0]))
+    for one, other in zip(actual[1], expected[1], strict=True):
+        error = (one.double() - other).norm(dim=-1).max()
+        assert error <= of_gradient * max(other.norm(dim=-1).max(), 5 / len(other))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_are_the_published(name, sizes, dtype):
+    batch, size, width, classes = sizes
+    loss, reference = LOSSES[name]
+    queue = filled_queue(size, width, classes, dtype=dtype)
+    query, key, labels = unit(batch, width).to(dtype), unit(batch, width).to(dtype), torch.randint(classes, (batch,))
+    expected = with_gradients(
+        lambda q, k: reference(q, k, labels, contents(queue)[0].double(), contents(queue)[1]).mean(),
+        query.double(), key.double(),
+    )  # fmt: skip
+    check(with_gradients(lambda q, k: loss()(q, k, labels, queue), query, key), expected, dtype)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("filled", [0, 5])
+def test_a_queue_that_is_not_full(name, filled):
+    loss, reference = LOSSES[name]
+    queue = filled_queue(50, 6, 3, filled=filled)
+    query, key, labels = unit(7, 6), unit(7, 6), torch.randint(3, (7,))
+    assert len(queue) == filled
+    expected = with_gradients(lambda q: reference(q, key, labels, *contents(queue)).mean(), query)
+    check(with_gradients(lambda q: loss()(q, key, labels, queue), query), expected, torch.float64)
+
+
+def test_an_anchor_without_positives_is_told_from_its_key_alone():
+    query, key = unit(2, 4), unit(2, 4)
+    labels, queue = torch.tensor([0, 1]), filled_queue(10, 4, 1)
+    queue.labels.fill_(7)
+    loss = DSCLLoss(temperature=0.5)(query, key, labels, MemoryQueue(4, 3, dtype=torch.float64))
+    logits = query @ torch.cat([query, key]).T / 0.5
+    logits[[0, 1], [0, 1]] = -torch.inf
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([2, 3])))
+
+
+def test_extremes_are_finite():
+    queue = filled_queue(20, 8, 2, dtype=torch.float32)
+    query = unit(6, 8).float()
+    for temperature in (1e-3, 0.01, 100.0):
+        for key in (query, -query):
+            loss, (gradient,) = with_gradients(
+                lambda q, key=key, t=temperature: DSCLLoss(temperature=t)(q, key, torch.zeros(6, dtype=int), queue),
+                query,
+            )
+            assert loss.isfinite()
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 2), (3, 2, 7, 5), (9, 5, 100, 33)], ids=str)
+def test_pbsd_is_the_published(sizes, dtype):
+    batch, patches, size, width = sizes
+    queue = filled_queue(size, width, 3, dtype=dtype)
+    pooled, cropped, key = (
+        x.to(dtype) for x in (unit(batch, patches, width), unit(batch, patches, width), unit(batch, width))
+    )
+    expected = with_gradients(
+        lambda s: published.pbsd(pooled.double(), s, key.double(), queue.keys.double()).mean(), cropped.double()
+    )
+    check(with_gradients(lambda s: PBSDLoss()(pooled, s, key, queue), cropped), expected, dtype)
+
+
+def test_pbsd_of_equal_patches_has_no_gradient():
+    queue, patches, key = filled_queue(30, 5, 2), unit(4, 3, 5), unit(4, 5)
+    _, (gradient,) = with_gradients(lambda s: PBSDLoss()(patches, s, key, queue), patches)
+    assert gradient.abs().max() < 1e-14
+
+
+def test_pbsd_with_an_empty_queue_is_zero():
+    loss = PBSDLoss()(unit(4, 3, 5), unit(4, 3, 5), unit(4, 5), MemoryQueue(5, 8, dtype=torch.float64))
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-14, rtol=0)
+
+
+def test_all_rows_of_a_step_through_the_queue_at_once():
+    queue = filled_queue(64, 8, 4)
+    query, key, labels, pooled, cropped = unit(5, 8), unit(5, 8), torch.randint(4, (5,)), unit(5, 3, 8), unit(5, 3, 8)
+    attended = queue.attend(query, pooled.flatten(0, 1), cropped.flatten(0, 1), temperature=0.07)
+    torch.testing.assert_close(
+        DSCLLoss()(query, key, labels, queue, attended[0]), DSCLLoss()(query, key, labels, queue)
+    )
+    torch.testing.assert_close(
+        PBSDLoss()(pooled, cropped, key, queue, tuple(attended[1:])), PBSDLoss()(pooled, cropped, key, queue)
+    )
+
+
+@pytest.mark.parametrize("base", [None, 0.1])
+def test_compat(base):
+    batch, size, width = 6, 40, 9
+    queue = filled_queue(size, width, 3)
+    query, key, labels = unit(batch, width), unit(batch, width), torch.randint(3, (batch,))
+    factor = 1 if base is None else 0.2 / base
+    theirs = compat.DSCLLoss(temperature=0.2, base_temperature=base, K=size, weighted_beta=4.0)
+    actual = with_gradients(
+        lambda q, k: theirs(torch.cat([q, k, queue.keys]), torch.cat([labels, labels, queue.labels])), query, key
+    )
+    expected = with_gradients(
+        lambda q, k: factor
+        * published.dscl(q, k, labels, queue.keys, queue.labels, temperature=0.2, beta=4.0).mean(),
+        query, key,
+    )  # fmt: skip
+    check(actual, expected, torch.float64)
+    pooled, cropped = unit(batch, 5, width), unit(batch, 5, width)
+    theirs = compat.PBSDLoss(temperature=0.2, base_temperature=base)
+    actual = with_gradients(
+        lambda s: theirs(list(pooled.unbind(1)), list(s.unbind(1)), key, queue.keys.T, labels, queue.labels), cropped
+    )
+    expected = with_gradients(
+        lambda s: factor * published.pbsd(pooled, s, key, queue.keys, temperature=0.2).mean(), cropped
+    )
+    check(actual, expected, torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradcheck(backend):
+    queue = filled_queue(11, 4, 3)
+    query, key, labels = unit(5, 4).requires_grad_(), unit(5, 4).requires_grad_(), torch.randint(3, (5,))
+    with ltfast.backend(backend):
+        loss = DSCLLoss(temperature=0.3)
+        assert torch.autograd.gradcheck(lambda q, k: loss(q, k, labels, queue), (query, key))
+        assert torch.autograd.gradgradcheck(lambda q, k: loss(q, k, labels, queue), (query, key))
+
+
+def test_compiled_whole():
+    queue = filled_queue(30, 8, 3, dtype=torch.float32)
+    query, key, labels = unit(6, 8).float(), unit(6, 8).float(), torch.randint(3, (6,))
+    pooled, cropped = unit(6, 2, 8).float(), unit(6, 2, 8).float()
+    contrast, distil = DSCLLoss(), PBSDLoss()
+
+    def step(query, cropped):
+        return contrast(query, key, labels, queue) + distil(pooled, cropped, key, queue)
+
+    compiled = torch.compile(step, fullgraph=True)
+    for one, other in zip(*(with_gradients(f, query, cropped)[1] for f in (step, compiled)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_input():
+    queue, query, labels = MemoryQueue(4, 8), torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for loss in (DSCLLoss, SupConQueueLoss, PBSDLoss):
+        with pytest.raises(ValueError, match=r"temperature is 0\.0: expected a number over 0"):
+            loss(temperature=0.0)
+    with pytest.raises(ValueError, match="beta is -1: expected a number of 0 or more"):
+        DSCLLoss(beta=-1)
+    loss = DSCLLoss()
+    with pytest.raises(ValueError, match=r"query has shape \(3, 5\): expected \(batch, 4\), as the queue"):
+        loss(torch.randn(3, 5), torch.randn(3, 5), labels, queue)
+    with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\), as the queries"):
+        loss(query, query[:2], labels, queue)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\): expected \(3,\), a label a row"):
+        loss(query, query, labels[:2], queue)
+    with pytest.raises(ValueError, match=r"pooled has shape \(3, 4\): expected \(batch, patches, width\), none 0"):
+        PBSDLoss()(query, query, query, queue)
+    with pytest.raises(ValueError, match=r"pooled has shape .3, 4.: expected .6, 4., as the queries"):
+        PBSDLoss()(query[:, None], torch.randn(3, 2, 4), query, queue)
+    with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\)"):
+        PBSDLoss()(query[:, None], query[:, None], query[:2], queue)
+    with pytest.raises(ValueError, match=r"features has 8 rows: expected 2 B \+ 3, queries, keys and queue"):
+        compat.DSCLLoss(K=3)(torch.randn(8, 4), torch.zeros(8, dtype=int))

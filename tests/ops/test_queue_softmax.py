@@ -1,0 +1,230 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.ops import queue_softmax
+from ltfast.ops.queue_softmax import key_gradient_op, merge, queue_softmax_op
+from ops.compare import relative_error
+
+SHAPES = [(1, 1, 1), (3, 7, 5), (37, 101, 17), (3, 40, 150), (70, 33, 128)]  # queries, keys, width
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def unit(rows, width, place=None, dtype=torch.float64):
+    return F.normalize(torch.randn(rows, width, dtype=torch.float64), dim=1).to(place and place.device, dtype)
+
+
+def plain(queries, keys, temperature=0.07, valid=None, exclude=None):
+    """In float64, from the formula."""
+    q, k = queries.double(), keys[:valid].double()
+    logits = q @ k.T / temperature
+    if exclude is not None:
+        logits = logits.masked_fill(torch.arange(len(k), device=k.device) == exclude[:, None], -torch.inf)
+    lse = logits.logsumexp(1)
+    return lse, torch.exp(logits - lse[:, None]) @ k
+
+
+def with_gradients(function, queries, keys, incoming):
+    queries, keys = queries.detach().requires_grad_(), keys.detach().requires_grad_()
+    lse, mean = function(queries, keys)
+    return lse.detach(), mean.detach(), *torch.autograd.grad((lse * incoming.to(lse)).sum(), (queries, keys))
+
+
+def compare(place, queries, keys, *, dtype=None, **options):
+    """Results and gradients, each to what its dtype holds."""
+    incoming = torch.linspace(-1, 1, len(queries), device=queries.device).double() + 0.1
+    actual = with_gradients(lambda q, k: queue_softmax(q, k, **options), queries, keys, incoming)
+    expected = with_gradients(lambda q, k: plain(q, k, **options), queries.double(), keys.double(), incoming)
+    assert actual[0].dtype == actual[1].dtype == (torch.float64 if queries.dtype == torch.float64 else torch.float32)
+    assert (actual[2].dtype, actual[3].dtype) == (queries.dtype, keys.dtype)
+    arithmetic = queries.dtype
+    if place.device == "cpu" and arithmetic != (torch.float64 if place.backend == "native" else torch.float16):
+        arithmetic = torch.float32  # half precision is converted; the interpreter rounds Python floats to float32
+    stored = {1: arithmetic, 2: queries.dtype, 3: keys.dtype}
+    assert relative_error(actual[0], expected[0]) <= TOLERANCE[arithmetic]
+    for i, one in stored.items():
+        scale = max(expected[i].abs().max().item(), 1)
+        tolerance = max(TOLERANCE[one], 5 * TOLERANCE[arithmetic])
+        assert (actual[i].double() - expected[i]).abs().max().item() <= tolerance * scale, i
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_and_gradients(place, shape, dtype):
+    rows, columns, width = shape
+    compare(place, unit(rows, width, place, dtype), unit(columns, width, place, dtype))
+
+
+@pytest.mark.parametrize("of_keys", DTYPES, ids=str)
+def test_queues_of_another_dtype(place, of_keys):
+    compare(place, unit(9, 20, place, torch.float32), unit(60, 20, place, of_keys), temperature=0.2)
+
+
+@pytest.mark.parametrize("valid", [1, 31, 64])
+def test_only_the_first_keys_count(place, valid):
+    queries, keys = unit(5, 12, place, torch.float32), unit(64, 12, place, torch.float32)
+    compare(place, queries, keys, valid=valid)
+    keys[valid:] = torch.nan
+    assert queue_softmax(queries, keys, valid=valid)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_column_left_out(place, rows):
+    queries, keys = unit(rows, 12, place, torch.float32), unit(70, 12, place, torch.float32)
+    compare(place, queries, keys, exclude=torch.randint(-1, 70, (rows,), device=place.device))
+    keys[:rows] = queries  # what a batch's own queries are: by far the largest term
+    compare(place, queries, keys, exclude=torch.arange(rows, device=place.device))
+
+
+def test_no_key_at_all(place):
+    queries, keys = unit(3, 4, place, torch.float32).requires_grad_(), unit(1, 4, place, torch.float32).requires_grad_()
+    for options in (
+        {"valid": 0},
+        {"exclude": torch.zeros(3, dtype=torch.int64, device=place.device)},
+    ):
+        lse, mean = queue_softmax(queries, keys, **options)
+        assert lse.isneginf().all()
+        assert (mean == 0).all()
+        for gradient in torch.autograd.grad(lse, (queries, keys), torch.ones_like(lse)):
+            assert (gradient == 0).all()
+
+
+def test_strides(place):
+    wide = torch.randn(40, 60, device=place.device)
+    compare(place, wide[:, ::3], wide[::2, 5:45:2], temperature=5.0)
+    compare(place, wide.t()[:, :30], wide.t()[7:, 10:], temperature=5.0)
+    compare(place, wide[:1].expand(4, -1), wide, temperature=5.0)
+
+
+def test_extremes_are_finite(place):
+    queries, keys = unit(6, 8, place, torch.float32), unit(50, 8, place, torch.float32)
+    for temperature in (1e-4, 1e4):
+        results = with_gradients(
+            lambda q, k, t=temperature: queue_softmax(q, k, temperature=t), queries, keys, torch.ones(6)
+        )
+        assert all(x.isfinite().all() for x in results)
+    compare(place, queries * 10, keys, temperature=1.0)
+    compare(place, queries * 0, keys)
+
+
+def test_a_bad_query_stays_in_its_row(place):
+    queries, keys = unit(4, 5, place, torch.float32), unit(50, 5, place, torch.float32)
+    queries[2, 1] = torch.nan
+    lse, mean = queue_softmax(queries, keys)
+    assert lse[2].isnan()
+    assert mean[2].isnan().any()
+    assert lse[[0, 1, 3]].isfinite().all()
+    assert mean[[0, 1, 3]].isfinite().all()
+
+
+@given(rows=st.integers(1, 300), columns=st.integers(1, 700), width=st.integers(1, 40), cut=st.integers(0, 700))
+@settings(deadline=None, max_examples=50)
+def test_parts_merge_into_the_whole(rows, columns, width, cut):
+    queries, keys = unit(rows, width), unit(columns, width)
+    whole = queue_softmax(queries, keys)
+    parts = merge(queue_softmax(queries, keys[:cut]), queue_softmax(queries, keys[cut:]))
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(whole[0], plain(queries, keys)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in (1, 40, 200, 800):
+            queries, keys = unit(rows, 3), unit(2000, 3)
+            for one, other in zip(queue_softmax(queries, keys), plain(queries, keys), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradcheck(backend):
+    queries, keys = unit(4, 3).requires_grad_(), unit(6, 3).requires_grad_()
+    exclude = torch.tensor([0, -1, 5, 2])
+
+    def lse(q, k):
+        return queue_softmax(q, k, temperature=0.3, valid=5, exclude=exclude)[0]
+
+    with ltfast.backend(backend):
+        assert torch.autograd.gradcheck(lse, (queries, keys))
+        assert torch.autograd.gradgradcheck(lse, (queries, keys))
+
+
+def test_opcheck_and_compile():
+    queries, keys = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    exclude = torch.tensor([0, -1, 5, 2])
+    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, 5, exclude))
+    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, 6, None))
+    lse, _ = queue_softmax_op(queries, keys, 0.5, 6, None)
+    torch.library.opcheck(key_gradient_op, (queries.detach(), keys.detach(), 0.5, 6, None, lse.detach(), torch.ones(4)))
+    compiled = torch.compile(lambda q, k: queue_softmax(q, k, valid=5)[0].square().sum(), fullgraph=True)
+    compiled(queries, keys).backward()
+    expected = torch.autograd.grad(queue_softmax(queries, keys, valid=5)[0].square().sum(), (queries, keys))
+    torch.testing.assert_close((queries.grad, keys.grad), expected)
+
+
+def test_autocast_takes_its_dtype():
+    queries, keys = torch.randn(4, 8), torch.randn(30, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        lse, _ = queue_softmax(queries, keys, temperature=1.0)
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(lse, plain(queries.bfloat16(), keys, temperature=1.0)[0].float())
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_bad_input(backend):
+    queries, keys = torch.randn(4, 3), torch.randn(6, 3)
+    with ltfast.backend(backend):
+        with pytest.raises(ValueError, match=r"queries has shape \(3,\): expected \(batch, width\)"):
+            queue_softmax(queries[0], keys)
+        with pytest.raises(ValueError, match=r"keys has shape \(6, 2\): expected \(keys, 3\), the queries' width"):
+            queue_softmax(queries, keys[:, :2])
+        with pytest.raises(TypeError, match=r"keys has dtype torch\.int64: expected float32"):
+            queue_softmax(queries, keys.long())
+        with pytest.raises(TypeError, match="keys is a list: expected a tensor"):
+            queue_softmax(queries, [1])
+        with pytest.raises(ValueError, match=r"temperature is 0\.0: expected a number over 0"):
+            queue_softmax(queries, keys, temperature=0.0)
+        for valid in (-1, 7):
+            with pytest.raises(ValueError, match=f"valid is {valid}: expected 0 to 6, the number of keys"):
+                queue_softmax(queries, keys, valid=valid)
+        with pytest.raises(TypeError, match=r"exclude is of torch\.float32: expected a tensor of integers"):
+            queue_softmax(queries, keys, exclude=torch.zeros(4))
+        with pytest.raises(ValueError, match=r"exclude has shape \(3,\): expected \(4,\), a column a row"):
+            queue_softmax(queries, keys, exclude=torch.zeros(3, dtype=int))
+        with pytest.raises(ValueError, match="keys is on meta: expected it where the queries are, on cpu"):
+            queue_softmax(queries, keys.to("meta"))
+
+
+def test_memory_does_not_grow_with_the_queue():
+    """256 queries and 200,000 keys: their matrix would take 205 MB. In a process of its own, for the peak."""
+    program = """
+        import resource, torch
+        from ltfast.ops import queue_softmax
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        queries = torch.randn(256, 64, requires_grad=True)
+        queue_softmax(queries, torch.randn(1000, 64))[0].sum().backward()
+        keys = torch.randn(200_000, 64, dtype=torch.bfloat16)
+        before = peak()
+        queue_softmax(queries, keys)[0].sum().backward()
+        print(peak() - before)
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], check=True, capture_output=True, text=True, env=environment
+    )
+    assert float(run.stdout) < 40
