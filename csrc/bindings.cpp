@@ -200,6 +200,19 @@ void vmf_cross_entropy(const std::string& dtype, double order, double inverse_te
   current().vmf_cross_entropy(a);
 }
 
+void roi_pool(const std::string& dtype, uintptr_t features, uintptr_t boxes_at, uintptr_t pooled, int64_t images,
+              int64_t channels, int64_t height, int64_t width, int64_t boxes, bool backward, bool channels_last,
+              double spatial_scale, int64_t output_size, int64_t sampling_ratio, bool aligned, int threads) {
+  RoiPoolArguments a{parse_dtype(dtype), at(features), at(boxes_at), at(pooled), images, channels, height, width, boxes,
+                     backward, channels_last, spatial_scale, output_size, sampling_ratio, aligned, nullptr,
+                     useful_threads(threads, images * channels, height * width)};
+  const size_t size = dtype == "float64" ? sizeof(double) : sizeof(float);
+  const std::unique_ptr<char[]> scratch(new char[size * size_t(roi_scratch(a))]);
+  a.scratch = scratch.get();
+  py::gil_scoped_release release;
+  current().roi_pool(a);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -211,6 +224,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("class_sums", &class_sums);
   m.def("vmf_ratio", &vmf_ratio);
   m.def("vmf_cross_entropy", &vmf_cross_entropy);
+  m.def("roi_pool", &roi_pool);
   m.def("isa", [] { return current().isa; }, "The instruction set in use.");
   m.def("isas", [] {
     py::list names;

@@ -8,6 +8,7 @@
 #include "balanced_bce.h"
 #include "bessel.h"
 #include "class_sums.h"
+#include "roi_pool.h"
 #include "scale_rows.h"
 #include "vmf.h"
 
@@ -60,4 +61,5 @@ extern const Kernels LTFAST_JOIN(kernels_, LTFAST_ISA) = {
     LTFAST_BY_DTYPE(ClassSumsArguments, class_sums),
     by_width<VmfRatioArguments, vmf_ratio<float>, vmf_ratio<double>>,
     by_width<VmfCrossEntropyArguments, vmf_cross_entropy<float>, vmf_cross_entropy<double>>,
+    LTFAST_BY_DTYPE(RoiPoolArguments, roi_pool),
 };

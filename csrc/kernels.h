@@ -118,6 +118,29 @@ struct VmfCrossEntropyArguments {
 inline int64_t vmf_padded(int64_t count) { return (count + 15) / 16 * 16; }
 inline int64_t vmf_scratch(int64_t count, int threads) { return vmf_padded(count) * (8 + 2 * int64_t(threads)); }
 
+// Means of ROIAlign over boxes; ltfast/ops/roi_pool/ explains them. The backward pass reads pooled and writes features.
+struct RoiPoolArguments {
+  Dtype dtype;
+  void* features;             // (images, channels, height, width), or channels last
+  const void* boxes_at;       // (images, boxes, 4): x1 y1 x2 y2, float or double for float64
+  void* pooled;               // (images, boxes, channels)
+  int64_t images, channels, height, width, boxes;
+  bool backward, channels_last;
+  double spatial_scale;
+  int64_t output_size, sampling_ratio;
+  bool aligned;
+  void* scratch;              // roi_scratch() values
+  int threads;
+};
+
+constexpr int64_t kRoiChannels = 1024;  // of one task
+constexpr int64_t kRoiLanes = 16;
+inline int64_t roi_padded(int64_t pixels) { return (pixels + kRoiLanes - 1) / kRoiLanes * kRoiLanes; }
+inline int64_t roi_thread_scratch(const RoiPoolArguments& a) {
+  return (a.boxes + 4) * (roi_padded(a.height * a.width) + kRoiChannels);
+}
+inline int64_t roi_scratch(const RoiPoolArguments& a) { return a.threads * roi_thread_scratch(a); }
+
 struct Kernels {
   const char* isa;
   void (*agcl)(const AgclArguments&);
@@ -128,6 +151,7 @@ struct Kernels {
   void (*class_sums)(const ClassSumsArguments&);
   void (*vmf_ratio)(const VmfRatioArguments&);
   void (*vmf_cross_entropy)(const VmfCrossEntropyArguments&);
+  void (*roi_pool)(const RoiPoolArguments&);
 };
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;

@@ -5,6 +5,7 @@ from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
 from ltfast.ops.queue_softmax import queue_softmax
+from ltfast.ops.roi_pool import patch_roi_pool
 from ltfast.ops.vmf import vmf_cross_entropy, vmf_logits
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "bessel_ratio",
     "class_sums",
     "log_iv",
+    "patch_roi_pool",
     "queue_softmax",
     "vmf_cross_entropy",
     "vmf_logits",

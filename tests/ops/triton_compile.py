@@ -25,6 +25,7 @@ from ltfast.ops.bessel import triton as bessel
 from ltfast.ops.class_sums import triton as class_sums
 from ltfast.ops.noise import triton as noise
 from ltfast.ops.queue_softmax import triton as queue_softmax
+from ltfast.ops.roi_pool import triton as roi_pool
 from ltfast.ops.scale_rows import triton as scale_rows
 from ltfast.ops.vmf import triton as vmf
 
@@ -186,6 +187,22 @@ def cases(target: str) -> Iterator[tuple]:
             {"ACC": tl.float64 if dtype == "fp64" else tl.float32, **options},
             warps,
         )
+    for dtype, width in (("fp32", 7), ("fp32", 100), ("bf16", 7), ("fp16", 7), ("fp64", 7), ("fp64", 100)):
+        options = roi_pool.launch_options(width, DTYPES[dtype])
+        warps = options.pop("num_warps")
+        acc = "fp64" if dtype == "fp64" else "fp32"
+        sizes = ("channels", "height", "width", "number", "pixel_stride", "channel_stride")
+        for name, kernel in (("roi_pool", roi_pool._forward_kernel), ("roi_pool_backward", roi_pool._backward_kernel)):
+            features, _, pooled = kernel.arg_names[:3]
+            yield (
+                f"{name} {dtype} {width}",
+                kernel,
+                {features: f"*{dtype}", "boxes": f"*{acc}", pooled: f"*{dtype}"},
+                dict.fromkeys(sizes, "i32") | dict.fromkeys(("output_size", "sampling_ratio"), "i32")
+                | {"spatial_scale": "fp64"},
+                {"ALIGNED": True, **options},
+                warps,
+            )  # fmt: skip
     for function in ("log_iv", "bessel_ratio", "bessel_ratio_grad"):
         options = dict(bessel.LAUNCH)
         warps = options.pop("num_warps")

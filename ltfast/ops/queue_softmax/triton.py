@@ -149,8 +149,8 @@ def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> di
 
 
 def key_gradient_launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
-    size = 16 if compute == torch.float64 and width > 128 else 32
-    return launch_options(width, compute, hip=hip) | {"ROWS": size, "KEYS": size}
+    keys = 16 if compute == torch.float64 and width > 128 else 32
+    return launch_options(width, compute, hip=hip) | {"ROWS": 16, "KEYS": keys}
 
 
 def _dtypes(compute: torch.dtype, acc: torch.dtype, precision: str) -> dict[str, object]:

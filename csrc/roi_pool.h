@@ -1,0 +1,191 @@
+// The mean of ROIAlign over boxes as a product of a weight for each pixel with the features, and its transpose.
+// ltfast/ops/roi_pool/ explains the maths. A task is some channels of one image.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "dtypes.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace {
+
+// The weights of the pixels of an axis for a box from `low` to `high`, in pixels.
+template <class A>
+void roi_axis_weights(const RoiPoolArguments& a, A low, A high, int64_t size, A* weights) {
+  std::fill_n(weights, size, A(0));
+  A extent = high - low;
+  if (!a.aligned) extent = extent > A(1) ? extent : A(1);
+  const A bin = extent / A(a.output_size);
+  const A samples = a.sampling_ratio > 0 ? A(a.sampling_ratio) : std::ceil(bin);
+  if (!(samples > 0 && std::isfinite(bin))) return;
+  for (int64_t b = 0; b < a.output_size; ++b) {
+    const A start = low + A(b) * bin, least = bin < 0 ? start + bin : start;
+    // Where sample i is, in ascending order. Rounded as torchvision does: at -1 and at size the weight jumps.
+    const auto position = [&](A i) { return start + ((bin < 0 ? samples - 1 - i : i) + A(0.5)) * bin / samples; };
+    const auto is_below = [&](A i, A bound) { return bound == A(size) ? position(i) <= bound : position(i) < bound; };
+    const auto count_below = [&](A bound) {
+      const A guess = std::ceil((bound - least) * samples / std::abs(bin) - A(0.5));  // off by one at most
+      const A count = guess > 0 ? std::min(guess, samples) : A(0);                     // NaN: 0
+      if (count > 0 && !is_below(count - 1, bound)) return count - 1;
+      return count < samples && is_below(count, bound) ? count + 1 : count;
+    };
+    A first = count_below(A(-1));
+    for (int64_t pixel = -1; pixel < size; ++pixel) {  // the samples between this pixel and the next
+      const A end = count_below(A(pixel + 1)), count = end - first;
+      if (count > 0) {
+        const A mean = (position(first) + position(end - 1)) / 2;
+        const A share = pixel < 0 ? A(1) : pixel == size - 1 ? A(0) : std::clamp(mean - A(pixel), A(0), A(1));
+        if (pixel >= 0) weights[pixel] += count * (1 - share);
+        if (pixel + 1 < size) weights[pixel + 1] += count * share;
+      }
+      first = end;
+    }
+  }
+  for (int64_t pixel = 0; pixel < size; ++pixel) weights[pixel] /= A(a.output_size) * samples;
+}
+
+// The weights (height, width) of a box; `axes` is room for height + width values.
+template <class A>
+void roi_box_weights(const RoiPoolArguments& a, const A* box, A* axes, A* weights) {
+  A at[4];
+  bool finite = true;
+  for (int i = 0; i < 4; ++i) {
+    finite &= std::isfinite(box[i]);
+    at[i] = box[i] * A(a.spatial_scale) - A(a.aligned ? 0.5 : 0);
+  }
+  A *const y = axes, *const x = axes + a.height;
+  roi_axis_weights(a, at[1], at[3], a.height, y);
+  roi_axis_weights(a, at[0], at[2], a.width, x);
+  for (int64_t row = 0; row < a.height; ++row) {
+    const A weight = finite ? y[row] : A(NAN);
+    for (int64_t column = 0; column < a.width; ++column) weights[row * a.width + column] = weight * x[column];
+  }
+}
+
+template <class T, class A>
+void roi_widen(const T* __restrict from, A* __restrict to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] = load(from[i]);
+}
+
+template <class T, class A>
+void roi_narrow(const A* __restrict from, T* __restrict to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) store(to[i], from[i]);
+}
+
+template <class A>
+void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
+}
+
+// Four rows, `padded` apart, by one vector.
+template <class A>
+void roi_dot4(const A* __restrict rows, const A* __restrict weights, A* __restrict out, int64_t padded) {
+  A sums[4][kRoiLanes] = {};
+  for (int64_t i = 0; i < padded; i += kRoiLanes) {
+    for (int row = 0; row < 4; ++row) {
+#pragma omp simd
+      for (int64_t j = 0; j < kRoiLanes; ++j) sums[row][j] += rows[row * padded + i + j] * weights[i + j];
+    }
+  }
+  for (int row = 0; row < 4; ++row) {
+    A* const sum = sums[row];
+    for (int64_t j = 0; j < 8; ++j) sum[j] += sum[j + 8];
+    for (int64_t j = 0; j < 4; ++j) sum[j] += sum[j + 4];
+    out[row] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  }
+}
+
+template <class A>
+void roi_add4(A* __restrict rows, const A* __restrict weights, const A* __restrict factors, int64_t padded) {
+  for (int row = 0; row < 4; ++row) {
+    const A factor = factors[row];
+    for (int64_t i = 0; i < padded; i += kRoiLanes) {
+#pragma omp simd
+      for (int64_t j = 0; j < kRoiLanes; ++j) rows[row * padded + i + j] += factor * weights[i + j];
+    }
+  }
+}
+
+// What a task works on: `columns` channels from `features` and `pooled` on; `weights` are (boxes, padded) and zero in
+// the padding; `block` holds (boxes, kRoiChannels) pooled values, `rows` four rows of pixels or one of channels.
+template <class A>
+struct RoiTask {
+  int64_t columns, padded;
+  const A* weights;
+  A *block, *rows;
+};
+
+// Channels are contiguous: each pixel's are added to the boxes that it has a weight in, and the other way round.
+template <class T, class A>
+void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
+  const int64_t pixels = a.height * a.width;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    T* own = features + pixel * a.channels;
+    if (a.backward) {
+      std::fill_n(t.rows, t.columns, A(0));
+    } else {
+      roi_widen(own, t.rows, t.columns);
+    }
+    for (int64_t box = 0; box < a.boxes; ++box) {
+      const A weight = t.weights[box * t.padded + pixel];
+      if (weight == 0) continue;
+      A* other = t.block + box * kRoiChannels;
+      a.backward ? roi_add(t.rows, other, weight, t.columns) : roi_add(other, t.rows, weight, t.columns);
+    }
+    if (a.backward) roi_narrow(t.rows, own, t.columns);
+  }
+}
+
+// Pixels are contiguous: four channels at a time, padded with zeros, so that no vector reaches into the next channel.
+template <class T, class A>
+void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
+  const int64_t pixels = a.height * a.width;
+  std::fill_n(t.rows, 4 * t.padded, A(0));
+  for (int64_t channel = 0; channel < t.columns; channel += 4) {
+    const int64_t rows = std::min<int64_t>(4, t.columns - channel);
+    T* own = features + channel * pixels;
+    if (a.backward) {
+      std::fill_n(t.rows, 4 * t.padded, A(0));
+    } else {
+      for (int64_t row = 0; row < rows; ++row) roi_widen(own + row * pixels, t.rows + row * t.padded, pixels);
+    }
+    for (int64_t box = 0; box < a.boxes; ++box) {
+      const A* weights = t.weights + box * t.padded;
+      A* other = t.block + box * kRoiChannels + channel;
+      a.backward ? roi_add4(t.rows, weights, other, t.padded) : roi_dot4(t.rows, weights, other, t.padded);
+    }
+    if (!a.backward) continue;
+    for (int64_t row = 0; row < rows; ++row) roi_narrow(t.rows + row * t.padded, own + row * pixels, pixels);
+  }
+}
+
+template <class T>
+void roi_pool(const RoiPoolArguments& a) {
+  using A = typename Arithmetic<T>::type;
+  const int64_t pixels = a.height * a.width, padded = roi_padded(pixels);
+  const int64_t blocks = (a.channels + kRoiChannels - 1) / kRoiChannels;
+  parallel_rows(a.images * blocks, a.threads, [&](int64_t task, int thread) {
+    const int64_t image = task / blocks, first = task % blocks * kRoiChannels;
+    A* const weights = static_cast<A*>(a.scratch) + thread * roi_thread_scratch(a);
+    A* const block = weights + a.boxes * padded;
+    A* const rows = block + a.boxes * kRoiChannels;
+    const RoiTask<A> t{std::min(kRoiChannels, a.channels - first), padded, weights, block, rows};
+    std::fill_n(weights, a.boxes * padded, A(0));
+    for (int64_t box = 0; box < a.boxes; ++box)
+      roi_box_weights(a, static_cast<const A*>(a.boxes_at) + 4 * (image * a.boxes + box), rows, weights + box * padded);
+    std::fill_n(block, a.boxes * kRoiChannels, A(0));
+    T* pooled = static_cast<T*>(a.pooled) + image * a.boxes * a.channels + first;
+    for (int64_t box = 0; a.backward && box < a.boxes; ++box)
+      roi_widen(pooled + box * a.channels, t.block + box * kRoiChannels, t.columns);
+    T* features = static_cast<T*>(a.features) + image * a.channels * pixels;
+    a.channels_last ? roi_channels_last(a, t, features + first) : roi_channels_first(a, t, features + first * pixels);
+    for (int64_t box = 0; !a.backward && box < a.boxes; ++box)
+      roi_narrow(t.block + box * kRoiChannels, pooled + box * a.channels, t.columns);
+  });
+}
+
+}  // namespace

@@ -1,0 +1,180 @@
+"""The GPU kernels: the boxes' weights are made in registers, and a block of channels is read or written once."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _divide(x, y):
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)  # `/` of float32 would not be rounded correctly
+
+
+@triton.jit
+def _position(i, start, bins, samples):
+    return start + _divide((tl.where(bins < 0, samples - 1 - i, i) + 0.5) * bins, samples)
+
+
+@triton.jit
+def _is_below(i, bound, size, start, bins, samples):
+    at = _position(i, start, bins, samples)
+    return tl.where(bound == size, at <= bound, at < bound)
+
+
+@triton.jit
+def _count_below(bound, size, start, bins, samples):
+    """How many of a bin's samples lie below the bound (at ``size``, the last that counts: or on it)."""
+    least = tl.where(bins < 0, start + bins, start)
+    guess = tl.ceil(_divide((bound - least) * samples, tl.abs(bins)) - 0.5)  # off by one at most
+    count = tl.where(guess > 0, tl.minimum(guess, samples), 0)  # NaN: 0
+    fewer = (count > 0) & ~_is_below(count - 1, bound, size, start, bins, samples)
+    more = (count < samples) & _is_below(count, bound, size, start, bins, samples)
+    return tl.where(fewer, count - 1, tl.where(more, count + 1, count))
+
+
+@triton.jit
+def _axis_weights(low, high, first, size, output_size, sampling_ratio, ALIGNED: tl.constexpr, COUNT: tl.constexpr):
+    """The weights (boxes, COUNT) of the pixels of an axis from ``first`` on; csrc/roi_pool.h has the same in a loop."""
+    pixel = (first + tl.arange(0, COUNT))[None, :].to(low.dtype)
+    edge = tl.cast(size, low.dtype)
+    extent = high - low
+    if not ALIGNED:
+        extent = tl.where(extent > 1, extent, 1.0)
+    bins = _divide(extent, tl.zeros_like(extent) + output_size)
+    samples = tl.ceil(bins)
+    if sampling_ratio > 0:
+        samples = tl.zeros_like(bins) + sampling_ratio
+    valid = (samples > 0) & (tl.abs(bins) < float("inf"))
+    bins, samples = tl.where(valid, bins, 1.0), tl.where(valid, samples, 1.0)
+    total = tl.zeros_like(low) + tl.zeros_like(pixel)
+    for b in range(output_size):
+        start = low + b * bins
+        here = _count_below(pixel, edge, start, bins, samples)
+        before = _count_below(pixel - 1, edge, start, bins, samples)
+        after = _count_below(pixel + 1, edge, start, bins, samples)
+        # Equally spaced samples: the mean is that of the first and the last.
+        rise = (_position(before, start, bins, samples) + _position(here - 1, start, bins, samples)) / 2 - (pixel - 1)
+        fall = pixel + 1 - (_position(here, start, bins, samples) + _position(after - 1, start, bins, samples)) / 2
+        rise = tl.where(pixel == 0, 1.0, tl.minimum(tl.maximum(rise, 0.0), 1.0))
+        fall = tl.where(pixel == edge - 1, 1.0, tl.minimum(tl.maximum(fall, 0.0), 1.0))
+        total += tl.where(here > before, (here - before) * rise, 0.0) + tl.where(
+            after > here, (after - here) * fall, 0.0
+        )
+    return tl.where(valid & (pixel < edge), _divide(total, samples * output_size), 0.0)
+
+
+@triton.jit
+def _weights(boxes, image, first_box, number, row, column, height, width, spatial_scale, output_size, sampling_ratio,
+             ALIGNED: tl.constexpr, BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """The weights (BOXES, ROWS * COLUMNS) of a tile of pixels; 0 outside the image and for boxes that there are not."""
+    box = first_box + tl.arange(0, BOXES)[:, None]
+    at = boxes + (image * number + box) * 4
+    there = box < number
+    x1 = tl.load(at, mask=there, other=0.0)
+    y1 = tl.load(at + 1, mask=there, other=0.0)
+    x2 = tl.load(at + 2, mask=there, other=0.0)
+    y2 = tl.load(at + 3, mask=there, other=0.0)
+    scale = (tl.full((), 1.0, tl.float64) * spatial_scale).to(x1.dtype)
+    shift = 0.5 if ALIGNED else 0.0
+    y = _axis_weights(y1 * scale - shift, y2 * scale - shift, row, height, output_size, sampling_ratio, ALIGNED, ROWS)
+    x = _axis_weights(
+        x1 * scale - shift, x2 * scale - shift, column, width, output_size, sampling_ratio, ALIGNED, COLUMNS
+    )
+    x = tl.where(there, x, 0.0)
+    nothing = (x1 - x1) + (x2 - x2) + (y1 - y1) + (y2 - y2)  # 0, or NaN where one of them is not finite
+    return tl.reshape((y + nothing)[:, :, None] * x[:, None, :], (BOXES, ROWS * COLUMNS))
+
+
+@triton.jit
+def _pixels(row, column, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The offsets of a tile's pixels, and which of them are in the image."""
+    tile = tl.arange(0, ROWS * COLUMNS)
+    y, x = row + tile // COLUMNS, column + tile % COLUMNS
+    return y * width + x, (y < height) & (x < width)
+
+
+@triton.jit
+def _forward_kernel(features, boxes, pooled, channels, height, width, number, channel_stride, pixel_stride,
+                    spatial_scale: "fp64", output_size, sampling_ratio, ALIGNED: tl.constexpr,  # noqa: F821
+                    BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                    CHANNELS: tl.constexpr):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    first_box = tl.program_id(2) * BOXES
+    features += image * channels * height * width
+    total = tl.zeros((BOXES, CHANNELS), boxes.dtype.element_ty)
+    for row in range(0, height, ROWS):
+        for column in range(0, width, COLUMNS):
+            w = _weights(boxes, image, first_box, number, row, column, height, width, spatial_scale, output_size,
+                         sampling_ratio, ALIGNED, BOXES, ROWS, COLUMNS)  # fmt: skip
+            pixel, inside = _pixels(row, column, height, width, ROWS, COLUMNS)
+            at = features + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride
+            f = tl.load(at, mask=inside[:, None] & (channel < channels)[None, :], other=0.0)
+            total = tl.dot(w, f.to(w.dtype), total, input_precision="ieee", out_dtype=w.dtype)
+    box = first_box + tl.arange(0, BOXES)
+    out = pooled + ((image * number + box) * channels)[:, None] + channel[None, :]
+    tl.store(out, total, mask=(box < number)[:, None] & (channel < channels)[None, :])
+
+
+@triton.jit
+def _backward_kernel(gradient, boxes, grad_pooled, channels, height, width, number, channel_stride, pixel_stride,
+                     spatial_scale: "fp64", output_size, sampling_ratio, ALIGNED: tl.constexpr,  # noqa: F821
+                     BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                     CHANNELS: tl.constexpr):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    across = tl.cdiv(width, COLUMNS)
+    row = tl.program_id(2) // across * ROWS
+    column = tl.program_id(2) % across * COLUMNS
+    total = tl.zeros((ROWS * COLUMNS, CHANNELS), boxes.dtype.element_ty)
+    for first_box in range(0, number, BOXES):
+        w = _weights(boxes, image, first_box, number, row, column, height, width, spatial_scale, output_size,
+                     sampling_ratio, ALIGNED, BOXES, ROWS, COLUMNS)  # fmt: skip
+        box = first_box + tl.arange(0, BOXES)
+        at = grad_pooled + ((image * number + box) * channels)[:, None] + channel[None, :]
+        g = tl.load(at, mask=(box < number)[:, None] & (channel < channels)[None, :], other=0.0)
+        total = tl.dot(tl.trans(w), g.to(w.dtype), total, input_precision="ieee", out_dtype=w.dtype)
+    pixel, inside = _pixels(row, column, height, width, ROWS, COLUMNS)
+    out = gradient + image * channels * height * width + pixel[:, None] * pixel_stride
+    tl.store(out + channel[None, :] * channel_stride, total, mask=inside[:, None] & (channel < channels)[None, :])
+
+
+def launch_options(width: int, dtype: torch.dtype) -> dict[str, int]:
+    columns = min(triton.next_power_of_2(width), 32)
+    rows = 32 // columns  # more pixels at once, and the forward pass runs out of registers
+    return {
+        "BOXES": 16,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "CHANNELS": 32 if dtype == torch.float64 else 64,
+        "num_warps": 4,
+    }
+
+
+def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, *options: float) -> None:
+    launch = launch_options(features.shape[3], features.dtype)
+    blocks = triton.cdiv(boxes.shape[1], launch["BOXES"])
+    if blocks:
+        _launch(_forward_kernel, blocks, launch, features, boxes, pooled, channels_last, *options)
+
+
+def roi_pool_backward(
+    gradient: Tensor, boxes: Tensor, grad_pooled: Tensor, channels_last: bool, *options: float
+) -> None:
+    height, width = gradient.shape[2:]
+    launch = launch_options(width, gradient.dtype)
+    tiles = triton.cdiv(height, launch["ROWS"]) * triton.cdiv(width, launch["COLUMNS"])
+    _launch(_backward_kernel, tiles, launch, gradient, boxes, grad_pooled, channels_last, *options)
+
+
+def _launch(
+    kernel, blocks: int, launch: dict[str, int], features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool,
+    spatial_scale: float, output_size: float, sampling_ratio: float, aligned: float,
+) -> None:  # fmt: skip
+    images, channels, height, width = features.shape
+    channel_stride, pixel_stride = (1, channels) if channels_last else (height * width, 1)
+    kernel[(images, triton.cdiv(channels, launch["CHANNELS"]), blocks)](
+        features, boxes, pooled, channels, height, width, boxes.shape[1], channel_stride, pixel_stride, spatial_scale,
+        output_size, sampling_ratio, ALIGNED=aligned, **launch,
+    )  # fmt: skip
