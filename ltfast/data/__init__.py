@@ -14,6 +14,7 @@ from ltfast.data.datasets import (
 )
 from ltfast.data.groups import class_groups
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
+from ltfast.data.patches import PatchViews
 from ltfast.data.samplers import (
     ClassSampler,
     DualSampler,
@@ -41,6 +42,7 @@ __all__ = [
     "ImageNotFoundError",
     "InstanceSampler",
     "NumberedBatches",
+    "PatchViews",
     "ReaderDataset",
     "SeededViews",
     "channel_statistics",

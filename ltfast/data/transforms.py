@@ -55,12 +55,12 @@ def train_transform(
     Raises:
         ValueError: the policy is unknown, or a size or a number of channels out of its range.
     """
-    size, convert, mean, std = _output(bundle, image_size, channels)
-    fit = _fit(bundle, size)
-    finish = _NormalizedTensor(mean, std)
-    crop = _PaddedCrop(size)
+    size, convert, mean, std = output_format(bundle, image_size, channels)
+    fit = fit_steps(bundle, size)
+    finish = NormalizedTensor(mean, std)
+    crop = PaddedCrop(size)
     resized_crop = RandomResizedCropAndInterpolation(size, interpolation="bilinear")  # scale 0.08 to 1
-    flip = _Sometimes(0.5, ImageOps.mirror)
+    flip = Sometimes(0.5, ImageOps.mirror)
     if policy == "none":
         return eval_transform(bundle, image_size, channels)
     if policy == "basic":
@@ -70,10 +70,10 @@ def train_transform(
     if policy == "cifar_autoaugment":
         return Compose([convert, *fit, crop, flip, _autoaugment, _cutout, finish])
     if policy == "simclr":
-        jitter, grey = _Sometimes(0.8, _ColorJitter(0.4, hue=0.1)), _Sometimes(0.2, _grey)
+        jitter, grey = Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, to_grey)
         return Compose([convert, resized_crop, flip, jitter, grey, finish])
     if policy == "imagenet":
-        return Compose([convert, resized_crop, flip, _ColorJitter(0.4), finish])
+        return Compose([convert, resized_crop, flip, ColorJitter(0.4), finish])
     if policy == "randaugment":
         augment = create_transform(
             (len(mean), size, size),
@@ -99,11 +99,11 @@ def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: 
 
     Args, returns, raises: as `train_transform`; nothing here is random.
     """
-    size, convert, mean, std = _output(bundle, image_size, channels)
-    return Compose([convert, *_fit(bundle, size), _NormalizedTensor(mean, std)])
+    size, convert, mean, std = output_format(bundle, image_size, channels)
+    return Compose([convert, *fit_steps(bundle, size), NormalizedTensor(mean, std)])
 
 
-def _output(
+def output_format(
     bundle: DataBundle, image_size: int | None, channels: int | None
 ) -> tuple[int, methodcaller, tuple[float, ...], tuple[float, ...]]:
     """The output's size, the conversion to its channels, and its mean and std."""
@@ -118,13 +118,13 @@ def _output(
     return size, convert, bundle.mean * copies, bundle.std * copies
 
 
-def _fit(bundle: DataBundle, size: int) -> list[Any]:
+def fit_steps(bundle: DataBundle, size: int) -> list[Any]:
     if not isinstance(bundle.train, ArrayDataset):
         return [Resize(size * 256 // 224), CenterCrop(size)]
     return [] if size == bundle.image_size else [Resize((size, size))]
 
 
-class _Sometimes:
+class Sometimes:
     """A step that is taken with probability `p`."""
 
     def __init__(self, p: float, step: Callable[[Image.Image], Image.Image]) -> None:
@@ -135,7 +135,7 @@ class _Sometimes:
         return self.step(image) if random.random() < self.p else image
 
 
-class _PaddedCrop:
+class PaddedCrop:
     """A random crop of (size, size) after padding by size // 8 with black, as torchvision's RandomCrop."""
 
     def __init__(self, size: int) -> None:
@@ -147,7 +147,7 @@ class _PaddedCrop:
         return image.crop((x, y, x + self.size, y + self.size))  # black outside the image
 
 
-class _ColorJitter:
+class ColorJitter:
     """torchvision's ColorJitter: brightness, contrast and saturation by up to `strength` and the hue by up to `hue`
     turns, in a random order."""
 
@@ -195,7 +195,7 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L").convert(image.mode)
 
 
@@ -245,7 +245,7 @@ def _cutout(image: Image.Image) -> Image.Image:
     return image
 
 
-class _NormalizedTensor:
+class NormalizedTensor:
     """torchvision's PILToTensor, ToDtype and Normalize in one step: a fraction of their time on a small image."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

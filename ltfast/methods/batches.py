@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ltfast.data import ImageDataset, NumberedBatches, SeededViews
+from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
+from ltfast.engine import RunSettings
 
 
 class TrainBatches:
@@ -48,15 +49,43 @@ class TrainBatches:
         self.loader._iterator = None  # the only one that holds them; there is no public way
 
 
-def evaluation_batches(
-    dataset: ImageDataset,
+def train_batches(
+    bundle: DataBundle,
     transforms: Sequence[Callable[..., Any]],
     *,
     batch_size: int,
-    workers: int,
+    run: RunSettings,
+    sampler: str = "instance",
+    start_draw: int = 0,
     rank: int = 0,
     world_size: int = 1,
+) -> TrainBatches:
+    """This process's full batches of augmented training images.
+
+    Args:
+        bundle: the data.
+        transforms: one a view.
+        batch_size: images a batch and process.
+        run: its seed and workers.
+        sampler: one of `ltfast.data.samplers.SAMPLERS`.
+        start_draw: where the draws of the stage before end; see `NumberedBatches`.
+        rank, world_size: this process, and how many there are.
+
+    Raises:
+        ValueError: there is not one batch in an epoch.
+    """
+    indices = make_sampler(
+        sampler, bundle.train.labels, num_classes=bundle.num_classes, seed=run.seed, rank=rank, world_size=world_size
+    )
+    views = SeededViews(bundle.train, transforms, seed=run.seed)
+    batches = NumberedBatches(indices, batch_size, drop_last=True, start_draw=start_draw)
+    return TrainBatches(views, batches, workers=run.workers)
+
+
+def evaluation_batches(
+    bundle: DataBundle, image_size: int, *, batch_size: int, run: RunSettings, rank: int = 0, world_size: int = 1
 ) -> Iterable[Sequence[Tensor]]:
-    """Every `world_size`-th test image, from `rank` on, in batches `(view_1, ..., view_k, labels)`."""
-    keys = [(index, index) for index in range(rank, len(dataset), world_size)]
-    return DataLoader(SeededViews(dataset, transforms, seed=0), batch_size, sampler=keys, num_workers=workers)
+    """Every `world_size`-th test image, from `rank` on, in batches `(images, labels)`."""
+    keys = [(index, index) for index in range(rank, len(bundle.test), world_size)]
+    views = SeededViews(bundle.test, [eval_transform(bundle, image_size)], seed=0)
+    return DataLoader(views, batch_size, sampler=keys, num_workers=run.workers)

@@ -88,21 +88,20 @@ def build(
         ValueError: a setting that does not fit the data.
     """
     # seconds to import, and --help needs none of it
-    from ltfast.data import NumberedBatches, SeededViews, eval_transform, make_sampler, train_transform
-    from ltfast.methods.batches import TrainBatches, evaluation_batches
+    from ltfast.data import train_transform
+    from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import ImageClassifier, default_backbone
 
     size = bundle.image_size if settings.image_size is None else settings.image_size
-    sampler = make_sampler(
-        settings.sampler,
-        bundle.train.labels,
-        num_classes=bundle.num_classes,
-        seed=run.seed,
+    batches = train_batches(
+        bundle,
+        [train_transform(bundle, settings.augment, size)],
+        batch_size=settings.batch_size,
+        run=run,
+        sampler=settings.sampler,
         rank=rank,
         world_size=world_size,
     )
-    views = SeededViews(bundle.train, [train_transform(bundle, settings.augment, size)], seed=run.seed)
-    batches = TrainBatches(views, NumberedBatches(sampler, settings.batch_size, drop_last=True), workers=run.workers)
     network = ImageClassifier(
         default_backbone(size) if settings.backbone is None else settings.backbone,
         bundle.num_classes,
@@ -114,12 +113,5 @@ def build(
     stage = SupervisedStage(
         "train", batches, settings, network=network, loss=make_loss(settings.loss, bundle.class_counts)
     )
-    test = evaluation_batches(
-        bundle.test,
-        [eval_transform(bundle, size)],
-        batch_size=test_batch_size,
-        workers=run.workers,
-        rank=rank,
-        world_size=world_size,
-    )
+    test = evaluation_batches(bundle, size, batch_size=test_batch_size, run=run, rank=rank, world_size=world_size)
     return Plan([stage], test)

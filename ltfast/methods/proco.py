@@ -130,17 +130,21 @@ def build(
         ValueError: a setting that does not fit the data.
     """
     # seconds to import, and --help needs none of it
-    from ltfast.data import NumberedBatches, SeededViews, eval_transform, make_sampler, train_transform
+    from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
-    from ltfast.methods.batches import TrainBatches, evaluation_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import TwoBranchClassifier, default_backbone
 
     size = bundle.image_size if settings.image_size is None else settings.image_size
-    sampler = make_sampler(
-        "instance", bundle.train.labels, num_classes=bundle.num_classes, seed=run.seed, rank=rank, world_size=world_size
-    )
     policies = (settings.augment, settings.contrast_augment, settings.contrast_augment)
-    views = SeededViews(bundle.train, [train_transform(bundle, policy, size) for policy in policies], seed=run.seed)
+    batches = train_batches(
+        bundle,
+        [train_transform(bundle, policy, size) for policy in policies],
+        batch_size=settings.batch_size,
+        run=run,
+        rank=rank,
+        world_size=world_size,
+    )
     network = TwoBranchClassifier(
         default_backbone(size) if settings.backbone is None else settings.backbone,
         bundle.num_classes,
@@ -153,7 +157,7 @@ def build(
     )
     stage = ProCoStage(
         "train",
-        TrainBatches(views, NumberedBatches(sampler, settings.batch_size, drop_last=True), workers=run.workers),
+        batches,
         settings,
         network=network,
         classifier_loss=LogitAdjustedLoss(bundle.class_counts),
@@ -166,12 +170,5 @@ def build(
         contrast_weight=settings.contrast_weight,
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
     )
-    test = evaluation_batches(
-        bundle.test,
-        [eval_transform(bundle, size)],
-        batch_size=test_batch_size,
-        workers=run.workers,
-        rank=rank,
-        world_size=world_size,
-    )
+    test = evaluation_batches(bundle, size, batch_size=test_batch_size, run=run, rank=rank, world_size=world_size)
     return Plan([stage], test)

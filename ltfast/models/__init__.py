@@ -6,6 +6,7 @@ Importing this package registers its networks with timm, so `timm.create_model("
 from ltfast.models.classifier import ImageClassifier, default_backbone
 from ltfast.models.cosine_classifier import CosineClassifier
 from ltfast.models.digits_convnet import DigitsConvNet
+from ltfast.models.feature_map import feature_map
 from ltfast.models.projection_head import ProjectionHead, TwoBranchClassifier
 from ltfast.models.resnet_cifar import ResNetCifar
 
@@ -17,4 +18,5 @@ __all__ = [
     "ResNetCifar",
     "TwoBranchClassifier",
     "default_backbone",
+    "feature_map",
 ]

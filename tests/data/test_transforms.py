@@ -13,12 +13,12 @@ from torchvision.transforms import v2
 from ltfast.data import ArrayDataset, DataBundle, FileDataset, eval_transform, train_transform
 from ltfast.data.transforms import (
     _CIFAR_POLICIES,
+    ColorJitter,
+    PaddedCrop,
     Policy,
     _autoaugment_step,
-    _ColorJitter,
     _contrast,
     _cutout,
-    _PaddedCrop,
     _shift_hue,
 )
 
@@ -184,7 +184,7 @@ def test_small_crops_and_flips_are_torchvisions(colour_bundle):
     image = colour_bundle.train.image(0)
     expected = {F.crop(F.pad(image, [4]), y, x, 32, 32).tobytes() for y in range(9) for x in range(9)}
     random.seed(0)
-    assert {_PaddedCrop(32)(image).tobytes() for _ in range(1500)} == expected
+    assert {PaddedCrop(32)(image).tobytes() for _ in range(1500)} == expected
 
 
 def test_colour_steps_are_torchvisions(colour_bundle, grey_bundle):
@@ -204,7 +204,7 @@ def test_jitter_is_distributed_as_torchvisions(colour_bundle):
     torch.manual_seed(0), random.seed(0)
     ours, theirs = (
         np.stack([np.asarray(jitter(image), dtype=float) for _ in range(3000)])
-        for jitter in (_ColorJitter(0.4, hue=0.1), v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
+        for jitter in (ColorJitter(0.4, hue=0.1), v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
     )
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=4)  # a standard error is about 0.6
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.15)

@@ -157,7 +157,9 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, float, int, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
     queries, keys, ctx.temperature, ctx.valid, exclude = inputs
-    ctx.save_for_backward(queries, keys, exclude, *output)
+    # A queue takes in this step's keys before its backward pass, which needs the mean alone, not the queue as it was.
+    ctx.queue = None if keys.requires_grad else (keys, keys._version)
+    ctx.save_for_backward(queries, keys if keys.requires_grad else None, exclude, *output)
 
 
 def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -165,6 +167,10 @@ def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     rest = (ctx.temperature, ctx.valid, exclude)
     of_queries, of_keys = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # create_graph=True
+        if ctx.queue is not None:
+            keys, version = ctx.queue
+            if keys._version != version:
+                raise RuntimeError("keys changed in place since the forward pass, and create_graph=True needs them")
         again, _ = reference.queue_softmax(queries, keys, *rest)
         wanted = [x for x, needed in ((queries, of_queries), (keys, of_keys)) if needed]
         found = iter(torch.autograd.grad(again, wanted, grad_lse, create_graph=True))

@@ -1,0 +1,108 @@
+"""A query and a key view of an image, and patches of the query view with the boxes from which they come."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import Compose
+
+from ltfast.data.bundle import DataBundle
+from ltfast.data.transforms import (
+    ColorJitter,
+    NormalizedTensor,
+    PaddedCrop,
+    Sometimes,
+    fit_steps,
+    output_format,
+    to_grey,
+)
+
+PatchPolicy = Literal["basic", "cifar", "dscl"]
+_RATIO = (3 / 4, 4 / 3)  # of a patch's width to its height
+
+
+class PatchViews:
+    """From a PIL image to `(query, key, patches, boxes)`, as DSCL's authors make them.
+
+    The patches are cropped from the query view before its colours change, and change theirs on their own.
+
+    Args:
+        bundle: whose images, mean and std these are.
+        policy: "basic", a random crop after padding by an eighth of the size (for digits and letters); "cifar", that
+            and flips; or "dscl", the authors': random resized crops (scale 0.08 to 1), flips, colour jitter 0.4, 0.4,
+            0.4, 0.1 with probability 0.8, grey with 0.2, above 64 pixels blur with 0.5; the key's jitter is without hue
+            and always on, without grey and blur.
+        image_size: height and width S of query and key, in pixels.
+        patches: L, the patches of an image, at least 0.
+        patch_size: height and width P to which they are resized, in pixels.
+        scale: least and greatest area of a patch, as a share of the query view's.
+
+    Shapes: query and key (channels, S, S), patches (L, channels, P, P), boxes (L, 4) as x1, y1, x2, y2 in pixels of the
+    query; float32. It draws from the global generators of `random` and numpy.
+
+    Raises:
+        ValueError: an unknown policy, or an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        bundle: DataBundle,
+        policy: PatchPolicy,
+        image_size: int,
+        *,
+        patches: int,
+        patch_size: int,
+        scale: Sequence[float],
+    ) -> None:
+        if policy not in get_args(PatchPolicy):
+            raise ValueError(f"policy: expected one of {', '.join(get_args(PatchPolicy))}, got {policy!r}")
+        if patches < 0:
+            raise ValueError(f"patches: expected at least 0, got {patches}")
+        if patch_size < 1:
+            raise ValueError(f"patch_size: expected at least 1 pixel, got {patch_size}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale: expected two rising shares in (0, 1], got {tuple(scale)}")
+        size, convert, mean, std = output_format(bundle, image_size, None)
+        self.patches, self.patch_size, self.scale = patches, patch_size, tuple(scale)
+        self.finish = NormalizedTensor(mean, std)
+        flip = Sometimes(0.5, ImageOps.mirror)
+        crop: list[Callable[[Any], Any]] = [*fit_steps(bundle, size), PaddedCrop(size)]
+        if policy == "dscl":
+            crop = [RandomResizedCropAndInterpolation(size, interpolation="bilinear")]
+        flips = [] if policy == "basic" else [flip]
+        self.crop_query = Compose([convert, *crop, *flips])
+        self.crop_key = Compose([convert, *crop])
+        colours = []
+        if policy == "dscl":
+            colours = [Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, to_grey)]
+            if size > 64:
+                colours.append(Sometimes(0.5, _blur))
+        self.colour_query = Compose([*colours, self.finish])
+        self.colour_patch = Compose([*flips, *colours, self.finish])
+        self.colour_key = Compose([*([ColorJitter(0.4)] if policy == "dscl" else []), *flips, self.finish])
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query, key = self.crop_query(image), self.crop_key(image)
+        boxes = [self._box(query) for _ in range(self.patches)]
+        size = (self.patch_size, self.patch_size)
+        patches = [self.colour_patch(query.resize(size, Image.Resampling.BILINEAR, box)) for box in boxes]
+        finished = self.colour_query(query)
+        empty = finished.new_empty(0, len(finished), *size)
+        return (
+            finished,
+            self.colour_key(key),
+            torch.stack(patches) if patches else empty,
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        )
+
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, _RATIO)
+        return left, top, left + width, top + height
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
