@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl $(RUNS)/proco
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

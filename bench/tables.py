@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+QUEUE = ("dscl", "pbsd", "supcon", "roi_pool")
 
 
 def losses(groups: dict) -> list[str]:
@@ -18,11 +19,28 @@ def losses(groups: dict) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for group, rows in groups.items():
-        if group.endswith("float32") and "torch.compile" in rows:
+        if group.endswith("float32") and "torch.compile" in rows and not group.startswith(QUEUE):
             ours = rows["ltfast"]["median_ms"]
             cells = [f"{ours:.2f} ms", *(against(rows, peer, ours) for peer in peers)]
             lines.append(f"| {group.removesuffix(' float32').replace('_', ' ')} | {' | '.join(cells)} |")
     return lines
+
+
+def queue(groups: dict) -> list[str]:
+    """The losses over a memory queue, published or a library's, and the pooling that DSCL needs beside them."""
+    libraries = ("pytorch-metric-learning", "torchvision")
+    lines = [
+        "| batch x queue x width, or as named, float32 | ltfast | plain PyTorch | `torch.compile` | a library |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for group, rows in groups.items():
+        if group.startswith(QUEUE):
+            ours = rows["ltfast"]["median_ms"]
+            library = [f"{against(rows, name, ours)} ({name})" for name in libraries if name in rows]
+            cells = [f"{ours:.2f} ms", *(against(rows, peer, ours) for peer in ("eager", "torch.compile")), *library]
+            name = group.removesuffix(", forward + backward").removesuffix(" float32").replace("_", " ")
+            lines.append(f"| {name} | {' | '.join(cells)} |{'' if library else ' |'}")
+    return lines if len(lines) > 2 else []
 
 
 def bessel(groups: dict) -> list[str]:
@@ -52,7 +70,8 @@ def tables(results: dict) -> str:
         f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, "
         f"commit {about['commit']}."
     )
-    return "\n".join([*losses(groups), "", *bessel(groups), "", conditions])
+    blocks = [losses(groups), queue(groups), bessel(groups), [conditions]]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def main() -> None:

@@ -9,35 +9,26 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
-from PIL import Image
 
 import ltfast
 from ltfast.cli import main
-from ltfast.data import ArrayDataset, DataBundle, load
+from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.proco import ProCoStage
 from ltfast.models import CosineClassifier
+from methods.conftest import tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "proco").glob("*.yaml"))
 GENTLE = {"augment": "basic", "contrast_augment": "basic"}
 SMALL = {"batch_size": 5, "backbone": "digits_convnet", "feature_dim": 16, "hidden_dim": 24, **GENTLE}
 
 
-def bundle(counts=(12, 6, 2), size=8, channels=1):
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    shape = (len(labels), size, size, channels)[: 3 if channels == 1 else 4]
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    data = ArrayDataset(images, labels, [str(number) for number in range(len(counts))])
-    return DataBundle(data, data, (0.5,) * channels, (0.25,) * channels, image_size=size, channels=channels)
-
-
 def build(data=None, run=None, **values):
     torch.manual_seed(0)
     settings = settings_of("proco", {**SMALL, **values})
-    return METHODS["proco"].build(settings, data or bundle(), run=run or RunSettings(seed=3)).stages[0]
+    return METHODS["proco"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3)).stages[0]
 
 
 @pytest.mark.parametrize(("classifier", "scale"), [("linear", 1), ("cosine", 30)])
@@ -135,17 +126,6 @@ def test_learns_the_digits():
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
-@pytest.fixture
-def _command_line():
-    """As tests/cli: bits depend on the number of threads, and each command makes an accelerator of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("_command_line")
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     command = ["train", "--method", "proco", "--data", "digits", "--imbalance", "50", "--epochs", "2"]
@@ -175,26 +155,18 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_build(path, tmp_path):
+def test_recipes_build(path, like_recipe):
     """Each on a tiny data set of its images' size, with a small backbone in the place of a large one."""
     recipe = yaml.safe_load(path.read_text())
     names = {field.name for field in fields(METHODS["proco"].settings)}
     values = {name: value for name, value in recipe.items() if name in names}
-    if recipe["data"].startswith("list:"):
-        assert recipe["backbone"] == "resnet50"
+    if values.get("backbone") == "resnet50":
         values["backbone"] = "resnet18"
-        random = np.random.default_rng(0)
-        for part in ("train", "test"):
-            lines = []
-            for number in range(4):
-                name = f"{part}_{number}.png"
-                Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name)
-                lines.append(f"{name} {number % 2}")
-            (tmp_path / f"lists_{part}.txt").write_text("\n".join(lines))
-        data = load(f"list:{tmp_path}/lists_train.txt", root=tmp_path)
-    else:
-        data = bundle((6, 2), *((8, 1) if recipe["data"] == "digits" else (32, 3)))
-    stage = METHODS["proco"].build(settings_of("proco", {**values, "batch_size": 2}), data, run=RunSettings()).stages[0]
+    stage = (
+        METHODS["proco"]
+        .build(settings_of("proco", {**values, "batch_size": 2}), like_recipe(recipe), run=RunSettings())
+        .stages[0]
+    )
     loss, _ = stage(next(stage.batches.epoch(0, 0)))
     assert loss.isfinite()
     stage.optimisation.make_scheduler(stage.optimizer(), 10)
@@ -211,7 +183,9 @@ def test_recipes_are_all_there():
     ("backbone", "size", "channels"), [(None, 8, 1), (None, 28, 1), ("vit_tiny_patch16_224", 32, 3)]
 )
 def test_backbones_and_grey_images(backbone, size, channels):
-    stage = build(bundle(size=size, channels=channels), backbone=backbone, augment="cifar", contrast_augment="simclr")
+    stage = build(
+        tiny_bundle(size=size, channels=channels), backbone=backbone, augment="cifar", contrast_augment="simclr"
+    )
     assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ltfast
-from ltfast.ops import agcl, backends
+from ltfast.ops import agcl, backends, balanced_bce, class_sums, log_iv, patch_roi_pool, vmf_cross_entropy
 from ltfast.ops.backends import BackendUnavailableError
 
 CPU = torch.device("cpu")
@@ -99,17 +99,33 @@ def test_describe_names_every_backend():
     assert backends.native().isa() in rows["native"]["detail"]
 
 
-def test_kernels_follow_pytorch_s_thread_count():
+KERNELS = {
+    "agcl": lambda x, labels: agcl(x, labels, torch.ones(x.shape[1])),
+    "balanced_bce": lambda x, labels: balanced_bce(x, labels, torch.zeros(x.shape[1])),
+    "vmf_cross_entropy": lambda x, labels: vmf_cross_entropy(x, labels, x.detach(), torch.full((len(x),), 9.0)),
+    "class_sums": lambda x, labels: class_sums(x, labels, 64)[0].square().mean(),
+    "log_iv": lambda x, labels: log_iv(2.5, x).mean(),
+    "patch_roi_pool": lambda x, labels: patch_roi_pool(
+        x.view(4, 256, 16, 16), torch.tensor([[1.0, 2.0, 9.0, 14.0]]).repeat(4, 3, 1)
+    ).mean(),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_follow_pytorch_s_thread_count(name):
+    """No result depends on how the work is shared out."""
     threads = torch.get_num_threads()
+    values = torch.rand(64, 4096)
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             torch.manual_seed(0)
-            x = torch.rand(64, 4096, requires_grad=True)
-            loss = agcl(x, torch.arange(64), torch.ones(4096))
+            x = values.clone().requires_grad_()
+            loss = KERNELS[name](x, torch.arange(64))
+            (gradient,) = torch.autograd.grad(loss, x)
             if count == 1:
-                first = loss
-            assert torch.equal(loss, first)  # rows do not depend on how they are shared out
+                first = loss, gradient
+            torch.testing.assert_close((loss, gradient), first, rtol=1e-6, atol=1e-9)
     finally:
         torch.set_num_threads(threads)
 
