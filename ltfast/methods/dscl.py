@@ -31,48 +31,56 @@ class Settings(BackboneSettings):
         ValueError: a setting out of its range.
     """
 
-    augment: Literal["basic", "cifar", "dscl"] = option(
-        "dscl", "augmentation of query, key and patches: the authors'; or shifted crops, which cifar flips too"
+    augment: Literal["basic", "cifar", "dscl"] | None = option(
+        None,
+        "of query, key and patches: dscl, the authors'; basic, shifted crops; cifar, flips too; none: by image size",
     )
     temperature: float = option(0.07, "temperature of both losses")
     beta: float = option(8.0, "weight of the other positives together, where an image's own key has 1")
-    queue_size: int = option(65536, "keys in the memory queue")
+    queue_size: int | None = option(None, "keys in the memory queue; none: 65536, or the number of training images")
     key_momentum: float = option(0.999, "share of the key encoder that stays at each step")
     feature_dim: int = option(128, "width of the projection head's output")
     pbsd_weight: float = option(1.5, "weight of the patches' self-distillation; 0 leaves it and the patches out")
     patches: int = option(5, "patches of an image")
-    patch_size: int = option(64, "pixels of height and width to which patches are resized")
+    patch_size: int | None = option(
+        None, "pixels of height and width of a patch; none: 64, or half the image's size below 128 pixels"
+    )
     patch_scale: tuple[float, float] = option((0.05, 0.6), "least and greatest area of a patch, of the query view's")
     classifier_epochs: int = option(40, "epochs of the classifier's stage")
-    classifier_lr: float = option(10.0, "its learning rate: a tenth from half of the epochs on, and from 3/4 on again")
-    classifier_batch_size: int = option(2048, "its images a batch and process")
-    classifier_augment: Literal["none", "basic", "cifar", "imagenet"] = option("imagenet", "its augmentation")
+    classifier_lr: float | None = option(
+        None,
+        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for a batch of 2048",
+    )
+    classifier_batch_size: int = option(2048, "its images a batch and process, or as many as there are")
+    classifier_augment: Literal["none", "basic", "cifar", "imagenet"] | None = option(
+        None, "its augmentation; none: by image size"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.temperature > 0, "temperature", "a positive number", self.temperature)
         check(self.beta >= 0, "beta", "at least 0", self.beta)
-        check(self.queue_size >= 1, "queue_size", "at least 1", self.queue_size)
+        check(self.queue_size is None or self.queue_size >= 1, "queue_size", "at least 1, or none", self.queue_size)
         check(0 <= self.key_momentum < 1, "key_momentum", "a number in [0, 1)", self.key_momentum)
         check(self.feature_dim >= 1, "feature_dim", "at least 1", self.feature_dim)
         check(self.pbsd_weight >= 0, "pbsd_weight", "at least 0", self.pbsd_weight)
         check(self.patches >= 1, "patches", "at least 1 (--pbsd-weight 0 leaves them out)", self.patches)
-        check(self.patch_size >= 1, "patch_size", "at least 1 pixel", self.patch_size)
+        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1 pixel", self.patch_size)
         rising = 0 < self.patch_scale[0] <= self.patch_scale[1] <= 1
         check(rising, "patch_scale", "two rising shares in (0, 1]", self.patch_scale)
-        self.of_classifier()
-
-    def of_classifier(self) -> Optimisation:
-        """How the second stage is optimised."""
-        milestones = sorted({self.classifier_epochs // 2, self.classifier_epochs * 3 // 4} - {0})
+        positive = self.classifier_lr is None or self.classifier_lr > 0
+        check(positive, "classifier_lr", "a positive number, or none", self.classifier_lr)
         check(self.classifier_epochs >= 1, "classifier_epochs", "at least 1", self.classifier_epochs)
-        check(self.classifier_lr > 0, "classifier_lr", "a positive number", self.classifier_lr)
         check(self.classifier_batch_size >= 1, "classifier_batch_size", "at least 1", self.classifier_batch_size)
+
+    def of_classifier(self, batch_size: int) -> Optimisation:
+        """How the second stage is optimised, with batches of this size."""
+        milestones = sorted({self.classifier_epochs // 2, self.classifier_epochs * 3 // 4} - {0})
         return Optimisation(
             epochs=self.classifier_epochs,
-            batch_size=self.classifier_batch_size,
+            batch_size=batch_size,
             optimizer="momentum",
-            lr=self.classifier_lr,
+            lr=10 * batch_size / 2048 if self.classifier_lr is None else self.classifier_lr,
             weight_decay=0.0,
             schedule="multistep" if milestones else "constant",
             milestones=tuple(milestones),
@@ -220,15 +228,17 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
+    small = size <= 16  # digits and letters: no flips, no colours
+    patch_size = settings.patch_size or (64 if size >= 128 else min(max(size // 2, 8), size))
     with_patches = settings.pbsd_weight > 0
     if with_patches:
-        _check_patches(network, backbone, size, settings.patch_size, bundle.channels)
+        _check_patches(network, backbone, size, patch_size, bundle.channels)
     views = PatchViews(
         bundle,
-        settings.augment,
+        settings.augment or ("basic" if small else "dscl"),
         size,
         patches=settings.patches if with_patches else 0,
-        patch_size=settings.patch_size,
+        patch_size=patch_size,
         scale=settings.patch_scale,
     )
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
@@ -241,21 +251,31 @@ def build(
         losses=QueueLosses(
             DSCLLoss(temperature=settings.temperature, beta=settings.beta),
             PBSDLoss(temperature=settings.temperature),
-            MemoryQueue(settings.feature_dim, settings.queue_size, num_classes=bundle.num_classes),
+            MemoryQueue(
+                settings.feature_dim,
+                settings.queue_size or min(65536, len(bundle.train)),
+                num_classes=bundle.num_classes,
+            ),
         ),
         pbsd_weight=settings.pbsd_weight,
         key_momentum=settings.key_momentum,
     )
+    batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // world_size, 1))
+    policy = settings.classifier_augment or ("basic" if small else "cifar" if size <= 64 else "imagenet")
     classifier_batches = train_batches(
         bundle,
-        [train_transform(bundle, settings.classifier_augment, size)],
-        batch_size=min(settings.classifier_batch_size, max(len(bundle.train) // world_size, 1)),
+        [train_transform(bundle, policy, size)],
+        batch_size=batch_size,
         sampler="class_balanced",
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
         **shared,
     )
     classifier = ClassifierStage(
-        "classifier", classifier_batches, settings.of_classifier(), network=network, loss=nn.CrossEntropyLoss()
+        "classifier",
+        classifier_batches,
+        settings.of_classifier(batch_size),
+        network=network,
+        loss=nn.CrossEntropyLoss(),
     )
     test = evaluation_batches(bundle, size, batch_size=test_batch_size, **shared)
     return Plan([contrast, classifier], test)

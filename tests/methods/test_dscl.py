@@ -113,7 +113,8 @@ def test_the_classifier_sees_classes_alike_and_new_draws():
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(40, (20, 30)), (8, (4, 6)), (3, (1, 2)), (2, (1,)), (1, None)])
 def test_the_classifier_s_learning_rate_falls_twice(epochs, milestones):
-    optimisation = settings_of("dscl", {"classifier_epochs": epochs}).of_classifier()
+    optimisation = settings_of("dscl", {"classifier_epochs": epochs}).of_classifier(256)
+    assert optimisation.lr == 1.25
     assert (optimisation.schedule == "multistep") == (milestones is not None)
     assert milestones is None or optimisation.milestones == milestones
 
@@ -213,7 +214,7 @@ def test_backbones(backbone, patch_size):
     [
         ("temperature", 0.0, "temperature: expected a positive number, got 0.0"),
         ("beta", -1.0, "beta: expected at least 0, got -1.0"),
-        ("queue_size", 0, "queue_size: expected at least 1, got 0"),
+        ("queue_size", 0, "queue_size: expected at least 1, or none, got 0"),
         ("key_momentum", 1.0, r"key_momentum: expected a number in \[0, 1\), got 1.0"),
         ("feature_dim", 0, "feature_dim: expected at least 1, got 0"),
         ("pbsd_weight", -0.5, "pbsd_weight: expected at least 0, got -0.5"),
@@ -221,7 +222,7 @@ def test_backbones(backbone, patch_size):
         ("patch_size", 0, "patch_size: expected at least 1 pixel, got 0"),
         ("patch_scale", (0.5, 0.1), r"patch_scale: expected two rising shares in \(0, 1\]"),
         ("classifier_epochs", 0, "classifier_epochs: expected at least 1, got 0"),
-        ("classifier_lr", 0.0, "classifier_lr: expected a positive number, got 0.0"),
+        ("classifier_lr", 0.0, "classifier_lr: expected a positive number, or none, got 0.0"),
         ("classifier_batch_size", 0, "classifier_batch_size: expected at least 1, got 0"),
         ("augment", "moco", "policy: expected one of basic, cifar, dscl, got 'moco'"),
         ("batch_size", 21, "batch_size: expected at most 20"),

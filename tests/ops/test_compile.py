@@ -24,3 +24,4 @@ def test_kernels_compile_without_spills(target):
         print(usage)
     assert [usage for usage in usages if usage["local_bytes"] or usage["spills"]] == []
     assert all(usage["registers"] > 0 for usage in usages)
+    assert [usage for usage in usages if usage["shared_bytes"] > usage["shared_limit"]] == []

@@ -29,6 +29,7 @@ from ltfast.ops.roi_pool import triton as roi_pool
 from ltfast.ops.scale_rows import triton as scale_rows
 from ltfast.ops.vmf import triton as vmf
 
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes of a program
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -41,6 +42,7 @@ TARGETS = {
 class Usage:
     registers: int
     local_bytes: int  # per-thread memory: the stack, and registers spilled to it
+    shared_bytes: int
     spills: int  # vector registers spilled; gfx942's scalar registers may rest in vector lanes, which is no memory
 
 
@@ -70,6 +72,7 @@ def compile_kernel(
         return Usage(
             field("vgpr_count"),
             field("private_segment_fixed_size"),
+            compiled.metadata.shared,
             field("vgpr_spill_count"),
         )
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -81,7 +84,9 @@ def compile_kernel(
         ).stdout
     stack, local = (int(re.search(rf"\b{name}:(\d+)", report).group(1)) for name in ("STACK", "LOCAL"))
     registers = int(re.search(r"\bREG:(\d+)", report).group(1))
-    return Usage(registers, stack + local, 0)  # what NVIDIA's compiler spills, it spills to local memory
+    return Usage(
+        registers, stack + local, compiled.metadata.shared, 0
+    )  # what NVIDIA's compiler spills, it spills to local memory
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -262,4 +267,5 @@ def cases(target: str) -> Iterator[tuple]:
 if __name__ == "__main__":
     for label, *case, warps in cases(sys.argv[1]):
         usage = compile_kernel(*case, sys.argv[1], warps)
-        print(json.dumps({"kernel": label, "target": sys.argv[1], **asdict(usage)}), flush=True)
+        limits = {"target": sys.argv[1], "shared_limit": SHARED[sys.argv[1]]}
+        print(json.dumps({"kernel": label, **limits, **asdict(usage)}), flush=True)
