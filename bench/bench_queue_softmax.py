@@ -51,8 +51,11 @@ def test_dscl(step, device, rows, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["ltfast", "eager", "torch.compile"])
-def test_pbsd(step, device, implementation):
-    rows, patches = 64, 5
+@pytest.mark.parametrize("rows", [64, 256])
+def test_pbsd(step, device, rows, implementation):
+    """Ours multiplies by the queue four times a pair of patches, the published three times: the weighted means, without
+    which the patches' probabilities would have to be kept."""
+    patches = 5
     queue, key, ours = full_queue(device), unit(rows, WIDTH, device=device), PBSDLoss(temperature=TEMPERATURE)
     pooled = unit(rows, patches, WIDTH, device=device)
     cropped = unit(rows, patches, WIDTH, device=device).requires_grad_()

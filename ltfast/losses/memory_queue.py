@@ -27,7 +27,7 @@ class MemoryQueue(FixedDtype):
         num_classes: C; labels are then in [0, C). None: as many as come up, but each ``enqueue`` then waits for a GPU.
         dtype: of the keys: float32, bfloat16, float16 or float64. It stays when the module's dtype changes.
 
-    In ``state_dict``: ``keys`` (size, D) and ``labels`` (size,), how many are filled and where the next ones go.
+    In ``state_dict``: ``keys`` (size, D), ``labels`` (size,), how many are ``filled`` and the next one's ``position``.
 
     Raises:
         ValueError, TypeError: an argument is out of its range.
@@ -35,6 +35,8 @@ class MemoryQueue(FixedDtype):
 
     keys: Tensor
     labels: Tensor
+    filled: Tensor
+    position: Tensor
     sums: Tensor
 
     def __init__(
@@ -50,17 +52,19 @@ class MemoryQueue(FixedDtype):
         if dtype not in FLOATS:
             raise TypeError(f"dtype is {dtype}: expected float32, float64, bfloat16 or float16")
         self.feature_dim, self.size, self.num_classes = feature_dim, size, num_classes
-        self.filled = 0
-        self.position = 0
         self.register_buffer("keys", torch.zeros(size, feature_dim, dtype=dtype))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        # tensors, so that nothing waits for a GPU and nothing is compiled or captured anew as the queue fills
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         # a row a class: the sum of its keys, and in one more column their number
         sums = torch.zeros(num_classes or 1, feature_dim + 1, dtype=torch.float64)
         self.register_buffer("sums", sums, persistent=False)
+        self.register_load_state_dict_post_hook(lambda queue, _: queue._count_anew())
 
     def __len__(self) -> int:
-        """The number of keys in it."""
-        return self.filled
+        """The number of keys in it; waits for a GPU."""
+        return int(self.filled)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
@@ -75,18 +79,17 @@ class MemoryQueue(FixedDtype):
         """
         self._check(keys, labels)
         keys, labels = gather(keys.to(self.keys.dtype))[-self.size :], gather(labels.long())[-self.size :]
-        at = torch.arange(self.position, self.position + len(keys), device=keys.device) % self.size
-        # of those that go, only what was filled was counted
-        gone = at[at < self.filled] if self.filled < self.size else at
+        at = (self.position + torch.arange(len(keys), device=keys.device)) % self.size
+        gone = (at < self.filled).double()  # of those in these places, what was filled was counted
         self._count(
-            torch.cat([keys.double(), -self.keys[gone].double()]),
-            torch.cat([labels, self.labels[gone]]),
-            torch.cat([at.new_ones(len(at)), -at.new_ones(len(gone))]),
+            torch.cat([keys.double(), -gone[:, None] * self.keys[at]]),
+            torch.cat([labels, self.labels[at]]),
+            torch.cat([torch.ones_like(gone), -gone]),
         )
         self.keys[at] = keys
         self.labels[at] = labels
-        self.position = (self.position + len(keys)) % self.size
-        self.filled = min(self.filled + len(keys), self.size)
+        self.position.add_(len(keys)).remainder_(self.size)
+        self.filled.add_(len(keys)).clamp_(max=self.size)
 
     def attend(self, *queries: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:
         """``ltfast.ops.queue_softmax`` over the keys, for several sets of queries (B_i, D) in one launch.
@@ -105,19 +108,15 @@ class MemoryQueue(FixedDtype):
             rows = rows.where((labels < len(self.sums))[:, None], 0)
         return rows[:, :-1], rows[:, -1]
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"filled": self.filled, "position": self.position}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.filled, self.position = state["filled"], state["position"]
-        self.sums.zero_()
-        step = 2**20  # a queue of millions is not converted whole
-        for start in range(0, self.filled, step):
-            part = slice(start, min(start + step, self.filled))
-            self._count(self.keys[part].double(), self.labels[part], torch.ones_like(self.labels[part]))
-
     def extra_repr(self) -> str:
-        return f"{self.feature_dim}, {self.size}, num_classes={self.num_classes}, filled={self.filled}"
+        return f"{self.feature_dim}, {self.size}, num_classes={self.num_classes}"
+
+    def _count_anew(self) -> None:
+        self.sums.zero_()
+        filled, step = len(self), 2**20  # a queue of millions is not converted whole
+        for start in range(0, filled, step):
+            part = slice(start, min(start + step, filled))
+            self._count(self.keys[part].double(), self.labels[part], torch.ones_like(self.labels[part]))
 
     def _count(self, keys: Tensor, labels: Tensor, numbers: Tensor) -> None:
         """Add keys to the sums of their classes, and ``numbers`` to the counts."""

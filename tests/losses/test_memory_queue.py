@@ -11,7 +11,7 @@ from ltfast.losses import MemoryQueue
 def expect(queue, keys, labels):
     """The queue holds these, the newest last, and the sums of their classes."""
     assert len(queue) == len(keys)
-    order = [(queue.position - len(queue) + i) % queue.size for i in range(len(queue))]
+    order = [(int(queue.position) - len(queue) + i) % queue.size for i in range(len(queue))]
     assert torch.equal(queue.keys[order], keys.to(queue.keys.dtype))
     assert torch.equal(queue.labels[order], labels)
     everyone = torch.arange(8)
@@ -53,7 +53,7 @@ def test_state_is_taken_up():
         labels = torch.arange(8)
         for one, two in zip(other.of_class(labels), queue.of_class(labels), strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
-    assert set(state) == {"keys", "labels", "_extra_state"}
+    assert set(state) == {"keys", "labels", "filled", "position"}
 
 
 def test_its_dtype_stays():

@@ -25,6 +25,7 @@ def unit(rows, width, place=None, dtype=torch.float64):
 
 def plain(queries, keys, temperature=0.07, valid=None, exclude=None):
     """In float64, from the formula."""
+    valid = valid if valid is None else int(valid)
     q, k = queries.double(), keys[:valid].double()
     logits = q @ k.T / temperature
     if exclude is not None:
@@ -72,9 +73,15 @@ def test_queues_of_another_dtype(place, of_keys):
 @pytest.mark.parametrize("valid", [1, 31, 64])
 def test_only_the_first_keys_count(place, valid):
     queries, keys = unit(5, 12, place, torch.float32), unit(64, 12, place, torch.float32)
-    compare(place, queries, keys, valid=valid)
+    counted = torch.tensor(valid, device=place.device)
+    exclude = torch.arange(5, device=place.device)
+    for count in (valid, counted):
+        compare(place, queries, keys, valid=count)
+    if valid > 1:
+        compare(place, queries, keys, valid=counted, exclude=exclude)
     keys[valid:] = torch.nan
-    assert queue_softmax(queries, keys, valid=valid)[1].isfinite().all()
+    for count in (valid, counted):
+        assert queue_softmax(queries, keys, valid=count)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -89,6 +96,7 @@ def test_no_key_at_all(place):
     queries, keys = unit(3, 4, place, torch.float32).requires_grad_(), unit(1, 4, place, torch.float32).requires_grad_()
     for options in (
         {"valid": 0},
+        {"valid": torch.tensor(0, device=place.device)},
         {"exclude": torch.zeros(3, dtype=torch.int64, device=place.device)},
     ):
         lse, mean = queue_softmax(queries, keys, **options)
@@ -156,7 +164,7 @@ def test_gradcheck(backend):
     exclude = torch.tensor([0, -1, 5, 2])
 
     def lse(q, k):
-        return queue_softmax(q, k, temperature=0.3, valid=5, exclude=exclude)[0]
+        return queue_softmax(q, k, temperature=0.3, valid=torch.tensor(5), exclude=exclude)[0]
 
     with ltfast.backend(backend):
         assert torch.autograd.gradcheck(lse, (queries, keys))
@@ -166,10 +174,12 @@ def test_gradcheck(backend):
 def test_opcheck_and_compile():
     queries, keys = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     exclude = torch.tensor([0, -1, 5, 2])
-    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, 5, exclude))
-    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, 6, None))
-    lse, _ = queue_softmax_op(queries, keys, 0.5, 6, None)
-    torch.library.opcheck(key_gradient_op, (queries.detach(), keys.detach(), 0.5, 6, None, lse.detach(), torch.ones(4)))
+    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, torch.tensor(5), exclude))
+    torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, None, None))
+    lse, _ = queue_softmax_op(queries, keys, 0.5, None, None)
+    torch.library.opcheck(
+        key_gradient_op, (queries.detach(), keys.detach(), 0.5, None, None, lse.detach(), torch.ones(4))
+    )
     compiled = torch.compile(lambda q, k: queue_softmax(q, k, valid=5)[0].square().sum(), fullgraph=True)
     compiled(queries, keys).backward()
     expected = torch.autograd.grad(queue_softmax(queries, keys, valid=5)[0].square().sum(), (queries, keys))
@@ -200,6 +210,9 @@ def test_bad_input(backend):
             queue_softmax(queries, keys, temperature=0.0)
         for valid in (-1, 7):
             with pytest.raises(ValueError, match=f"valid is {valid}: expected 0 to 6, the number of keys"):
+                queue_softmax(queries, keys, valid=valid)
+        for valid in (torch.tensor([3]), torch.tensor(3.0)):
+            with pytest.raises(ValueError, match=r"valid is a tensor of .*: expected integers, shape \(\), on cpu"):
                 queue_softmax(queries, keys, valid=valid)
         with pytest.raises(TypeError, match=r"exclude is of torch\.float32: expected a tensor of integers"):
             queue_softmax(queries, keys, exclude=torch.zeros(4))

@@ -106,9 +106,17 @@ def queue_softmax_cases(hip: bool) -> Iterator[tuple]:
         yield (
             f"queue_softmax {dtype} {width} {'exclude' * exclude}",
             queue_softmax._attend_kernel,
-            {"queries": f"*{dtype}", "keys": f"*{dtype}", "exclude": "*i64", "lse": f"*{acc}", "mean": f"*{acc}"},
+            {
+                "queries": f"*{dtype}",
+                "keys": f"*{dtype}",
+                "valid": "*i64",
+                "exclude": "*i64",
+                "lse": f"*{acc}",
+                "mean": f"*{acc}",
+            },
             strides | {"split_size": "i32", "scale": "fp64"},
             {
+                "VALID": not exclude,
                 "EXCLUDE": exclude,
                 **queue_softmax._dtypes(DTYPES[dtype], DTYPES[acc], precisions[dtype]),
                 **options,
@@ -121,9 +129,14 @@ def queue_softmax_cases(hip: bool) -> Iterator[tuple]:
         yield (
             f"queue_softmax key gradient {dtype} {width} {'exclude' * exclude}",
             queue_softmax._key_gradient_kernel,
-            {"queries": f"*{dtype}", "keys": f"*{dtype}", "exclude": "*i64"} | pointers,
+            {"queries": f"*{dtype}", "keys": f"*{dtype}", "valid": "*i64", "exclude": "*i64"} | pointers,
             strides | {"scale": "fp64", "unit": "fp64"},
-            {"EXCLUDE": exclude, **queue_softmax._dtypes(DTYPES[acc], DTYPES[acc], precisions[acc]), **options},
+            {
+                "VALID": not exclude,
+                "EXCLUDE": exclude,
+                **queue_softmax._dtypes(DTYPES[acc], DTYPES[acc], precisions[acc]),
+                **options,
+            },
             warps,
         )
     for acc in ("fp32", "fp64"):

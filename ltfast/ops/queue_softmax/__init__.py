@@ -34,7 +34,7 @@ def queue_softmax(
     keys: Tensor,
     *,
     temperature: float = 0.07,
-    valid: int | None = None,
+    valid: int | Tensor | None = None,
     exclude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp over the keys, and the keys' softmax-weighted mean; see the module's docstring for the formula.
@@ -45,7 +45,8 @@ def queue_softmax(
             sums: bfloat16 and float16 on tensor cores, float32 as three TF32 products (as one where
             ``torch.backends.cuda.matmul.allow_tf32``). On a CPU they are taken in float32 or float64.
         temperature: tau, over 0.
-        valid: only the first ``valid`` keys count; None means all.
+        valid: only the first ``valid`` keys count; None means all. As an integer tensor of shape () on the queries'
+            device it may change from call to call without compiling or capturing anew.
         exclude: (B,), integers: a column that each row leaves out, -1 for none.
 
     Returns:
@@ -56,7 +57,8 @@ def queue_softmax(
         ValueError, TypeError: a bad argument, named. A column out of range excludes nothing.
     """
     _check(queries, keys, temperature, valid, exclude)
-    valid = len(keys) if valid is None else valid
+    if isinstance(valid, int):
+        keys, valid = keys[:valid], None
     if torch.is_autocast_enabled(queries.device.type) and queries.dtype == torch.float32:
         queries = queries.to(torch.get_autocast_dtype(queries.device.type))
     if backends.resolve(queries.device) == "reference":
@@ -69,11 +71,14 @@ def queue_softmax(
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The (lse, mean) over the keys of both, from the (lse, mean) over either's; differentiable in lse."""
     lse = torch.logaddexp(first[0], second[0])
-    weights = [torch.where(lse.isneginf(), 0, torch.exp(part[0] - lse)).detach()[:, None] for part in (first, second)]
-    return lse, weights[0] * first[1] + weights[1] * second[1]
+    # exp(first - lse) would carry the rounding of lse: the shares would not add up to 1
+    share = torch.sigmoid(first[0].detach() - second[0].detach()).where(~lse.isneginf(), 0)
+    return lse, torch.lerp(second[1], first[1], share[:, None])
 
 
-def _check(queries: Tensor, keys: Tensor, temperature: float, valid: int | None, exclude: Tensor | None) -> None:
+def _check(
+    queries: Tensor, keys: Tensor, temperature: float, valid: int | Tensor | None, exclude: Tensor | None
+) -> None:
     checks.check_matrix(queries, "queries", "(batch, width)")
     if not isinstance(keys, Tensor):
         raise TypeError(f"keys is a {type(keys).__name__}: expected a tensor")
@@ -85,7 +90,11 @@ def _check(queries: Tensor, keys: Tensor, temperature: float, valid: int | None,
         raise ValueError(f"keys is on {keys.device}: expected it where the queries are, on {queries.device}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}: expected a number over 0")
-    if valid is not None and not 0 <= valid <= len(keys):
+    if isinstance(valid, Tensor):
+        if valid.shape != () or valid.dtype not in checks.INTEGERS or valid.device != queries.device:
+            got = f"{valid.dtype}, shape {tuple(valid.shape)}, on {valid.device}"
+            raise ValueError(f"valid is a tensor of {got}: expected integers, shape (), on {queries.device}")
+    elif valid is not None and not 0 <= valid <= len(keys):
         raise ValueError(f"valid is {valid}: expected 0 to {len(keys)}, the number of keys")
     if exclude is not None:
         if not isinstance(exclude, Tensor) or exclude.dtype not in checks.INTEGERS:
@@ -103,18 +112,17 @@ def _implementation(queries: Tensor) -> ModuleType:
 
 @torch.library.custom_op("ltfast::queue_softmax", mutates_args=())
 def queue_softmax_op(
-    queries: Tensor, keys: Tensor, temperature: float, valid: int, exclude: Tensor | None
+    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     run = _implementation(queries).queue_softmax
-    exclude = None if exclude is None else exclude.long().contiguous()
-    if not queries.is_cuda:
-        return run(queries, keys[:valid], temperature, exclude)
     with torch.cuda.device_of(queries):  # Triton launches on the current device
-        return run(queries, keys[:valid], temperature, exclude)
+        return run(queries, keys, temperature, _long(valid), _long(exclude))
 
 
 @queue_softmax_op.register_fake
-def _(queries: Tensor, keys: Tensor, temperature: float, valid: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
     dtype = accumulator(queries.dtype)
     return queries.new_empty(len(queries), dtype=dtype), queries.new_empty(queries.shape, dtype=dtype)
 
@@ -124,21 +132,15 @@ def key_gradient_op(
     queries: Tensor,
     keys: Tensor,
     temperature: float,
-    valid: int,
+    valid: Tensor | None,
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
 ) -> Tensor:
     """Of sum(incoming * lse) in the keys: (M, D), of the keys' dtype."""
     run = _implementation(queries).key_gradient
-    exclude = None if exclude is None else exclude.long().contiguous()
-    gradient = keys.new_zeros(keys.shape, dtype=lse.dtype)
-    arguments = (queries, keys[:valid], temperature, exclude, lse, incoming.contiguous(), gradient[:valid])
-    if not queries.is_cuda:
-        run(*arguments)
-    else:
-        with torch.cuda.device_of(queries):
-            run(*arguments)
+    with torch.cuda.device_of(queries):
+        gradient = run(queries, keys, temperature, _long(valid), _long(exclude), lse, incoming.contiguous())
     return gradient.to(keys.dtype)
 
 
@@ -147,7 +149,7 @@ def _(
     queries: Tensor,
     keys: Tensor,
     temperature: float,
-    valid: int,
+    valid: Tensor | None,
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
@@ -155,16 +157,22 @@ def _(
     return keys.new_empty(keys.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, float, int, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    queries, keys, ctx.temperature, ctx.valid, exclude = inputs
+def _long(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.long().contiguous()
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    queries, keys, ctx.temperature, valid, exclude = inputs
     # A queue takes in this step's keys before its backward pass, which needs the mean alone, not the queue as it was.
     ctx.queue = None if keys.requires_grad else (keys, keys._version)
-    ctx.save_for_backward(queries, keys if keys.requires_grad else None, exclude, *output)
+    # a queue's count moves on with it: what counted in this step is kept
+    count = None if valid is None else valid.clone()
+    ctx.save_for_backward(queries, keys if keys.requires_grad else None, count, exclude, *output)
 
 
 def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    queries, keys, exclude, lse, mean = ctx.saved_tensors
-    rest = (ctx.temperature, ctx.valid, exclude)
+    queries, keys, valid, exclude, lse, mean = ctx.saved_tensors
+    rest = (ctx.temperature, valid, exclude)
     of_queries, of_keys = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # create_graph=True
         if ctx.queue is not None:

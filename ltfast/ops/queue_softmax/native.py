@@ -13,7 +13,10 @@ _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BUDGET = 2**20  # values of a part that is converted, or has a mask or a matrix of its own
 
 
-def queue_softmax(queries: Tensor, keys: Tensor, temperature: float, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def queue_softmax(
+    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    keys = keys if valid is None else keys[: int(valid)]
     q = queries.detach().to(accumulator(queries.dtype)).contiguous()
     rows, width = q.shape
     columns = len(keys)
@@ -41,11 +44,13 @@ def key_gradient(
     queries: Tensor,
     keys: Tensor,
     temperature: float,
+    valid: Tensor | None,
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
-    gradient: Tensor,
-) -> None:
+) -> Tensor:
+    gradient = torch.zeros(keys.shape, dtype=lse.dtype)
+    keys = keys if valid is None else keys[: int(valid)]
     q = queries.detach().to(lse.dtype)
     scaled = q * (incoming / temperature)[:, None]
     size = max(_BUDGET // len(q), 256)
@@ -55,7 +60,8 @@ def key_gradient(
         p.masked_fill_(lse.isneginf()[:, None], 0)
         if exclude is not None:
             p.masked_fill_(torch.arange(start, start + len(part)) == exclude[:, None], 0)
-        gradient[start : start + size] = p.T @ scaled
+        torch.mm(p.T, scaled, out=gradient[start : start + len(part)])
+    return gradient
 
 
 def _bounds(exclude: Tensor | None, columns: int) -> tuple[int, int]:

@@ -7,14 +7,19 @@ from ltfast.ops.fused_loss import accumulator
 
 
 def queue_softmax(
-    queries: Tensor, keys: Tensor, temperature: float, valid: int, exclude: Tensor | None
+    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulator(queries.dtype)
     with torch.autocast(queries.device.type, enabled=False):
-        q, k = queries.to(dtype), keys[:valid].to(dtype)
+        q, k = queries.to(dtype), keys.to(dtype)
+        column = torch.arange(len(k), device=q.device)
+        if valid is not None:
+            k = k.where((column < valid)[:, None], 0)
         logits = q @ k.T / temperature
+        if valid is not None:
+            logits = logits.masked_fill(column >= valid, -torch.inf)
         if exclude is not None:
-            logits = logits.masked_fill(torch.arange(valid, device=q.device) == exclude[:, None], -torch.inf)
+            logits = logits.masked_fill(column == exclude[:, None], -torch.inf)
         alone = logits.isneginf().all(1)  # rows without keys: logsumexp would have NaN gradients there
         lse = logits.masked_fill(alone[:, None], 0).logsumexp(1)
         p = (logits - lse[:, None]).exp()

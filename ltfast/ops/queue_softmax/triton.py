@@ -31,11 +31,15 @@ def _products(left, right, left_row, right_row, left_count, right_count, left_st
 
 
 @triton.jit
-def _attend_kernel(queries, keys, exclude, lse, mean, query_stride, key_stride, rows, columns, width, split_size, scale,
-                   EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr,
-                   PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_stride, rows, columns, width, split_size,
+                   scale,
+                   VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+                   ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+                   COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
+    if VALID:
+        columns = tl.minimum(columns, tl.load(valid)).to(tl.int32)
     first = tl.program_id(2) * COLUMNS  # of the columns of the mean that are this program's
     if not WIDE:
         q = _tile(queries, row, rows, query_stride, 0, width, COMPUTE, COLUMNS)
@@ -92,13 +96,16 @@ def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
 
 
 @triton.jit
-def _key_gradient_kernel(queries, keys, exclude, lse, incoming, gradient, query_stride, key_stride, rows, columns,
-                         width, scale, unit,
-                         EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr,
-                         PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient, query_stride, key_stride, rows,
+                         columns, width, scale, unit,
+                         VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+                         ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                          COLUMNS: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     first = tl.program_id(1) * COLUMNS
+    counting = columns
+    if VALID:
+        counting = tl.load(valid).to(tl.int32)
     if not WIDE:
         k = _tile(keys, column, columns, key_stride, 0, width, COMPUTE, COLUMNS)
     total = tl.zeros((KEYS, COLUMNS), ACC)
@@ -114,7 +121,7 @@ def _key_gradient_kernel(queries, keys, exclude, lse, incoming, gradient, query_
         else:
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
         p = tl.exp2(logits * factor - row_lse[None, :])
-        p = tl.where((row_lse == float("-inf"))[None, :], 0.0, p)
+        p = tl.where((column < counting)[:, None] & (row_lse != float("-inf"))[None, :], p, 0.0)
         if EXCLUDE:
             out = tl.load(exclude + row, mask=row < rows, other=-1)
             p = tl.where(column[:, None] == out[None, :], 0.0, p)
@@ -179,7 +186,9 @@ def split_count(programs: int, columns: int, keys: int, device: torch.device) ->
     return max(min(2 * processors // programs, columns // (4 * keys), 1024), 1)
 
 
-def queue_softmax(queries: Tensor, keys: Tensor, temperature: float, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def queue_softmax(
+    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
     rows, width = queries.shape
     columns = len(keys)
     acc = accumulator(queries.dtype)
@@ -195,8 +204,8 @@ def queue_softmax(queries: Tensor, keys: Tensor, temperature: float, exclude: Te
     if splits > 1:
         part_lse, part_mean = lse.new_empty(splits, rows), mean.new_empty(splits, rows, width)
     _attend_kernel[(blocks, splits, triton.cdiv(width, options["COLUMNS"]))](
-        queries, keys, exclude, part_lse, part_mean, queries.stride(0), keys.stride(0), rows, columns, width,
-        split_size, math.log2(math.e) / temperature, EXCLUDE=exclude is not None,
+        queries, keys, valid, exclude, part_lse, part_mean, queries.stride(0), keys.stride(0), rows, columns, width,
+        split_size, math.log2(math.e) / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,
         **_dtypes(compute, acc, _precision(compute)), **options,
     )  # fmt: skip
     if splits > 1:
@@ -211,18 +220,20 @@ def key_gradient(
     queries: Tensor,
     keys: Tensor,
     temperature: float,
+    valid: Tensor | None,
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
-    gradient: Tensor,
-) -> None:
+) -> Tensor:
+    gradient = torch.empty(keys.shape, dtype=lse.dtype, device=keys.device)
     rows, width = queries.shape
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
     # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
     precision = _precision(torch.float32) if queries.dtype == torch.float32 else "tf32"
     options = key_gradient_launch_options(width, lse.dtype, hip=_HIP)
     _key_gradient_kernel[(triton.cdiv(len(keys), options["KEYS"]), triton.cdiv(width, options["COLUMNS"]))](
-        queries, keys, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys), width,
-        math.log2(math.e) / temperature, 1 / temperature, EXCLUDE=exclude is not None,
+        queries, keys, valid, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys),
+        width, math.log2(math.e) / temperature, 1 / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,
         **_dtypes(lse.dtype, lse.dtype, precision), **options,
     )  # fmt: skip
+    return gradient
