@@ -156,8 +156,10 @@ def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> di
 
 
 def key_gradient_launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
+    options = launch_options(width, compute, hip=hip)
+    columns = min(int(options["COLUMNS"]), 64)
     keys = 16 if compute == torch.float64 and width > 128 else 32
-    return launch_options(width, compute, hip=hip) | {"ROWS": 16, "KEYS": keys}
+    return options | {"ROWS": 16, "KEYS": keys, "COLUMNS": columns, "WIDE": width > columns}
 
 
 def _dtypes(compute: torch.dtype, acc: torch.dtype, precision: str) -> dict[str, object]:
