@@ -59,7 +59,9 @@ class SupConQueueLoss(nn.Module):
             ValueError, TypeError: a bad argument, named.
         """
         check_pair(query, key, "key", queue)
-        check_labels(labels, query, "labels")
+        check_labels(labels, query, "labels", classes=queue.num_classes or 2**62)
+        if not labels.is_cuda and not torch.compiler.is_compiling():
+            queue.check_labels(labels)
         (from_queue,) = queue.attend(query, temperature=self.temperature) if attended is None else (attended,)
         queries, keys, all_labels = gather(query), gather(key), gather(labels.long())
         both = torch.cat([queries, keys.to(queries.dtype)])

@@ -70,6 +70,9 @@ class MemoryQueue(FixedDtype):
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
         """Add a batch; under ``torch.distributed`` those of all processes, in their order, as many from each.
 
+        A key that is not finite goes in as zeros: an overflow in one step of half-precision training would otherwise
+        make the loss NaN for as long as it stays.
+
         Args:
             keys: (B, D), any float dtype. Of more keys than fit, the last ones stay.
             labels: (B,), integers of 0 or more, below ``num_classes``.
@@ -78,7 +81,9 @@ class MemoryQueue(FixedDtype):
             ValueError, TypeError: a bad argument, named. Labels are not checked on a GPU where ``num_classes`` is set.
         """
         self._check(keys, labels)
-        keys, labels = gather(keys.to(self.keys.dtype))[-self.size :], gather(labels.long())[-self.size :]
+        keys = keys.to(self.keys.dtype)
+        keys = keys.where(keys.isfinite().all(dim=1, keepdim=True), 0)
+        keys, labels = gather(keys)[-self.size :], gather(labels.long())[-self.size :]
         at = (self.position + torch.arange(len(keys), device=keys.device)) % self.size
         gone = (at < self.filled).double()  # of those in these places, what was filled was counted
         self._count(
@@ -140,8 +145,16 @@ class MemoryQueue(FixedDtype):
         for name, tensor in (("keys", keys), ("labels", labels)):
             if tensor.device != self.keys.device:
                 raise ValueError(f"{name} is on {tensor.device}: expected it where the queue is, on {self.keys.device}")
-        if self.num_classes is None:
-            if labels.min() < 0:
-                raise ValueError(f"labels has {int(labels.min())}: expected labels of 0 or more")
-        elif not labels.is_cuda:
+        if self.num_classes is None or not labels.is_cuda:
+            self.check_labels(labels)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Read the labels.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        if self.num_classes is not None:
             check_label_values(labels, self.num_classes, "labels")
+        elif labels.min() < 0:
+            raise ValueError(f"labels has {int(labels.min())}: expected labels of 0 or more")

@@ -273,6 +273,10 @@ def test_bad_input():
         loss(query, query[:2], labels, queue)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\): expected \(3,\), a label a row"):
         loss(query, query, labels[:2], queue)
+    with pytest.raises(ValueError, match=r"labels has -1: expected labels of 0 or more"):
+        loss(query, query, labels - 1, queue)
+    with pytest.raises(ValueError, match=r"labels\[2\] is 2: expected a label in \[0, 2\)"):
+        loss(query, query, labels, MemoryQueue(4, 8, num_classes=2))
     with pytest.raises(ValueError, match=r"pooled has shape \(3, 4\): expected \(batch, patches, width\), none 0"):
         PBSDLoss()(query, query, query, queue)
     with pytest.raises(ValueError, match=r"pooled has shape .3, 4.: expected .6, 4., as the queries"):

@@ -68,6 +68,18 @@ def test_keys_are_kept_without_their_graph():
     assert not queue.keys.requires_grad
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_overflow_does_not_stay(bad):
+    queue = MemoryQueue(3, 4, num_classes=2)
+    keys = torch.randn(2, 3)
+    keys[0, 1] = bad
+    queue.enqueue(keys, torch.tensor([0, 1]))
+    assert torch.equal(queue.keys[:2], torch.stack([torch.zeros(3), keys[1]]))
+    sums, counts = queue.of_class(torch.tensor([0, 1]))
+    assert torch.equal(sums.float(), queue.keys[:2])
+    assert counts.tolist() == [1, 1]
+
+
 def test_bad_input():
     for arguments, message in (
         ((0, 4), "feature_dim is 0: expected at least 1"),
