@@ -158,7 +158,7 @@ def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> di
 def key_gradient_launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
     options = launch_options(width, compute, hip=hip)
     columns = min(int(options["COLUMNS"]), 64)
-    keys = 16 if compute == torch.float64 and width > 128 else 32
+    keys = 16 if compute == torch.float64 else 32
     return options | {"ROWS": 16, "KEYS": keys, "COLUMNS": columns, "WIDE": width > columns}
 
 
