@@ -1,16 +1,15 @@
-"""How ``queue_softmax`` grows with keys, batch and feature width: forward and backward, a line a dimension.
+"""How ``queue_softmax`` grows with keys, batch and feature width.
 
-python bench/growth_queue_softmax.py bench/results/queue_softmax_growth_cpu.png
+python bench/growth_queue_softmax.py queue_softmax_growth.png
 """
 
 import sys
+from collections.abc import Callable
 
-import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional as F
-from torch.utils.benchmark import Timer
 
-from conftest import machine
+import growth
 from ltfast.ops import queue_softmax
 
 BASE = {"keys": 65536, "batch": 256, "width": 128}
@@ -21,7 +20,7 @@ RANGES = {
 }
 
 
-def milliseconds(keys: int, batch: int, width: int, device: str) -> float:
+def make_step(keys: int, batch: int, width: int, device: str) -> Callable[[], None]:
     """With the gradient in the queries alone, as for a queue."""
     queries = F.normalize(torch.randn(batch, width, device=device)).requires_grad_()
     queue = F.normalize(torch.randn(keys, width, device=device))
@@ -31,26 +30,8 @@ def milliseconds(keys: int, batch: int, width: int, device: str) -> float:
         queries.grad = None
         queue_softmax(queries, queue)[0].backward(incoming)
 
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange(min_run_time=1.0).median
-
-
-def main(path: str) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, values in RANGES.items():
-        times = [milliseconds(**{**BASE, name: value}, device=device) for value in values]
-        print(name, [f"{value}: {time:.2f} ms" for value, time in zip(values, times, strict=True)])
-        axis.plot([value / BASE[name] for value in values], times, marker="o", label=f"{name} ({BASE[name]})")
-    scale = [1 / 16, 16]
-    centre = milliseconds(**BASE, device=device)
-    axis.plot(scale, [centre * s for s in scale], color="grey", linestyle=":", label="linear")
-    axis.set(xscale="log", yscale="log", xlabel="times the value in brackets", ylabel="forward and backward, ms")
-    about = machine()
-    axis.set_title(f"queue_softmax, float32, {about['machine']}, commit {about['commit']}", fontsize=8)
-    axis.legend()
-    figure.savefig(path, dpi=120)
+    return step
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    growth.plot("queue_softmax", BASE, RANGES, make_step, sys.argv[1])
