@@ -42,6 +42,8 @@ def check(place, features, target, directions, kappa, log_prior, incoming=None, 
     if features.dtype == torch.float64:
         loss_tolerance, gradient_tolerance = max(loss_tolerance, 3e-10), max(gradient_tolerance, 3e-10)
     temperature = options.get("temperature", 0.1)
+    if features.shape[1] < 18:  # the logits of low orders are rounded more: see test_logits
+        gradient_tolerance = max(gradient_tolerance, 3e-5 if result.dtype == torch.float32 else 0)
     loss_tolerance *= max(1, 0.1 / temperature)  # what float32 makes of a cosine, times 1 / temperature
     assert result.dtype == (torch.float64 if features.dtype == torch.float64 else torch.float32)
     assert gradient.dtype == features.dtype
