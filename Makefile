@@ -34,7 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest bench --benchmark-only --out $(OUT)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-min-rounds=3 --benchmark-max-time=0.7 --out $(OUT)
 
 tables:
 	$(PYTHON) bench/tables.py

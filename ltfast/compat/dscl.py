@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from ltfast import losses, ops
+from ltfast.ops.checks import check_positive
 from ltfast.ops.queue_softmax import merge
+
+
+def _factor(temperature: float, base_temperature: float | None) -> float:
+    if base_temperature is None:
+        return 1.0
+    check_positive("base_temperature", base_temperature)
+    return temperature / base_temperature
 
 
 class DSCLLoss(losses.DSCLLoss):
@@ -26,7 +34,7 @@ class DSCLLoss(losses.DSCLLoss):
     ) -> None:
         super().__init__(temperature=temperature, beta=weighted_beta)
         self.K = K
-        self.factor = 1.0 if base_temperature is None else temperature / base_temperature
+        self.factor = _factor(temperature, base_temperature)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """The mean loss of the queries.
@@ -66,7 +74,7 @@ class PBSDLoss(losses.PBSDLoss):
 
     def __init__(self, temperature: float = 1.0, base_temperature: float | None = None) -> None:
         super().__init__(temperature=temperature)
-        self.factor = 1.0 if base_temperature is None else temperature / base_temperature
+        self.factor = _factor(temperature, base_temperature)
 
     def forward(  # type: ignore[override]
         self,

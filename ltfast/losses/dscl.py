@@ -1,12 +1,10 @@
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.distributed import gather, rank
 from ltfast.losses.memory_queue import MemoryQueue
-from ltfast.ops.checks import check_labels, check_matrix
+from ltfast.ops.checks import check_labels, check_matrix, check_number, check_positive
 
 
 class SupConQueueLoss(nn.Module):
@@ -32,7 +30,7 @@ class SupConQueueLoss(nn.Module):
 
     def __init__(self, *, temperature: float = 0.07) -> None:
         super().__init__()
-        check_temperature(temperature)
+        check_positive("temperature", temperature)
         self.temperature = temperature
 
     def forward(
@@ -60,8 +58,6 @@ class SupConQueueLoss(nn.Module):
         """
         check_pair(query, key, "key", queue)
         check_labels(labels, query, "labels", classes=queue.num_classes or 2**62)
-        if not labels.is_cuda and not torch.compiler.is_compiling():
-            queue.check_labels(labels)
         (from_queue,) = queue.attend(query, temperature=self.temperature) if attended is None else (attended,)
         queries, keys, all_labels = gather(query), gather(key), gather(labels.long())
         both = torch.cat([queries, keys.to(queries.dtype)])
@@ -117,8 +113,7 @@ class DSCLLoss(SupConQueueLoss):
 
     def __init__(self, *, temperature: float = 0.07, beta: float = 8.0) -> None:
         super().__init__(temperature=temperature)
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"beta is {beta}: expected a number of 0 or more")
+        check_number("beta", beta, at_least=0)
         self.beta = beta
 
     def weights(self, number: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,11 +122,6 @@ class DSCLLoss(SupConQueueLoss):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, beta={self.beta}"
-
-
-def check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}: expected a number over 0")
 
 
 def check_pair(query: Tensor, other: Tensor, name: str, queue: MemoryQueue) -> None:

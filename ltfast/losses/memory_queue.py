@@ -107,7 +107,13 @@ class MemoryQueue(FixedDtype):
         return list(zip(lse.split(sizes), mean.split(sizes), strict=True))
 
     def of_class(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the keys of each label's class, (B, D) float64, and their number, (B,) float64."""
+        """The sum of the keys of each label's class, (B, D) float64, and their number, (B,) float64.
+
+        Raises:
+            ValueError: a label is out of range; on a GPU they are not checked.
+        """
+        if not labels.is_cuda and not torch.compiler.is_compiling():
+            self.check_labels(labels)
         rows = self.sums[labels.clamp(max=len(self.sums) - 1)]
         if self.num_classes is None:  # of a class beyond all that were seen there is nothing
             rows = rows.where((labels < len(self.sums))[:, None], 0)

@@ -1,8 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from ltfast.losses.dscl import check_pair, check_temperature
+from ltfast.losses.dscl import check_pair
 from ltfast.losses.memory_queue import MemoryQueue
+from ltfast.ops.checks import check_positive
 from ltfast.ops.fused_loss import accumulator
 from ltfast.ops.queue_softmax import merge
 
@@ -29,7 +30,7 @@ class PBSDLoss(nn.Module):
 
     def __init__(self, *, temperature: float = 0.07) -> None:
         super().__init__()
-        check_temperature(temperature)
+        check_positive("temperature", temperature)
         self.temperature = temperature
 
     def forward(

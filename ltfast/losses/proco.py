@@ -8,7 +8,7 @@ from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.distributed import world_size
 from ltfast.losses.fixed_dtype import FixedDtype
-from ltfast.ops.checks import check_matrix
+from ltfast.ops.checks import check_matrix, check_positive
 
 _LARGEST_KAPPA = 1e5
 _START = 0.9  # the length of the mean of a class that was not seen yet
@@ -72,8 +72,7 @@ class ProCoLoss(FixedDtype):
             raise ValueError(f"num_classes is {num_classes}: expected at least 1")
         if feature_dim < 2:
             raise ValueError(f"feature_dim is {feature_dim}: expected at least 2")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature}: expected a number over 0")
+        check_positive("temperature", temperature)
         log_prior = None
         if class_counts is not None:
             counts = parse_class_counts(class_counts)

@@ -74,6 +74,11 @@ def check_number(name: str, value: float, *, at_least: float = -math.inf) -> Non
         raise ValueError(f"{name} is {value}: expected {expected}")
 
 
+def check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}: expected a number over 0")
+
+
 def check_label_smoothing(value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"label_smoothing is {value}: expected a number in [0, 1)")

@@ -264,8 +264,11 @@ def test_bad_input():
     for loss in (DSCLLoss, SupConQueueLoss, PBSDLoss):
         with pytest.raises(ValueError, match=r"temperature is 0\.0: expected a number over 0"):
             loss(temperature=0.0)
-    with pytest.raises(ValueError, match="beta is -1: expected a number of 0 or more"):
+    with pytest.raises(ValueError, match="beta is -1: expected a finite number of 0 or more"):
         DSCLLoss(beta=-1)
+    for loss in (compat.DSCLLoss, compat.PBSDLoss):
+        with pytest.raises(ValueError, match="base_temperature is 0: expected a number over 0"):
+            loss(base_temperature=0)
     loss = DSCLLoss()
     with pytest.raises(ValueError, match=r"query has shape \(3, 5\): expected \(batch, 4\), as the queue"):
         loss(torch.randn(3, 5), torch.randn(3, 5), labels, queue)

@@ -89,9 +89,7 @@ def check_settings(
     reduction: str,
 ) -> None:
     """Refuse what ``agcl`` cannot take, with a ValueError that names it."""
-    checks.check_number("scale", scale)
-    if scale <= 0:
-        raise ValueError(f"scale is {scale}: expected a number over 0")
+    checks.check_positive("scale", scale)
     checks.check_number("margin", margin)
     checks.check_number("weight_pos", weight_pos)
     checks.check_number("weight_neg", weight_neg)

@@ -14,7 +14,6 @@ Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softm
 "FlashAttention", NeurIPS 2022.
 """
 
-import math
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -88,8 +87,7 @@ def _check(
         raise TypeError(f"keys has dtype {keys.dtype}: expected float32, float64, bfloat16 or float16")
     if keys.device != queries.device:
         raise ValueError(f"keys is on {keys.device}: expected it where the queries are, on {queries.device}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}: expected a number over 0")
+    checks.check_positive("temperature", temperature)
     if isinstance(valid, Tensor):
         if valid.shape != () or valid.dtype not in checks.INTEGERS or valid.device != queries.device:
             got = f"{valid.dtype}, shape {tuple(valid.shape)}, on {valid.device}"

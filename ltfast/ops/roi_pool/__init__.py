@@ -14,7 +14,6 @@ form: the samples of a bin between two pixels are equally spaced, so their mean 
 cost depends neither on the box nor on how many samples it has.
 """
 
-import math
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -84,8 +83,7 @@ def _check(features: Tensor, boxes: Tensor, spatial_scale: float, output_size: i
         raise ValueError(f"boxes is on {boxes.device}: expected it where the features are, on {features.device}")
     if boxes.requires_grad:
         raise ValueError("boxes requires a gradient: the pooling is differentiated in the features only")
-    if not (math.isfinite(spatial_scale) and spatial_scale > 0):
-        raise ValueError(f"spatial_scale is {spatial_scale}: expected a number over 0")
+    checks.check_positive("spatial_scale", spatial_scale)
     for name, value, least in (("output_size", output_size, 1), ("sampling_ratio", sampling_ratio, -1)):
         if not isinstance(value, int):
             raise TypeError(f"{name} is {value!r}: expected an integer")

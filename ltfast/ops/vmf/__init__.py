@@ -21,7 +21,6 @@ and its derivative is :math:`dF / d(\kappa^2) = I_{\nu+1}(\kappa) / (2 \kappa I_
 two matrix products and an elementwise epilogue.
 """
 
-import math
 from importlib import import_module
 from typing import Any
 
@@ -116,8 +115,7 @@ def _check(features: Tensor, directions: Tensor, kappa: Tensor, temperature: flo
     for name, statistic in (("directions", directions), ("kappa", kappa)):
         if statistic.requires_grad:
             raise ValueError(f"{name} requires a gradient: the functions are differentiated in the features only")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}: expected a number over 0")
+    checks.check_positive("temperature", temperature)
 
 
 @torch.library.custom_op("ltfast::vmf_ratio", mutates_args=())
