@@ -213,6 +213,37 @@ void roi_pool(const std::string& dtype, uintptr_t features, uintptr_t boxes_at, 
   current().roi_pool(a);
 }
 
+// The table is a buffer of int64, five a tensor.
+TensorList tensor_list(const py::buffer_info& table, int threads) {
+  TensorList list{static_cast<const TensorRow*>(table.ptr), table.size * table.itemsize / py::ssize_t(sizeof(TensorRow)),
+                  0, 1};
+  for (int64_t i = 0; i < list.tensors; ++i) list.elements += list.rows[i].count;
+  list.threads = useful_threads(threads, list.elements, 1);
+  return list;
+}
+
+void taylor_importance(const py::buffer& table, int threads) {
+  const py::buffer_info info = table.request();
+  const TensorList list = tensor_list(info, threads);
+  py::gil_scoped_release release;
+  current().taylor->importance(list);
+}
+
+bool importance_threshold(const py::buffer& table, double fraction, uintptr_t out, int threads) {
+  const py::buffer_info info = table.request();
+  const TensorList list = tensor_list(info, threads);
+  const std::unique_ptr<int64_t[]> histograms(new int64_t[size_t(threshold_histograms(list.threads))]);
+  py::gil_scoped_release release;
+  return current().taylor->threshold({list, fraction, histograms.get(), at(out)});
+}
+
+void apply_masks(const py::buffer& table, int threads) {
+  const py::buffer_info info = table.request();
+  const TensorList list = tensor_list(info, threads);
+  py::gil_scoped_release release;
+  current().taylor->apply_masks(list);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -225,6 +256,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("vmf_ratio", &vmf_ratio);
   m.def("vmf_cross_entropy", &vmf_cross_entropy);
   m.def("roi_pool", &roi_pool);
+  m.def("taylor_importance", &taylor_importance);
+  m.def("importance_threshold", &importance_threshold);
+  m.def("apply_masks", &apply_masks);
   m.def("isa", [] { return current().isa; }, "The instruction set in use.");
   m.def("isas", [] {
     py::list names;

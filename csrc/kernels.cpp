@@ -12,8 +12,6 @@
 #include "scale_rows.h"
 #include "vmf.h"
 
-#define LTFAST_JOIN_(a, b) a##b
-#define LTFAST_JOIN(a, b) LTFAST_JOIN_(a, b)
 #define LTFAST_TEXT_(a) #a
 #define LTFAST_TEXT(a) LTFAST_TEXT_(a)
 
@@ -62,4 +60,5 @@ extern const Kernels LTFAST_JOIN(kernels_, LTFAST_ISA) = {
     by_width<VmfRatioArguments, vmf_ratio<float>, vmf_ratio<double>>,
     by_width<VmfCrossEntropyArguments, vmf_cross_entropy<float>, vmf_cross_entropy<double>>,
     LTFAST_BY_DTYPE(RoiPoolArguments, roi_pool),
+    &LTFAST_JOIN(taylor_, LTFAST_ISA),
 };

@@ -141,6 +141,37 @@ inline int64_t roi_thread_scratch(const RoiPoolArguments& a) {
 }
 inline int64_t roi_scratch(const RoiPoolArguments& a) { return a.threads * roi_thread_scratch(a); }
 
+// A tensor of a list, beside up to two others of its shape and order in memory: five int64 of the table that
+// ltfast/ops/taylor/tables.py packs.
+struct TensorRow {
+  int64_t address[3];         // importance: accumulator, parameter, gradient; the others: tensor, mask, values or 0
+  int64_t count;              // elements, 1 or more
+  int64_t code;               // importance: three Dtypes, 8 bits each; threshold: a Dtype; apply: bytes of an element
+};
+
+struct TensorList {
+  const TensorRow* rows;
+  int64_t tensors, elements;
+  int threads;
+};
+
+struct ThresholdArguments {
+  TensorList list;            // all of one dtype; all with masks, or none
+  double fraction;
+  int64_t* histograms;        // threshold_histograms() values
+  void* out;                  // one float or double
+};
+
+constexpr int64_t kThresholdBins = 2048, kThresholdLanes = 4;
+inline int64_t threshold_histograms(int threads) { return threads * kThresholdLanes * kThresholdBins; }
+
+// taylor.cpp, which is compiled without fused multiply-adds.
+struct TaylorKernels {
+  void (*importance)(const TensorList&);
+  bool (*threshold)(const ThresholdArguments&);  // false: there is no value, and nothing was written
+  void (*apply_masks)(const TensorList&);
+};
+
 struct Kernels {
   const char* isa;
   void (*agcl)(const AgclArguments&);
@@ -152,6 +183,11 @@ struct Kernels {
   void (*vmf_ratio)(const VmfRatioArguments&);
   void (*vmf_cross_entropy)(const VmfCrossEntropyArguments&);
   void (*roi_pool)(const RoiPoolArguments&);
+  const TaylorKernels* taylor;
 };
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+extern const TaylorKernels taylor_baseline, taylor_avx2, taylor_avx512;
+
+#define LTFAST_JOIN_(a, b) a##b
+#define LTFAST_JOIN(a, b) LTFAST_JOIN_(a, b)

@@ -43,4 +43,11 @@ void parallel_rows(int64_t rows, int threads, const Body& body) {
   }
 }
 
+// body(part) for every part, one a thread. Subnormals are kept.
+template <class Body>
+void parallel_parts(int parts, const Body& body) {
+#pragma omp parallel for schedule(static) num_threads(parts)
+  for (int part = 0; part < parts; ++part) body(part);
+}
+
 }  // namespace

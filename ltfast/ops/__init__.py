@@ -6,16 +6,20 @@ from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
+from ltfast.ops.taylor import apply_masks_, importance_threshold, taylor_importance_
 from ltfast.ops.vmf import vmf_cross_entropy, vmf_logits
 
 __all__ = [
     "agcl",
+    "apply_masks_",
     "balanced_bce",
     "bessel_ratio",
     "class_sums",
+    "importance_threshold",
     "log_iv",
     "patch_roi_pool",
     "queue_softmax",
+    "taylor_importance_",
     "vmf_cross_entropy",
     "vmf_logits",
 ]

@@ -1,0 +1,226 @@
+r"""The importance of every parameter, the threshold below which a share of them lies, and masks: whole models at once.
+
+To first order, the loss changes by :math:`w\,\partial L / \partial w` when a parameter w is set to zero. The square of
+that is its importance (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019), summed over
+batches, or over those of one group of classes (Cong et al., AAAI 2024):
+
+.. math::
+
+    E_w \mathrel{+}= \left(w \, \frac{\partial L}{\partial w}\right)^2
+
+A model has hundreds of tensors, and each function here is one pass over all of them. The threshold is a quantile of
+tens of millions of values, found by counting the bits of their representation from the highest down: it is exact, and
+nothing is sorted, concatenated or read back from a GPU. (``torch.quantile`` refuses more than 16 million values.)
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ltfast.ops import backends, checks
+from ltfast.ops.taylor import reference
+from ltfast.ops.taylor.tables import check_apart, flatten, write_back
+
+__all__ = ["apply_masks_", "importance_threshold", "taylor_importance_"]
+
+ACCUMULATORS = (torch.float32, torch.float64)
+MASKS = (torch.bool, torch.uint8)
+
+
+def taylor_importance_(
+    accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    """Add (parameter * gradient)^2 to the accumulator, for every tensor of a model.
+
+    Arithmetic is in the accumulator's dtype; on the CPU the result is bit for bit that of the plain loop.
+
+    Args:
+        accumulators: float32 or float64, of any shapes and strides; changed in place. No two share memory.
+        parameters: one for each accumulator, of its shape, float32, float64, bfloat16 or float16. They may require
+            gradients; none is recorded here.
+        gradients: likewise. Tensors may differ in dtype from each other and from the rest.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
+    """
+    accumulators, parameters, gradients = list(accumulators), list(parameters), list(gradients)
+    _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
+    _check_list("parameters", parameters, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
+    _check_list("gradients", gradients, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
+    _change(("accumulators", accumulators), (parameters, gradients), reference.taylor_importance_, _update, taylor_op)
+
+
+def importance_threshold(
+    accumulators: Sequence[Tensor], fraction: float, *, masks: Sequence[Tensor] | None = None
+) -> Tensor:
+    """The k-th smallest of all values, k = round(fraction * N) and at least 1: ``torch.kthvalue`` of all of them.
+
+    Exact, also for negative and infinite values; NaN counts as the greatest. Needs no memory to speak of.
+
+    Args:
+        accumulators: float32 or float64, all of one dtype, of any shapes and strides; N elements in all, 1 or more.
+        fraction: in (0, 1]; 0.3 for the threshold that 30 % of the values do not exceed.
+        masks: one for each accumulator, of its shape, bool or uint8 (where all but 0 is True). Then only the elements
+            where they are True count, and N is their number.
+
+    Returns:
+        A 0-dim tensor of the accumulators' dtype on their device. Nothing is read back from a GPU, so there masks
+        without any True element give NaN.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named; N = 0.
+    """
+    accumulators, chosen = list(accumulators), [] if masks is None else list(masks)
+    _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
+    for i, values in enumerate(accumulators):
+        if values.dtype != accumulators[0].dtype:
+            raise TypeError(
+                f"accumulators[{i}] has dtype {values.dtype}: expected {accumulators[0].dtype}, as the first"
+            )
+    if masks is not None:
+        _check_list("masks", chosen, accumulators, MASKS, "bool or uint8")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}: expected a number in (0, 1]")
+    if not any(values.numel() for values in accumulators):
+        raise ValueError("accumulators has no element: expected one or more")
+    with torch.no_grad():
+        if _resolve(accumulators[0].device) == "reference":
+            return reference.importance_threshold(accumulators, chosen, float(fraction))
+        find = _threshold if _are_plain(accumulators, chosen) else threshold_op
+        return find(accumulators, chosen, float(fraction))
+
+
+def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor] | None = None) -> None:
+    """Where a mask is True, set the tensor to the value, or to 0.
+
+    Freezes parameters (zero their gradients), brings frozen ones back after an optimiser's step, or initialises the
+    others anew. Bits are copied as they are, and those of other elements stay as they are: NaN and -0.0 too.
+
+    Args:
+        tensors: real, of any dtypes, shapes and strides; changed in place. No two share memory. They may require
+            gradients; none is recorded here.
+        masks: one for each tensor, of its shape, bool or uint8 (where all but 0 is True).
+        values: one for each tensor, of its shape and dtype.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
+    """
+    tensors, masks, replacements = list(tensors), list(masks), [] if values is None else list(values)
+    _check_list("tensors", tensors, tensors)
+    for i, tensor in enumerate(tensors):
+        if tensor.is_complex() or tensor.is_quantized:
+            raise TypeError(f"tensors[{i}] has dtype {tensor.dtype}: expected real numbers")
+    _check_list("masks", masks, tensors, MASKS, "bool or uint8")
+    if values is not None:
+        _check_list("values", replacements, tensors)
+        for i, (value, tensor) in enumerate(zip(replacements, tensors, strict=True)):
+            if value.dtype != tensor.dtype:
+                raise TypeError(f"values[{i}] has dtype {value.dtype}: expected {tensor.dtype}, as tensors[{i}]")
+    _change(("tensors", tensors), (masks, replacements), reference.apply_masks_, _apply, apply_op)
+
+
+def _check_list(
+    name: str,
+    tensors: Sequence[Tensor],
+    leads: Sequence[Tensor],
+    dtypes: Sequence[torch.dtype] | None = None,
+    expected: str = "",
+) -> None:
+    """A list of tensors, each with the shape and device of its lead."""
+    if len(tensors) != len(leads):
+        raise ValueError(f"{name} has length {len(tensors)}: expected {len(leads)}, one for each of the others")
+    device = leads[0].device if leads and isinstance(leads[0], Tensor) else None
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{i}] is a {type(tensor).__name__}: expected a tensor")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name}[{i}] has layout {tensor.layout}: expected a dense tensor")
+        if dtypes is not None and tensor.dtype not in dtypes:
+            raise TypeError(f"{name}[{i}] has dtype {tensor.dtype}: expected {expected}")
+        if tensor.shape != leads[i].shape:
+            raise ValueError(f"{name}[{i}] has shape {tuple(tensor.shape)}: expected {tuple(leads[i].shape)}")
+        if tensor.device != device:
+            raise ValueError(f"{name}[{i}] is on {tensor.device}: expected it where the others are, on {device}")
+
+
+def _are_plain(*lists: Sequence[Tensor]) -> bool:
+    """Whether these are memory and nobody watches; see ``fused_loss.is_plain``, which takes no parameters."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and {type(tensor) for tensors in lists for tensor in tensors} <= {Tensor, torch.nn.Parameter}
+    )
+
+
+def _change(
+    changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], plain: Callable, run: Callable, op: Callable
+) -> None:
+    """Run what changes tensors in place: the reference, or the kernels past the dispatcher, or through it."""
+    name, tensors = changed
+    if not tensors:
+        return
+    with torch.no_grad():
+        eager = _are_plain(tensors, *others)
+        if _resolve(tensors[0].device) == "reference":
+            if eager:
+                check_apart(name, tensors)
+            plain(tensors, *others)
+        elif eager:
+            run(tensors, *others)
+            torch.autograd.graph.increment_version(tensors)
+        else:
+            op(tensors, *others)
+
+
+def _resolve(device: torch.device) -> str:
+    return backends.resolve(device)
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    return import_module(f"ltfast.ops.taylor.{backends.resolve_kernel(device)}")
+
+
+def _update(accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    check_apart("accumulators", accumulators)
+    lists = flatten(accumulators, parameters, gradients)
+    with torch.cuda.device_of(accumulators[0]):  # Triton launches on the current device
+        _kernels(accumulators[0].device).taylor_importance_(*lists)
+    write_back(accumulators, lists[0])
+
+
+def _threshold(accumulators: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> Tensor:
+    lists = flatten(accumulators, *([masks] if masks else []))
+    with torch.cuda.device_of(accumulators[0]):
+        return _kernels(accumulators[0].device).importance_threshold(fraction, *lists)
+
+
+def _apply(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    check_apart("tensors", tensors)
+    lists = flatten(tensors, masks, *([values] if values else []))
+    with torch.cuda.device_of(tensors[0]):
+        _kernels(tensors[0].device).apply_masks_(*lists)
+    write_back(tensors, lists[0])
+
+
+taylor_op = torch.library.custom_op("ltfast::taylor_importance_", _update, mutates_args=("accumulators",))
+threshold_op = torch.library.custom_op("ltfast::importance_threshold", _threshold, mutates_args=())
+apply_op = torch.library.custom_op("ltfast::apply_masks_", _apply, mutates_args=("tensors",))
+
+
+@taylor_op.register_fake
+def _(accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    pass
+
+
+@threshold_op.register_fake
+def _(accumulators: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> Tensor:
+    return accumulators[0].new_empty(())
+
+
+@apply_op.register_fake
+def _(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    pass
