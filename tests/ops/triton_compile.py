@@ -27,6 +27,8 @@ from ltfast.ops.noise import triton as noise
 from ltfast.ops.queue_softmax import triton as queue_softmax
 from ltfast.ops.roi_pool import triton as roi_pool
 from ltfast.ops.scale_rows import triton as scale_rows
+from ltfast.ops.taylor import triton as taylor
+from ltfast.ops.taylor.tables import CODES
 from ltfast.ops.vmf import triton as vmf
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes of a program
@@ -150,9 +152,56 @@ def queue_softmax_cases(hip: bool) -> Iterator[tuple]:
         )
 
 
+def taylor_cases() -> Iterator[tuple]:
+    tables = {"table": "*i64", "chunk_rows": "*i32"}
+    update, count = dict(taylor.UPDATE), dict(taylor.COUNT)
+    warps = update.pop("num_warps")
+    for (e, w, g), aligned in itertools.product(
+        (("fp32", "fp32", "fp32"), ("fp32", "bf16", "fp16"), ("fp64", "fp64", "fp64")), (True, False)
+    ):
+        types = {name: taylor.DTYPES[CODES[DTYPES[x]]] for name, x in zip("EWG", (e, w, g), strict=True)}
+        yield (
+            f"taylor_importance_ {e} {w} {g} {'aligned' * aligned}",
+            taylor._importance_kernel,
+            tables,
+            {},
+            {**types, "ALIGNED": aligned, **update},
+            warps,
+        )
+    for size, with_values in itertools.product(taylor.INTEGERS, (True, False)):
+        yield (
+            f"apply_masks_ {size} bytes {'values' * with_values}",
+            taylor._apply_kernel,
+            tables,
+            {},
+            {"BITS": taylor.INTEGERS[size], "WITH_VALUES": with_values, "ALIGNED": True, **update},
+            warps,
+        )
+    warps = count.pop("num_warps")
+    for dtype, masked in itertools.product(("fp32", "fp64"), (True, False)):
+        types = taylor.count_dtypes(DTYPES[dtype]) | {"BINS": 1 << taylor.DIGIT}
+        yield (
+            f"importance_threshold count {dtype} {'masked' * masked}",
+            taylor._count_kernel,
+            tables | {"counts": "*i64", "state": "*i64"},
+            {"shift": "i32"},
+            {**types, "MASKED": masked, "ALIGNED": True, **count},
+            warps,
+        )
+        yield (
+            f"importance_threshold select {dtype} {'first' if masked else 'last'}",
+            taylor._select_kernel,
+            {"counts": "*i64", "state": "*i64", "out": f"*{dtype}"},
+            {"shift": "i32", "fraction_bits": "i64"},
+            {**types, "FIRST": masked, "LAST": not masked},
+            4,
+        )
+
+
 def cases(target: str) -> Iterator[tuple]:
     """A label, and the arguments of ``compile_kernel`` but the target."""
     yield from queue_softmax_cases(target.startswith("gfx"))
+    yield from taylor_cases()
     for (dtype, torch_dtype), classes in itertools.product(DTYPES.items(), CLASSES):
         acc = "fp64" if dtype == "fp64" else "fp32"
         accumulator = tl.float64 if dtype == "fp64" else tl.float32
