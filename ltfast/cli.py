@@ -164,6 +164,12 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
+    parser.add_argument(
+        "--aggregate",
+        choices=("instance", "group", "average"),
+        help="weights of the sub-models of method do: learned for each test image, for each group of them, or equal; "
+        "default: the run's",
+    )
     execution = [
         _Option("batch_size", int, 256, "test images a batch and process"),
         *(option for option in _options(RunSettings) if option.name in ("precision", "workers")),
@@ -187,6 +193,7 @@ def evaluate(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         source=args.data,
         root=args.root,
+        aggregate=args.aggregate,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -194,14 +201,11 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
     _check_writable(out.parent)
     if trained.unfinished is not None:
-        accelerator.print(
-            f"{checkpoint}: the run is not finished, it is at {trained.unfinished}; "
-            f"evaluating its stage {trained.stage.name} as it is"
-        )
+        accelerator.print(f"{checkpoint}: {trained.unfinished}")
     names = trained.facts["class_names"]
-    stage = trained.stage.to(accelerator.device)
+    predictor = trained.predictor.to(accelerator.device)
     groups = class_groups(trained.facts["class_counts"])
-    result = metrics.evaluate(stage, trained.plan.test, groups, len(names), accelerator)
+    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator)
     if accelerator.is_main_process:
         report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
         _print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
@@ -211,7 +215,9 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
-    """compare finished runs side by side"""
+    """compare finished runs side by side; `report importance` shows what their parameters matter to"""
+    if argv[:1] == ["importance"]:
+        return importance(argv[1:])
     parser = _parser("report", compare)
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     args = _parse(parser, argv)
@@ -222,6 +228,51 @@ def compare(argv: Sequence[str]) -> int:
     _print_table(report.table(rows, title="top-1 accuracy (%), and a step's loss forward and backward (ms)"))
     for run in args.runs:
         print(f"accuracy of each class: {Path(run) / report.PICTURE}")
+    return 0
+
+
+def importance(argv: Sequence[str]) -> int:
+    """show how much the parameters of trained runs matter to many, medium and few classes"""
+    from ltfast.engine import RunSettings
+
+    parser = _parser("report importance", importance)
+    parser.add_argument("checkpoints", nargs="+", help="runs' folders, or their checkpoint files")
+    parser.add_argument("--out", default="importance.png", help="picture to write; the numbers go to .json beside it")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the runs'")
+    execution = [
+        _Option("images", int, 2048, "training images of a group or class that are looked at, at most"),
+        _Option("batch_size", int, 64, "images a batch"),
+        _Option("per_class", bool, False, "of each class too, in the numbers"),
+        *(option for option in _options(RunSettings) if option.name == "workers"),
+    ]
+    _add_options(parser, "execution", execution)
+    args = _parse(parser, argv, {option.name: option.type for option in execution})
+    picture = Path(args.out)
+    if picture.suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--out: expected a .png, .pdf or .svg file's name, got {args.out!r}")
+    _check_writable(picture.parent)
+
+    from ltfast.engine import plot, report
+    from ltfast.methods.importance import measure
+
+    rows = {
+        name: measure(
+            Path(name),
+            run=RunSettings(workers=args.workers),
+            images=args.images,
+            batch_size=args.batch_size,
+            per_class=args.per_class,
+            root=args.root,
+        )
+        for name in args.checkpoints
+    }
+    plot.plot_importance(picture, rows)
+    report.write_json(picture.with_suffix(".json"), rows)
+    _print_table(report.importance_table(rows))
+    for name, row in rows.items():
+        if row["weights"] is not None:
+            _print_table(report.weights_table(name, row["weights"]))
+    print(f"written to {picture} and {picture.with_suffix('.json')}")
     return 0
 
 

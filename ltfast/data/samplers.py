@@ -251,18 +251,20 @@ def effective_number_probabilities(class_counts: Sequence[int], beta: float = 0.
     return _normalised(torch.where(counts > 0, counts / effective, 0.0))
 
 
-def group_preferred_probabilities(class_counts: Sequence[int], stage: int, rho: float = 0.8) -> Tensor:
+def group_preferred_probabilities(
+    class_counts: Sequence[int], stage: int, rho: float = 0.8, preferred: Sequence[int] | None = None
+) -> Tensor:
     """The class group that a stage of decoupled optimisation prefers.
 
-    Stage 1: the long tail itself, `p_c ~ n_c`. Stage 2: an image of a medium class with probability rho, any other with
-    1 - rho, uniformly among the images of either kind. Stage 3: `p_c ~ 1 / n_c`, the reversed long tail. The groups are
-    `class_groups`'.
+    Stage 1: the long tail itself, `p_c ~ n_c`. Stage 2: an image of a preferred class with probability rho, any other
+    with 1 - rho, uniformly among the images of either kind. Stage 3: `p_c ~ 1 / n_c`, the reversed long tail.
     Source: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
 
     Args:
         class_counts: length C, at least 0.
         stage: 1, 2 or 3.
         rho: in [0, 1]; of use to stage 2.
+        preferred: the classes that stage 2 prefers; None means `class_groups`' medium ones.
 
     Returns:
         (C,) float64, sums to 1.
@@ -280,9 +282,11 @@ def group_preferred_probabilities(class_counts: Sequence[int], stage: int, rho: 
         return _normalised(counts)
     if stage == 3:
         return _normalised(torch.where(counts > 0, 1 / counts, 0.0))
-    medium = torch.zeros(len(counts), dtype=torch.bool)
-    medium[class_groups(class_counts)["medium"]] = True
-    shares = torch.where(medium, rho * _share(counts, medium), (1 - rho) * _share(counts, ~medium))
+    if outside := [c for c in preferred or () if not 0 <= c < len(counts)]:
+        raise ValueError(f"preferred: expected classes in [0, {len(counts)}), got {outside[0]}")
+    chosen = torch.zeros(len(counts), dtype=torch.bool)
+    chosen[class_groups(class_counts)["medium"] if preferred is None else list(preferred)] = True
+    shares = torch.where(chosen, rho * _share(counts, chosen), (1 - rho) * _share(counts, ~chosen))
     return _normalised(shares)
 
 
@@ -301,8 +305,8 @@ def make_sampler(
 
     Args:
         name: "instance" (a permutation), "class_balanced", "square_root", "effective_number" (option `beta`),
-            "group_preferred" (options `stage`, required, and `rho`; stage 1 is "instance") or "dual" (a class-balanced
-            and an instance-balanced stream in step, see `DualSampler`).
+            "group_preferred" (options `stage`, required, `rho` and `preferred`; stage 1 is "instance") or "dual" (a
+            class-balanced and an instance-balanced stream in step, see `DualSampler`).
         labels: (N,) int64, in [0, C).
         num_classes: C.
         seed: at least 0.
@@ -362,5 +366,5 @@ def _normalised(weights: Tensor) -> Tensor:
 def _share(counts: Tensor, chosen: Tensor) -> Tensor:
     total = counts[chosen].sum()
     if total == 0:
-        raise ValueError("class_counts: stage 2 expects classes with 20 to 100 images, and others; got only one kind")
+        raise ValueError("class_counts: stage 2 expects images of preferred classes and of others; got only one kind")
     return counts / total

@@ -252,6 +252,7 @@ class _Run:
                 self.accelerator.backward(loss / len(window))
             for name, value in {"loss": loss, **logged}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(window)
+        stage.after_backward()
         if self.run.clip_norm is not None:
             self.accelerator.clip_grad_norm_(trained, self.run.clip_norm)
         optimizer.step()
@@ -286,9 +287,11 @@ class _Run:
         self.console.print(line)
 
     def _report(self) -> dict[str, Any] | None:
-        stage = self.plan.stages[-1].to(self.accelerator.device)
-        if self.metrics is None or not stage.evaluated:  # the run was killed between its last step and its report
-            self.metrics = evaluate(stage, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
+        last = self.plan.stages[-1]
+        # no metrics: the run was killed between its last step and its report
+        if self.metrics is None or not last.evaluated or self.plan.final is not None:
+            predictor = self.plan.predictor.to(self.accelerator.device)
+            self.metrics = evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
         if not self.accelerator.is_main_process:
             return None
         report = {

@@ -9,20 +9,20 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
-from ltfast.engine.stage import Stage
+from ltfast.engine.stage import Predictor
 
 
 def evaluate(
-    stage: Stage,
+    predictor: Predictor,
     test: Iterable[Sequence[Tensor]],
     groups: Mapping[str, Sequence[int]],
     num_classes: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Top-1 accuracies, in percent, of a stage's `predict`, over the shares of all processes.
+    """Top-1 accuracies, in percent, of `predict`, over the shares of all processes.
 
     Args:
-        stage: unwrapped; put into evaluation mode.
+        predictor: a stage, unwrapped, or a plan's; put into evaluation mode.
         test: this process's batches of (view, ..., labels), shapes (B, channels, H, W) and (B,).
         groups: class indices of each group.
         num_classes: number of classes C.
@@ -33,13 +33,12 @@ def evaluate(
     """
     # sums of counts over the processes, so uneven shares need no padding and no image counts twice
     scores = MulticlassStatScores(num_classes, average=None, validate_args=False).to(accelerator.device)
-    stage.eval()
-    with torch.no_grad():
+    predictor.eval()
+    with torch.no_grad(), accelerator.autocast():
+        predictor.adapt(send_to_device(batch[:-1], accelerator.device, non_blocking=True) for batch in test)
         for batch in test:
             *views, labels = send_to_device(batch, accelerator.device, non_blocking=True)
-            with accelerator.autocast():
-                logits = stage.predict(*views)
-            scores.update(logits.argmax(1), labels)
+            scores.update(predictor.predict(*views).argmax(1), labels)
     counts = scores.compute().reshape(num_classes, 5)  # columns: tp, fp, tn, fn, support
     return accuracies(counts[:, 0].tolist(), counts[:, 4].tolist(), groups)
 

@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy and training images of each class."""
+"""The pictures of runs: accuracy and training images of each class; what their parameters matter to."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,3 +95,38 @@ def plot_per_class(
     figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle(f"All {report['top1']:.1f} %", x=0.012, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(path, format="png")
+
+
+def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw how much each run's parameters matter to many, medium and few classes, as shares of the sum.
+
+    Shares, because a loss that is small everywhere makes every importance small.
+
+    Args:
+        path: the file to write: .png, .pdf or .svg.
+        rows: of each run: `method`, and `importance`, a number or None for each group.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    figure = Figure(figsize=(max(5.0, 2.2 + 1.6 * len(rows)), 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    methods = [row["method"] for row in rows.values()]
+    unique = len(set(methods)) == len(methods)
+    for i, row in enumerate(rows.values()):
+        values = {group: value for group, value in row["importance"].items() if value is not None}
+        total = sum(values.values()) or 1.0
+        for j, (group, value) in enumerate(values.items()):
+            share = 100 * value / total
+            x = i + (j - (len(values) - 1) / 2) * 0.26
+            axes.bar(x, share, width=0.24, color=_COLOURS[group], zorder=2)
+            axes.annotate(f"{share:.0f}", (x, share), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+    names = methods if unique else [f"{row['method']}\n{Path(name).name}" for name, row in rows.items()]
+    axes.set_xticks(range(len(rows)), names)
+    axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="share of the parameters' importance (%)")
+    axes.grid(axis="y", color=_GRID, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, colors=_INK)
+    handles = [Patch(color=colour, label=f"{group} classes") for group, colour in _COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
+    figure.savefig(path)

@@ -86,3 +86,33 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             cells.append("-" if value is None else format(value, spec))
         result.add_row(escape(name), *cells)
     return result
+
+
+def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How much a run's parameters matter to each group of classes, and each group's share of the sum."""
+    result = Table(title="importance of a parameter, the mean, and the groups' shares (%)", title_justify="left")
+    result.add_column("run", overflow="fold")
+    result.add_column("method")
+    for group in ("many", "medium", "few"):
+        result.add_column(group, justify="right")
+    for name, row in rows.items():
+        values = row["importance"]
+        total = sum(value for value in values.values() if value is not None)
+        cells = [
+            "-" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
+            for value in values.values()
+        ]
+        result.add_row(escape(name), row["method"], *cells)
+    return result
+
+
+def weights_table(name: str, weights: Mapping[str, Sequence[float] | None]) -> Table:
+    """The mean weight that test images of each group give to each sub-model."""
+    result = Table(title=f"mean weights of {escape(name)}'s sub-models", title_justify="left")
+    result.add_column("test images of")
+    models = max(len(values) for values in weights.values() if values is not None)
+    for number in range(models):
+        result.add_column(str(number + 1), justify="right")
+    for group, values in weights.items():
+        result.add_row(group, *(["-"] * models if values is None else [f"{value:.2f}" for value in values]))
+    return result

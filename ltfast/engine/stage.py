@@ -23,7 +23,19 @@ class Batches(Protocol):
         """Called when the stage ends: to end the processes that load images. `epoch` may still be called after it."""
 
 
-class Stage(nn.Module):
+class Predictor(nn.Module):
+    """What gives the test images their class scores."""
+
+    def adapt(self, views: Iterable[Sequence[Tensor]]) -> None:
+        """Called before the test images are predicted, with this process's, without their labels: for methods that
+        learn from them as a whole. Images are loaded as `views` is iterated."""
+
+    def predict(self, *views: Tensor) -> Tensor:
+        """Class scores (B, C) of test images, from the views of them that the plan's test batches have."""
+        raise NotImplementedError
+
+
+class Stage(Predictor):
     """One training stage of a method.
 
     What a stage trains or carries from step to step (networks, momentum encoders, queues, masks, estimators) is a
@@ -91,12 +103,11 @@ class Stage(nn.Module):
         """The loss of a batch, a scalar to minimise (a mean over the batch), and named scalars to log."""
         raise NotImplementedError
 
+    def after_backward(self) -> None:
+        """Called before each optimiser step, with the gradients of all its batches: to zero those of frozen weights."""
+
     def after_step(self) -> None:
         """Called after each optimiser step: to move a momentum encoder, restore frozen weights, ..."""
-
-    def predict(self, *views: Tensor) -> Tensor:
-        """Class scores (B, C) of test images, from the views of them that the plan's test batches have."""
-        raise NotImplementedError
 
     def losses(self) -> Sequence[nn.Module]:
         """The loss modules that `forward` calls; of the last stage that names any, the engine measures their time."""
@@ -108,9 +119,16 @@ class Plan:
     """A method made ready for its data.
 
     Attributes:
-        stages: in the order in which they are trained; the last one's `predict` gives the run's result.
+        stages: in the order in which they are trained.
         test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
+        final: whose `predict` gives the run's result, made of the stages' modules; None means the last stage.
     """
 
     stages: Sequence[Stage]
     test: Iterable[Sequence[Tensor]]
+    final: Predictor | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """What gives the run's result."""
+        return self.stages[-1] if self.final is None else self.final

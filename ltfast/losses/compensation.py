@@ -14,21 +14,29 @@ class CompensationLoss(nn.Module):
 
     Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage prefers one group
     of classes in its sampling and lifts the other logits during training, so that the network itself leans to
-    the group: alpha is 1 in stage 1 (many); in stage 2 it is ``rho`` for medium classes and ``1 - rho`` for the
+    the group: alpha is 1 in stage 1 (many); in stage 2 it is ``rho`` for preferred classes and ``1 - rho`` for the
     others, the shares of the stage's sampling (one rho for all classes would cancel in the softmax); in stage 3 (few)
     it is the list of class frequencies reversed, the rarest class's frequency for the commonest.
 
     Args:
         class_counts: (C,), training images of each class.
         stage: 1, 2 or 3.
-        rho: share of the medium classes in stage 2, in (0, 1).
+        rho: share of the preferred classes in stage 2, in (0, 1).
+        preferred: the classes that stage 2 prefers; None means those with 20 to 100 images.
 
     Shapes: logits (B, C); target (B,), int64; a scalar, the mean over the batch.
     """
 
     log_alpha: Tensor
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, stage: int, *, rho: float = 0.8) -> None:
+    def __init__(
+        self,
+        class_counts: Sequence[int] | Tensor,
+        stage: int,
+        *,
+        rho: float = 0.8,
+        preferred: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
         if stage not in (1, 2, 3):
@@ -38,8 +46,14 @@ class CompensationLoss(nn.Module):
         if stage == 1:
             alpha = torch.ones_like(counts)
         elif stage == 2:
-            medium = (counts >= FEW) & (counts <= MANY)
-            alpha = torch.where(medium, rho, 1 - rho).to(counts.dtype)
+            chosen = (counts >= FEW) & (counts <= MANY)
+            if preferred is not None:
+                outside = [c for c in preferred if not 0 <= c < len(counts)]
+                if outside:
+                    raise ValueError(f"preferred has class {outside[0]}: expected classes in [0, {len(counts)})")
+                chosen = torch.zeros(len(counts), dtype=torch.bool)
+                chosen[list(preferred)] = True
+            alpha = torch.where(chosen, rho, 1 - rho).to(counts.dtype)
         else:
             order = counts.argsort()
             alpha = torch.empty_like(counts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltfast.engine import Plan
-from ltfast.methods import ce, dscl, proco
+from ltfast.methods import ce, decoupled_optimisation, dscl, proco
 from ltfast.methods.settings import BackboneSettings
 
 
@@ -32,6 +32,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ce": Method(ce.Settings, ce.build),
+    "do": Method(decoupled_optimisation.Settings, decoupled_optimisation.build),
     "dscl": Method(dscl.Settings, dscl.build),
     "proco": Method(proco.Settings, proco.build),
 }

@@ -1,6 +1,6 @@
 """Batches for the engine's stages, from `ltfast.data`."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
+from ltfast.data.seeding import derive_seed
 from ltfast.engine import RunSettings
 
 
@@ -56,6 +57,7 @@ def train_batches(
     batch_size: int,
     run: RunSettings,
     sampler: str = "instance",
+    sampler_options: Mapping[str, Any] | None = None,
     start_draw: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -67,7 +69,7 @@ def train_batches(
         transforms: one a view.
         batch_size: images a batch and process.
         run: its seed and workers.
-        sampler: one of `ltfast.data.samplers.SAMPLERS`.
+        sampler, sampler_options: see `ltfast.data.make_sampler`.
         start_draw: where the draws of the stage before end; see `NumberedBatches`.
         rank, world_size: this process, and how many there are.
 
@@ -75,7 +77,13 @@ def train_batches(
         ValueError: there is not one batch in an epoch.
     """
     indices = make_sampler(
-        sampler, bundle.train.labels, num_classes=bundle.num_classes, seed=run.seed, rank=rank, world_size=world_size
+        sampler,
+        bundle.train.labels,
+        num_classes=bundle.num_classes,
+        seed=run.seed,
+        rank=rank,
+        world_size=world_size,
+        **(sampler_options or {}),
     )
     views = SeededViews(bundle.train, transforms, seed=run.seed)
     batches = NumberedBatches(indices, batch_size, drop_last=True, start_draw=start_draw)
@@ -83,9 +91,38 @@ def train_batches(
 
 
 def evaluation_batches(
-    bundle: DataBundle, image_size: int, *, batch_size: int, run: RunSettings, rank: int = 0, world_size: int = 1
+    bundle: DataBundle,
+    image_size: int,
+    *,
+    batch_size: int,
+    run: RunSettings,
+    augmented: Sequence[Callable[..., Any]] = (),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterable[Sequence[Tensor]]:
-    """Every `world_size`-th test image, from `rank` on, in batches `(images, labels)`."""
+    """Every `world_size`-th test image, from `rank` on, in batches `(images, labels)`; augmented views of them, the
+    same at every evaluation, come between."""
     keys = [(index, index) for index in range(rank, len(bundle.test), world_size)]
-    views = SeededViews(bundle.test, [eval_transform(bundle, image_size)], seed=0)
+    views = SeededViews(bundle.test, [eval_transform(bundle, image_size), *augmented], seed=0)
+    return DataLoader(views, batch_size, sampler=keys, num_workers=run.workers)
+
+
+def class_batches(
+    bundle: DataBundle,
+    classes: Sequence[int],
+    image_size: int,
+    *,
+    most: int,
+    batch_size: int,
+    run: RunSettings,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterable[Sequence[Tensor]]:
+    """Training images of some classes as test images are shown, in batches `(images, labels)`: this process's share of
+    at most `most` of them, chosen at random by the run's seed."""
+    members = torch.isin(bundle.train.labels, torch.tensor(classes, dtype=torch.int64)).nonzero().flatten()
+    generator = torch.Generator().manual_seed(derive_seed("class_batches", run.seed))
+    chosen = members[torch.randperm(len(members), generator=generator)[:most]].tolist()
+    views = SeededViews(bundle.train, [eval_transform(bundle, image_size)], seed=0)
+    keys = [(index, index) for index in chosen[rank::world_size]]
     return DataLoader(views, batch_size, sampler=keys, num_workers=run.workers)

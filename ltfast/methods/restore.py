@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ltfast.data import DataBundle, load
-from ltfast.engine import Plan, RunSettings, Stage
+from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
 from ltfast.methods import METHODS, settings_of
 
@@ -21,15 +21,17 @@ class Trained:
 
     Attributes:
         plan: the stages, on the CPU, and the test batches.
-        stage: the last stage that was trained.
+        predictor: the run's; of a run that is not finished, the last stage that was trained.
         source: whose test images these are.
+        settings: the run's.
         facts: what `facts_of` told of the training data.
-        unfinished: where the run is, in words; None if it is finished.
+        unfinished: where the run is, and what is evaluated, in words; None if it is finished.
     """
 
     plan: Plan
-    stage: Stage
+    predictor: Predictor
     source: str
+    settings: dict[str, Any]
     facts: dict[str, Any]
     unfinished: str | None
 
@@ -57,6 +59,7 @@ def restore(
     batch_size: int = 256,
     source: str | None = None,
     root: str | Path | None = None,
+    aggregate: str | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
@@ -68,12 +71,13 @@ def restore(
         batch_size: test images a batch.
         source: the data whose test images to use; None means the run's own.
         root: folder of the images, as for `ltfast.data.load`; None means the run's own.
+        aggregate: how a method with sub-models weights them; None means the run's own way.
         rank, world_size: this process, and how many there are.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no data.
         CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
-        ValueError: the data's classes or channels are not those of the training.
+        ValueError: the data's classes or channels are not those of the training, or the method cannot `aggregate` so.
     """
     try:
         saved = load_checkpoint(checkpoint)
@@ -96,7 +100,12 @@ def restore(
 
     method = settings["method"]
     names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
-    chosen = settings_of(method, {name: value for name, value in settings.items() if name in names})
+    values = {name: value for name, value in settings.items() if name in names}
+    if aggregate is not None:
+        if "aggregate" not in names:
+            raise ValueError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
+        values["aggregate"] = aggregate
+    chosen = settings_of(method, values)
     size = facts["image_size"] if chosen.image_size is None else chosen.image_size
     plan = METHODS[method].build(
         replace(chosen, image_size=size, pretrained=False),
@@ -112,20 +121,16 @@ def restore(
         raise CheckpointError(f"checkpoint {checkpoint} does not fit this version's model: {error}") from error
 
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
-    stage = plan.stages[number if epoch or step else number - 1]
-    unfinished = None
-    if number < len(plan.stages):
-        current = plan.stages[number]
-        unfinished = (
-            f"stage {number + 1} of {len(plan.stages)} ({current.name}), "
-            f"epoch {epoch + 1} of {current.optimisation.epochs}"
-        )
-        if not stage.evaluated:
-            raise CheckpointError(
-                f"checkpoint {checkpoint}: the run is not finished, it is at {unfinished}, "
-                f"and its stage {stage.name} gives no class scores"
-            )
-    return Trained(plan, stage, source, facts, unfinished)
+    if number == len(plan.stages):
+        return Trained(plan, plan.predictor, source, settings, facts, None)
+    stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
+    where = (
+        f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
+        f"epoch {epoch + 1} of {current.optimisation.epochs}"
+    )
+    if not stage.evaluated:
+        raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
+    return Trained(plan, stage, source, settings, facts, f"{where}; stage {stage.name} is evaluated as it is")
 
 
 def _absolute(path: str | Path) -> str:

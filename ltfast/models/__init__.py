@@ -9,6 +9,7 @@ from ltfast.models.digits_convnet import DigitsConvNet
 from ltfast.models.feature_map import feature_map
 from ltfast.models.projection_head import ProjectionHead, TwoBranchClassifier
 from ltfast.models.resnet_cifar import ResNetCifar
+from ltfast.models.sub_models import SubModels
 
 __all__ = [
     "CosineClassifier",
@@ -16,6 +17,7 @@ __all__ = [
     "ImageClassifier",
     "ProjectionHead",
     "ResNetCifar",
+    "SubModels",
     "TwoBranchClassifier",
     "default_backbone",
     "feature_map",

@@ -138,6 +138,9 @@ def test_group_preferred_stages():
     assert sorted(make("group_preferred", stage=1)) == list(range(len(LABELS)))
     torch.testing.assert_close(group_preferred_probabilities(COUNTS, 1), n / n.sum())
     torch.testing.assert_close(group_preferred_probabilities(COUNTS, 2), PROBABILITIES["group_preferred"])
+    chosen = group_preferred_probabilities(COUNTS, 2, rho=0.6, preferred=[0, 5])
+    assert float(chosen[[0, 5]].sum()) == pytest.approx(0.6)
+    torch.testing.assert_close(chosen[[0, 5]] / 0.6, n[[0, 5]] / n[[0, 5]].sum())
     medium = group_preferred_probabilities(COUNTS, 2, rho=0.7)[[3, 4]]
     torch.testing.assert_close(medium, n.new_tensor([0.7 * 2 / 3, 0.7 / 3]))
     reversed_tail = torch.where(n > 0, 1 / n, 0)
@@ -193,7 +196,8 @@ def arguments(**changed):
         ("group_preferred", {}, TypeError, "stage"),
         ("group_preferred", {"stage": 4}, ValueError, "stage: expected 1, 2 or 3, got 4"),
         ("group_preferred", {"stage": 2, "rho": 1.5}, ValueError, r"rho: expected a value in \[0, 1\], got 1.5"),
-        ("group_preferred", {"stage": 2}, ValueError, "class_counts: stage 2 expects classes with 20 to 100 images"),
+        ("group_preferred", {"stage": 2}, ValueError, "class_counts: stage 2 expects images of preferred classes"),
+        ("group_preferred", {"stage": 2, "preferred": [-1]}, ValueError, r"preferred: expected classes in \[0, 2\)"),
         ("effective_number", {"beta": 1.0}, ValueError, r"beta: expected a value in \[0, 1\), got 1.0"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from ltfast.engine import Optimisation, RunSettings
+from ltfast.engine import Optimisation, Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from ltfast.engine.lock import _lock, locked
 from ltfast.engine.loop import TrainingError, make_accelerator
@@ -124,6 +124,35 @@ def test_clipping_limits_the_step(tmp_path):
             toy.toy_train(tmp_path / str(clip), plan, clip_norm=clip)
     assert moves[0] > 1e-2
     assert 0 < moves[1] <= 1.001e-3
+
+
+def test_gradients_are_handed_over_before_they_are_clipped(tmp_path):
+    seen = []
+    plan = toy.toy_plan(stages=1)
+    stage = plan.stages[0]
+
+    def after_backward():
+        seen.append(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in stage.trained()])))
+        for p in stage.trained():
+            p.grad.zero_()
+
+    before = [p.detach().clone() for p in stage.encoder.parameters()]
+    stage.after_backward = after_backward
+    stage.optimisation = Optimisation(epochs=1, batch_size=4, lr=0.05, weight_decay=0.0)
+    toy.toy_train(tmp_path, plan, clip_norm=1e-3, accumulate=2)
+    assert len(seen) == 5
+    assert all(norm > 1e-2 for norm in seen)
+    assert all(torch.equal(p, old) for p, old in zip(stage.encoder.parameters(), before, strict=True))
+
+
+def test_a_plan_s_own_predictor_gives_the_result(tmp_path):
+    class Always(Predictor):
+        def predict(self, *views):
+            return torch.tensor([0.0, 0.0, 1.0]).expand(len(views[0]), 3)
+
+    plan = toy.toy_plan()
+    metrics = toy.toy_train(tmp_path, Plan(plan.stages, plan.test, Always()))
+    assert metrics["per_class"] == [0.0, 0.0, 100.0]
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):

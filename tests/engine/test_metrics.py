@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
+from ltfast.engine import Predictor
 from ltfast.engine.metrics import accuracies, evaluate
 from ltfast.engine.report import read_metrics, table, write_report
 from ltfast.engine.timing import loss_milliseconds
@@ -14,7 +15,7 @@ from ltfast.engine.timing import loss_milliseconds
 GROUPS = {"many": [0, 1], "medium": [2, 3], "few": []}
 
 
-class Fixed(nn.Module):
+class Fixed(Predictor):
     def predict(self, logits):
         return logits
 
@@ -38,6 +39,22 @@ def test_metrics_against_a_plain_computation():
     assert result["many"] == pytest.approx((each[0] + each[1]) / 2)
     assert result["medium"] == pytest.approx((each[2] + each[3]) / 2)
     assert result["few"] is None
+
+
+def test_adapting_sees_all_views_and_no_label():
+    class Adapting(Fixed):
+        def adapt(self, views):
+            self.seen = [[view.clone() for view in batch] for batch in views]
+            assert not torch.is_grad_enabled()
+
+        def predict(self, *views):
+            assert len(self.seen) == 3
+            return views[0]
+
+    logits, labels = torch.randn(9, 4), torch.randint(4, (9,))
+    predictor = Adapting()
+    evaluate(predictor, list(zip(logits.split(4), labels.split(4), strict=True)), GROUPS, 4, Accelerator(cpu=True))
+    assert torch.equal(torch.cat([view for (view,) in predictor.seen]), logits)
 
 
 def test_groups_without_classes_or_images_are_none():

@@ -59,6 +59,7 @@ def test_buffers_move_but_are_not_saved(loss):
         (lambda: BalancedBCELoss([7]), r"class_counts has shape \(1,\).*at least 2"),
         (lambda: CompensationLoss(COUNTS, 4), "stage is 4"),
         (lambda: CompensationLoss(COUNTS, 2, rho=1.0), "rho is 1.0"),
+        (lambda: CompensationLoss(COUNTS, 2, preferred=[0, 6]), r"preferred has class 6: expected classes in \[0, 6\)"),
     ],
 )
 def test_bad_settings(call, message):
@@ -135,6 +136,8 @@ def test_compensation_by_hand():
     # Medium classes have 20 to 100 images, ends included.
     alpha = torch.tensor([0.3, 0.3, 0.7, 0.7, 0.7, 0.3])
     torch.testing.assert_close(two, F.cross_entropy(logits - alpha.log(), target))
+    chosen = CompensationLoss(COUNTS, 2, rho=0.7, preferred=[0, 5])(logits, target)
+    torch.testing.assert_close(chosen, F.cross_entropy(logits - alpha[[2, 0, 0, 0, 0, 2]].log(), target))
     reversed_counts = torch.tensor(COUNTS[::-1]) / sum(COUNTS)
     torch.testing.assert_close(three, F.cross_entropy(logits - reversed_counts.log(), target))
 

@@ -41,10 +41,10 @@ def test_every_method_has_what_restore_relies_on():
 def test_restored_as_it_was_trained(checkpoint):
     trained = restore(checkpoint, run=RunSettings(), batch_size=2)
     assert [len(labels) for _, labels in trained.plan.test] == [2, 2, 1]
-    assert trained.stage is trained.plan.stages[-1]
+    assert trained.predictor is trained.plan.stages[-1]
     assert trained.unfinished is None
     saved = torch.load(checkpoint, weights_only=True)["model"]
-    assert all(torch.equal(value, saved[f"0.{name}"]) for name, value in trained.stage.state_dict().items())
+    assert all(torch.equal(value, saved[f"0.{name}"]) for name, value in trained.predictor.state_dict().items())
 
 
 def test_the_stand_in_for_the_training_images_copies_none(checkpoint, monkeypatch):

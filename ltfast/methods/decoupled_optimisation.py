@@ -1,0 +1,383 @@
+"""DO: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
+
+One network, whose weights are shared out among groups of classes: many, medium and few. A stage for each group trains
+the weights that are still free, with sampling and a loss that prefer the group; then the weights that matter little to
+the group are pruned, gradually, and left to the next stage, while the others are frozen. The sub-model of a stage is
+the network without what later stages have put into it. A test image is classified by all sub-models, weighted so that
+two augmented views of it agree best.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltfast.engine import Batches, Optimisation, Plan, Predictor, RunSettings, check, option
+from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.settings import BackboneSettings
+
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
+    from ltfast.models import SubModels
+
+IMPORTANCE_IMAGES = 2048  # of a group: its importance, and the accuracy that the search looks at, are measured on these
+CANDIDATES = tuple(share / 10 for share in range(10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BackboneSettings):
+    """Options of `--method do`; those without a prefix are the first stage's.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
+        "basic", "augmentation of training images, and of the test images' two views"
+    )
+    later_epochs: int | None = option(None, "epochs of each later stage; none: half of --epochs")
+    later_lr: float | None = option(None, "learning rate of the later stages, and while pruning; none: a tenth of --lr")
+    group_minima: tuple[int, ...] = option((101, 20), "fewest images of a class of each group but the last, falling")
+    order: tuple[int, ...] | None = option(
+        None, "the groups, from 0 for the largest classes, as the stages take them; none: as they are"
+    )
+    rho: float = option(0.8, "share of the preferred group in the stages between the first and the last group's")
+    sampler: Literal["group_preferred", "class_balanced", "instance"] = option(
+        "group_preferred", "how those stages draw images: preferring their group, each class or each image as often"
+    )
+    loss: Literal["compensation", "cross_entropy"] = option(
+        "compensation", "training loss; compensation leans to the stage's group"
+    )
+    prune: tuple[float, ...] | None = option(
+        None, "share of the free weights that is pruned after each stage but the last; none: searched, from 0.1 to 0.9"
+    )
+    prune_epochs: int = option(10, "epochs of pruning: each prunes a step further and trains what is left")
+    aggregate: Literal["instance", "group", "average"] = option(
+        "instance", "weights of the sub-models: learned for each test image, for each group of them, or equal"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        later, minima = self.later_epochs, self.group_minima
+        check(later is None or later >= 1, "later_epochs", "at least 1, or none", later)
+        check(self.later_lr is None or self.later_lr > 0, "later_lr", "a positive number, or none", self.later_lr)
+        falling = all(a > b for a, b in pairwise(minima)) and all(m >= 1 for m in minima)
+        check(len(minima) >= 1 and falling, "group_minima", "falling numbers of images, at least 1", minima)
+        groups = len(minima) + 1
+        permutation = self.order is None or sorted(self.order) == list(range(groups))
+        check(permutation, "order", f"each of 0 to {groups - 1} once", self.order)
+        check(0 < self.rho < 1, "rho", "a number in (0, 1)", self.rho)
+        check(self.prune_epochs >= 1, "prune_epochs", "at least 1", self.prune_epochs)
+        if self.prune is not None:
+            fits = len(self.prune) == groups - 1 and all(0 < share < 1 for share in self.prune)
+            check(fits, "prune", f"{groups - 1} shares in (0, 1), one for each stage but the last", self.prune)
+
+    def of_stage(self, number: int) -> Optimisation:
+        """How the training of a stage, from 0, is optimised."""
+        names = Optimisation.__dataclass_fields__
+        first = Optimisation(**{name: getattr(self, name) for name in names})
+        if number == 0:
+            return first
+        epochs = max(self.epochs // 2, 1) if self.later_epochs is None else self.later_epochs
+        milestones = tuple(m for m in self.milestones if m < epochs)
+        schedule = "constant" if self.schedule == "multistep" and not milestones else self.schedule
+        return replace(
+            first, epochs=epochs, lr=self._later_lr, schedule=schedule, milestones=milestones, warmup_epochs=0
+        )
+
+    def of_pruning(self) -> Optimisation:
+        """How what is left is trained while the rest is pruned."""
+        return replace(
+            self.of_stage(0), epochs=self.prune_epochs, lr=self._later_lr, schedule="constant", warmup_epochs=0
+        )
+
+    @property
+    def _later_lr(self) -> float:
+        return self.lr / 10 if self.later_lr is None else self.later_lr
+
+
+class GroupStage(SupervisedStage):
+    """Trains the weights that earlier stages have left; those that they have kept stay as they are, bit for bit."""
+
+    network: "SubModels"
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        optimisation: Optimisation,
+        *,
+        network: "SubModels",
+        number: int,
+        loss: nn.Module,
+        fresh: Callable[[], nn.Module],
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation: see `Stage`.
+            network: its sub-model `number` is trained.
+            number: of the stage, from 1.
+            loss: of class scores and labels.
+            fresh: makes a newly initialised network.
+        """
+        super().__init__(name, batches, optimisation, network=network, loss=loss)
+        self.number = number
+        self.fresh = fresh
+
+    def start(self) -> None:
+        if self.number > 1:
+            self.network.begin(self.number, self.fresh())
+
+    def after_backward(self) -> None:
+        self.network.still_gradients_()
+
+    def after_step(self) -> None:
+        self.network.still_weights_()
+
+    def predict(self, *views: Tensor) -> Tensor:
+        return self.network(views[0])
+
+
+class PruningStage(GroupStage):
+    r"""Prunes what matters little to the group, a step at each epoch's start, and trains what is left.
+
+    After epoch t of T the share pruned is :math:`\gamma (1 - (1 - t / T)^3)` (Zhu and Gupta, "To prune, or not to
+    prune", 2017).
+    """
+
+    share: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        optimisation: Optimisation,
+        *,
+        images: Callable[[Sequence[int]], Iterable[Sequence[Tensor]]],
+        classes: Sequence[int],
+        num_classes: int,
+        share: float | None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation: see `Stage`.
+            images: training images of given classes, in batches `(images, labels)`.
+            classes: the group's.
+            num_classes: C.
+            share: of the free weights, pruned in the end; None searches it.
+            options: see `GroupStage`.
+        """
+        super().__init__(name, batches, optimisation, **options)
+        self.images = images
+        self.classes = classes
+        self.num_classes = num_classes
+        self.given = share
+        self.register_buffer("share", torch.zeros((), dtype=torch.float64))
+
+    def start(self) -> None:
+        self.share.fill_(self._searched() if self.given is None else self.given)
+
+    def start_epoch(self) -> None:
+        left = 1 - (self.epoch + 1) / self.optimisation.epochs
+        self.network.prune(self._importance(), float(self.share) * (1 - left**3))
+
+    def _importance(self) -> list[Tensor]:
+        from ltfast.engine.importance import parameter_importance
+
+        self.network.eval()
+        return parameter_importance(
+            self.network, list(self.network.weights.values()), self.images(self.classes), self.loss
+        )
+
+    def _searched(self) -> float:
+        """The largest share before the steepest fall of the accuracy, without training between. It is that of training
+        images of all classes: a network that sees one group everywhere has learned nothing of it."""
+        importance = self._importance()
+        accuracy = [self._accuracy(importance, share) for share in CANDIDATES]
+        falls = [before - after for before, after in pairwise(accuracy[1:])]
+        return CANDIDATES[1 + falls.index(max(falls))] if max(falls) > 0 else CANDIDATES[-1]
+
+    @torch.no_grad()
+    def _accuracy(self, importance: Sequence[Tensor], share: float) -> float:
+        from accelerate.utils import reduce, send_to_device
+
+        counts = torch.zeros(2, device=self.share.device)
+        with self.network.pruned(importance, share):
+            for batch in self.images(range(self.num_classes)):
+                images, labels = send_to_device(batch, self.share.device)
+                hits = self.network(images).argmax(1) == labels
+                counts += torch.stack([hits.sum(), labels.new_tensor(len(labels))])
+        correct, total = reduce(counts, "sum").tolist()
+        return correct / total
+
+
+class Aggregation(Predictor):
+    """All sub-models together: the logarithm of their predictions' weighted mean."""
+
+    members: Tensor
+
+    def __init__(
+        self, network: "SubModels", groups: Sequence[Sequence[int]], kind: Literal["instance", "group", "average"]
+    ) -> None:
+        """
+        Args:
+            network: all of whose stages are trained.
+            groups: of classes.
+            kind: `Settings.aggregate`; the group of a test image is that of the class that equal weights predict.
+        """
+        super().__init__()
+        self.network = network
+        self.kind = kind
+        members = torch.zeros(sum(map(len, groups)), dtype=torch.int64)
+        for number, classes in enumerate(groups):
+            members[list(classes)] = number
+        self.register_buffer("members", members)
+        self.group_weights = torch.full((len(groups), network.stages), 1 / network.stages)
+
+    def adapt(self, views: Iterable[Sequence[Tensor]]) -> None:
+        from accelerate.utils import reduce
+
+        from ltfast.models.aggregation import aggregation_weights, agreement
+
+        if self.kind != "group":
+            return
+        models, groups = self.network.stages, len(self.group_weights)
+        sums = torch.zeros(groups, models, models, device=self.members.device)
+        counts = torch.zeros(groups, device=self.members.device)
+        for image, first, second in views:
+            group = self._group(self._probabilities(image))
+            sums.index_add_(0, group, agreement(self._probabilities(first), self._probabilities(second)).float())
+            counts += torch.bincount(group, minlength=groups)
+        sums, counts = reduce(sums, "sum"), reduce(counts, "sum")
+        self.group_weights = aggregation_weights(sums / counts.clamp(min=1)[:, None, None])
+
+    @torch.no_grad()
+    def weights(self, image: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Of the sub-models, (B, T)."""
+        from ltfast.models.aggregation import aggregation_weights, agreement
+
+        if self.kind == "instance":
+            return aggregation_weights(agreement(self._probabilities(first), self._probabilities(second)))
+        if self.kind == "group":
+            return self.group_weights[self._group(self._probabilities(image))]
+        return torch.full((len(image), self.network.stages), 1 / self.network.stages, device=image.device)
+
+    def predict(self, *views: Tensor) -> Tensor:
+        weights = self.weights(*views)
+        mixture = (weights[..., None] * self._probabilities(views[0])).sum(1)
+        return mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        return self.network.scores(images).float().softmax(-1)
+
+    def _group(self, probabilities: Tensor) -> Tensor:
+        return self.members[probabilities.mean(1).argmax(1)]
+
+
+def class_groups_by(class_counts: Sequence[int], minima: Sequence[int]) -> dict[str, list[int]]:
+    """Groups of classes by their numbers of images, by name; one may be empty.
+
+    Args:
+        class_counts: of length C.
+        minima: fewest images of a class of each group but the last, falling.
+    """
+    names = ["many", "medium", "few"] if len(minima) == 2 else [f"group{i}" for i in range(len(minima) + 1)]
+    groups: dict[str, list[int]] = {name: [] for name in names}
+    for label, count in enumerate(class_counts):
+        groups[names[sum(count < minimum for minimum in minima)]].append(label)
+    return groups
+
+
+def build(
+    settings: Settings,
+    bundle: "DataBundle",
+    *,
+    run: RunSettings,
+    rank: int = 0,
+    world_size: int = 1,
+    test_batch_size: int = 256,
+) -> Plan:
+    """A stage and a pruning stage for each group but the last, and a stage for the last; then all sub-models together.
+
+    Raises:
+        ValueError: a setting that does not fit the data.
+    """
+    # seconds to import, and --help needs none of it
+    from ltfast.data import train_transform
+    from ltfast.losses import CompensationLoss
+    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.models import ImageClassifier, SubModels, default_backbone
+
+    size = bundle.image_size if settings.image_size is None else settings.image_size
+    backbone = default_backbone(size) if settings.backbone is None else settings.backbone
+    counts = bundle.class_counts
+
+    def network(pretrained: bool) -> nn.Module:
+        return ImageClassifier(
+            backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
+        )
+
+    groups = class_groups_by(counts, settings.group_minima)
+    names = list(groups)
+    order = range(len(groups)) if settings.order is None else settings.order
+    for group in order[:-1]:
+        expected = f"classes in each group that is followed by another, for {min(counts)} to {max(counts)} images each"
+        check(len(groups[names[group]]) > 0, "group_minima", expected, settings.group_minima)
+    sub_models = SubModels(network(settings.pretrained), len(groups))
+    transform = train_transform(bundle, settings.augment, size)
+    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
+
+    def images(classes: Sequence[int]) -> Iterable[Sequence[Tensor]]:
+        return class_batches(bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, **shared)
+
+    stages: list[GroupStage] = []
+    start_draw = 0
+    for number, group in enumerate(order):
+        name, classes = names[group], groups[names[group]]
+        # the paper's three stages: the long tail itself, a group preferred, the tail reversed
+        kind = 1 if group == 0 else 3 if group == len(groups) - 1 else 2
+        preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
+        plain = kind == 2 and settings.sampler != "group_preferred"
+        loss = CompensationLoss(counts, **preferred) if settings.loss == "compensation" else nn.CrossEntropyLoss()
+        options: dict[str, Any] = {
+            "network": sub_models,
+            "number": number + 1,
+            "loss": loss,
+            "fresh": lambda: network(False),
+        }
+        last = number + 1 == len(groups)
+        for pruning in (False,) if last else (False, True):
+            optimisation = settings.of_pruning() if pruning else settings.of_stage(number)
+            batches = train_batches(
+                bundle,
+                [transform],
+                batch_size=settings.batch_size,
+                sampler=settings.sampler if plain else "group_preferred",
+                sampler_options={} if plain else preferred,
+                start_draw=start_draw,
+                **shared,
+            )
+            start_draw += batches.batches.draws_per_epoch * optimisation.epochs
+            if not pruning:
+                stages.append(GroupStage(name, batches, optimisation, **options))
+                continue
+
+            share = None if settings.prune is None else settings.prune[number]
+            stages.append(
+                PruningStage(
+                    f"{name}_pruned",
+                    batches,
+                    optimisation,
+                    images=images,
+                    classes=classes,
+                    num_classes=bundle.num_classes,
+                    share=share,
+                    **options,
+                )
+            )
+    test = evaluation_batches(bundle, size, batch_size=test_batch_size, augmented=[transform, transform], **shared)
+    return Plan(stages, test, Aggregation(sub_models, list(groups.values()), settings.aggregate))

@@ -1,0 +1,103 @@
+"""What the parameters of a trained method matter to: figure 1 (b) and the weights' table of Cong et al., AAAI 2024."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltfast.data import class_groups, load
+from ltfast.engine import RunSettings
+from ltfast.engine.importance import parameter_importance
+from ltfast.methods.batches import class_batches
+from ltfast.methods.decoupled_optimisation import Aggregation
+from ltfast.methods.restore import restore
+
+
+def measure(
+    checkpoint: Path,
+    *,
+    run: RunSettings,
+    images: int,
+    batch_size: int,
+    per_class: bool = False,
+    root: str | Path | None = None,
+) -> dict[str, Any]:
+    """How much a trained run's parameters matter to each group of classes: `parameter_importance`, the mean over the
+    parameters, summed over batches of all training images of the group.
+
+    The loss is the cross-entropy of what the run predicts; the parameters are those that it depends on. It is a sum,
+    for training is one: what a group asks of the parameters grows with its images. (The mean over batches shows
+    something else: it is the larger the less has been learned of a group.)
+
+    Args:
+        checkpoint: the file, or the run's folder.
+        run: its workers load images.
+        images: training images of a group or class that are looked at, at most; the sum is estimated from them.
+        batch_size: their number a batch.
+        per_class: of each class too.
+        root: folder of the images; None means the run's own.
+
+    Returns:
+        `method`; `importance`, a number for each group, None where it has no images; `per_class`, for each class's
+        name, or None; `weights`, of the sub-models for the test images of each group, or None.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: see `restore`.
+    """
+    trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
+    settings, facts = trained.settings, trained.facts
+    bundle = load(
+        facts["source"],
+        imbalance=settings["imbalance"],
+        profile=settings["profile"],
+        root=facts["root"] if root is None else root,
+    )
+    if bundle.class_counts != facts["class_counts"]:
+        raise ValueError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+    size = settings["image_size"] or facts["image_size"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = trained.predictor.to(device).eval()
+    parameters = list(predictor.parameters())
+    counts = bundle.class_counts
+    groups = class_groups(counts)
+    aggregation = predictor if isinstance(predictor, Aggregation) else None
+    with torch.no_grad():
+        predictor.adapt([view.to(device) for view in batch[:-1]] for batch in trained.plan.test)
+
+    def scores(view: Tensor) -> Tensor:
+        return predictor.predict(*[view] * (1 if aggregation is None else 3))
+
+    def importance(classes: Sequence[int]) -> float | None:
+        if not classes:
+            return None
+        batches = class_batches(bundle, classes, size, most=images, batch_size=batch_size, run=run)
+        values = [value for value in parameter_importance(scores, parameters, batches) if value.any()]
+        total = float(sum(value.sum(dtype=torch.float64) for value in values))
+        return total / sum(value.numel() for value in values) * sum(counts[c] for c in classes) / batch_size
+
+    classes = [c for c, count in enumerate(counts) if count]
+    names = bundle.class_names
+    return {
+        "method": settings["method"],
+        "importance": {group: importance(members) for group, members in groups.items()},
+        "per_class": {names[c]: importance([c]) for c in classes} if per_class else None,
+        "weights": None if aggregation is None else _weights(aggregation, trained.plan.test, groups, device),
+    }
+
+
+@torch.no_grad()
+def _weights(
+    predictor: Aggregation, test: Iterable[Sequence[Tensor]], groups: dict[str, list[int]], device: torch.device
+) -> dict[str, list[float] | None]:
+    """The mean weights of the sub-models over the test images of each group."""
+    weights, labels = [], []
+    for *views, label in test:
+        weights.append(predictor.weights(*(view.to(device) for view in views)).cpu())
+        labels.append(label)
+    all_weights, all_labels = torch.cat(weights), torch.cat(labels)
+    members = {
+        group: torch.isin(all_labels, torch.tensor(classes, dtype=torch.int64)) for group, classes in groups.items()
+    }
+    return {group: all_weights[mask].mean(0).tolist() if mask.any() else None for group, mask in members.items()}

@@ -1,0 +1,185 @@
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ltfast.ops import apply_masks_, importance_threshold
+
+
+class SubModels(nn.Module):
+    """A network whose weights are shared out among stages: sub-model t has the weights of stages 1 to t, and zeros.
+
+    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. There is one set of weights; a
+    byte a weight says whose it is. A stage trains the weights that no earlier one has kept, prunes those it does not
+    need, and leaves them to the next.
+
+    Weights are the parameters of two dimensions and more. The others (biases, scale and shift of normalisation) and
+    the buffers (BatchNorm's statistics) are a fraction of a percent: each stage has its own, which start as those of
+    the stage before. With shared statistics a later stage would change the earlier sub-models' outputs, whatever their
+    weights; and a scale that is pruned would cut off a channel together with all that later stages put there.
+
+    Args:
+        network: maps images to class scores.
+        stages: T, at least 1.
+
+    Attributes:
+        network: holds the current stage's weights; trained as any network, between `begin` and the next.
+        weights: its weights, by name.
+        stage: the current stage, from 1.
+
+    Raises:
+        ValueError: the network has no weights, or `stages` is out of its range.
+    """
+
+    _stage: Tensor
+
+    def __init__(self, network: nn.Module, stages: int) -> None:
+        super().__init__()
+        if not 1 <= stages <= 254:
+            raise ValueError(f"stages is {stages}: expected 1 to 254")
+        self.network = network
+        self.stages = stages
+        self._names = [name for name, p in network.named_parameters() if p.dim() >= 2]
+        if not self._names:
+            raise ValueError("network has no parameters of two dimensions or more: expected weights to share out")
+        self._others = [name for name, p in network.named_parameters() if p.dim() < 2]
+        self._others += [name for name, _ in network.named_buffers()]
+        self.register_buffer("_stage", torch.ones((), dtype=torch.int64))
+        tensors = {**self.weights, **self._own()}
+        for i, name in enumerate(self._names):
+            self.register_buffer(f"_owner_{i}", torch.ones_like(tensors[name], dtype=torch.uint8))
+        for t in range(1, stages):
+            for i, name in enumerate(self._others):
+                self.register_buffer(f"_kept_{t}_{i}", tensors[name].detach().clone())
+        self._still: tuple[list[Tensor], list[Tensor]] | None = None
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        parameters = dict(self.network.named_parameters())
+        return {name: parameters[name] for name in self._names}
+
+    @property
+    def stage(self) -> int:
+        return int(self._stage)
+
+    def owners(self) -> list[Tensor]:
+        """For each of `weights`, the stage that keeps or trains each of its elements, uint8 of its shape; one more
+        than the current stage for those that it has pruned."""
+        return [self.get_buffer(f"_owner_{i}") for i in range(len(self._names))]
+
+    @torch.no_grad()
+    def begin(self, stage: int, fresh: nn.Module) -> None:
+        """Go on to the next stage: what the current one has pruned takes its values from `fresh`.
+
+        Args:
+            stage: the current stage plus 1.
+            fresh: a newly initialised network of the same kind.
+
+        Raises:
+            ValueError: another stage is expected, or the current one has left nothing to train.
+        """
+        if stage != self.stage + 1 or stage > self.stages:
+            raise ValueError(f"stage is {stage}: expected {self.stage + 1}, of {self.stages}")
+        pruned = [owner >= stage for owner in self.owners()]
+        if not any(bool(mask.any()) for mask in pruned):
+            raise ValueError(f"stage {stage} has nothing to train: stage {self.stage} has pruned nothing")
+        for name, tensor in self._own().items():
+            self.get_buffer(f"_kept_{self.stage}_{self._others.index(name)}").copy_(tensor)
+        new = dict(fresh.named_parameters())
+        weights = self.weights
+        apply_masks_(list(weights.values()), pruned, [new[name].detach().to(w.device) for name, w in weights.items()])
+        self._stage.fill_(stage)
+        self._still = None
+
+    @torch.no_grad()
+    def prune(self, importance: Sequence[Tensor], fraction: float) -> None:
+        """Prune the least important of the weights that no earlier stage has kept: they are zero from now on, and the
+        next stage's. Those pruned before may come back, as zeros.
+
+        Args:
+            importance: of each of `weights`, of its shape.
+            fraction: the share that is pruned then, in [0, 1]; exact to one weight: ties are broken by their order.
+        """
+        free = [owner >= self.stage for owner in self.owners()]
+        lost = lowest(importance, free, fraction)
+        for owner, mask, chosen in zip(self.owners(), free, lost, strict=True):
+            owner[mask] = self.stage
+            owner[chosen] = self.stage + 1
+        apply_masks_(list(self.weights.values()), lost)
+        self._still = None
+
+    @contextmanager
+    def pruned(self, importance: Sequence[Tensor], fraction: float) -> Iterator[None]:
+        """`prune` for as long as the context lasts, for a look at what it would do."""
+        weights = list(self.weights.values())
+        lost = lowest(importance, [owner >= self.stage for owner in self.owners()], fraction)
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            apply_masks_(weights, lost)
+            yield
+        finally:
+            apply_masks_(weights, lost, before)
+
+    def still_gradients_(self) -> None:
+        """Zero the gradients of the weights that the current stage does not train."""
+        masks, _ = self._held()
+        graded = [(w.grad, mask) for w, mask in zip(self.weights.values(), masks, strict=True) if w.grad is not None]
+        apply_masks_([grad for grad, _ in graded], [mask for _, mask in graded])
+
+    def still_weights_(self) -> None:
+        """Put the weights that the current stage does not train back to what they were, bit for bit: momentum and
+        weight decay have moved them. To be called after each optimiser step, and `still_gradients_` before it."""
+        masks, values = self._held()
+        apply_masks_(list(self.weights.values()), masks, values)
+
+    def _held(self) -> tuple[list[Tensor], list[Tensor]]:
+        if self._still is None or self._still[0][0].device != next(iter(self.weights.values())).device:
+            masks = [owner != self.stage for owner in self.owners()]
+            self._still = masks, [w.detach().clone() for w in self.weights.values()]
+        return self._still
+
+    def tensors(self, stage: int) -> dict[str, Tensor]:
+        """Sub-model `stage`'s parameters and buffers by name, at most the current stage's; differentiable."""
+        if not 1 <= stage <= self.stage:
+            raise ValueError(f"stage is {stage}: expected 1 to {self.stage}, the current one")
+        weights = {
+            name: torch.where(owner <= stage, weight, 0)
+            for (name, weight), owner in zip(self.weights.items(), self.owners(), strict=True)
+        }
+        if stage == self.stage:
+            return {**weights, **self._own()}
+        return {**weights, **{name: self.get_buffer(f"_kept_{stage}_{i}") for i, name in enumerate(self._others)}}
+
+    def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
+        """The class scores of a sub-model, the current stage's if none is named."""
+        if stage is None or stage == self.stage:  # what it has pruned is zero already
+            return self.network(images)
+        return functional_call(self.network, self.tensors(stage), (images,))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """The class scores of all sub-models up to the current stage's, (B, T, C)."""
+        return torch.stack([self(images, stage) for stage in range(1, self.stage + 1)], 1)
+
+    def _own(self) -> dict[str, Tensor]:
+        """What each stage has of its own."""
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        return {name: tensors[name] for name in self._others}
+
+
+@torch.no_grad()
+def lowest(values: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> list[Tensor]:
+    """Boolean masks of the lowest values among those that the masks choose: round(fraction * their number) elements
+    over all tensors, ties by their order."""
+    number = round(fraction * sum(int(mask.sum()) for mask in masks))
+    if number == 0:
+        return [torch.zeros_like(mask) for mask in masks]
+    threshold = importance_threshold(values, fraction, masks=masks)
+    chosen = [(mask & (value < threshold)).contiguous() for value, mask in zip(values, masks, strict=True)]
+    missing = number - sum(int(mask.sum()) for mask in chosen)
+    for value, mask, under in zip(values, masks, chosen, strict=True):
+        equal = (mask & (value == threshold)).flatten().nonzero().flatten()[:missing]
+        under.view(-1)[equal] = True
+        missing -= len(equal)
+    return chosen
