@@ -53,7 +53,8 @@ class SubModels(nn.Module):
         for t in range(1, stages):
             for i, name in enumerate(self._others):
                 self.register_buffer(f"_kept_{t}_{i}", tensors[name].detach().clone())
-        self._still: tuple[list[Tensor], list[Tensor]] | None = None
+        self._still: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None
+        self.register_load_state_dict_post_hook(SubModels._forget)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -124,21 +125,25 @@ class SubModels(nn.Module):
 
     def still_gradients_(self) -> None:
         """Zero the gradients of the weights that the current stage does not train."""
-        masks, _ = self._held()
-        graded = [(w.grad, mask) for w, mask in zip(self.weights.values(), masks, strict=True) if w.grad is not None]
-        apply_masks_([grad for grad, _ in graded], [mask for _, mask in graded])
+        held = [(weight.grad, mask) for weight, mask, _ in self._held() if weight.grad is not None]
+        apply_masks_([gradient for gradient, _ in held], [mask for _, mask in held])
 
     def still_weights_(self) -> None:
         """Put the weights that the current stage does not train back to what they were, bit for bit: momentum and
         weight decay have moved them. To be called after each optimiser step, and `still_gradients_` before it."""
-        masks, values = self._held()
-        apply_masks_(list(self.weights.values()), masks, values)
+        held = self._held()
+        apply_masks_([weight for weight, _, _ in held], [mask for _, mask, _ in held], [value for _, _, value in held])
 
-    def _held(self) -> tuple[list[Tensor], list[Tensor]]:
-        if self._still is None or self._still[0][0].device != next(iter(self.weights.values())).device:
-            masks = [owner != self.stage for owner in self.owners()]
-            self._still = masks, [w.detach().clone() for w in self.weights.values()]
+    def _held(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+        """The weights of which the current stage does not train all, where it does not, and their values there."""
+        if self._still is None or any(weight.device != value.device for weight, _, value in self._still):
+            masked = [(w, owner != self.stage) for w, owner in zip(self.weights.values(), self.owners(), strict=True)]
+            self._still = [(w, mask, w.detach().clone()) for w, mask in masked if mask.any()]
         return self._still
+
+    def _forget(self, _: object) -> None:
+        """What is held still has new values."""
+        self._still = None
 
     def tensors(self, stage: int) -> dict[str, Tensor]:
         """Sub-model `stage`'s parameters and buffers by name, at most the current stage's; differentiable."""

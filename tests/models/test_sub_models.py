@@ -101,6 +101,15 @@ def test_a_state_dict_holds_everything():
     assert twin.stage == 3
 
 
+def test_what_is_held_still_is_what_was_loaded():
+    model, _ = three_stages()
+    other, _ = three_stages()
+    model.load_state_dict(other.state_dict())
+    trained(model)
+    for new, old, owner in zip(model.weights.values(), other.weights.values(), other.owners(), strict=True):
+        assert torch.equal(new[owner < 3], old[owner < 3])
+
+
 def test_a_look_at_pruning_changes_nothing():
     model = SubModels(network(), 2)
     before = copy.deepcopy(model.state_dict())
