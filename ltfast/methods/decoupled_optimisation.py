@@ -7,6 +7,7 @@ the network without what later stages have put into it. A test image is classifi
 two augmented views of it agree best.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -40,7 +41,9 @@ class Settings(BackboneSettings):
     )
     later_epochs: int | None = option(None, "epochs of each later stage; none: half of --epochs")
     later_lr: float | None = option(None, "learning rate of the later stages, and while pruning; none: a tenth of --lr")
-    group_minima: tuple[int, ...] = option((101, 20), "fewest images of a class of each group but the last, falling")
+    group_minima: tuple[int, ...] = option(
+        (101, 20), "fewest images of a class of each group but the last, falling; a group without classes has no stage"
+    )
     order: tuple[int, ...] | None = option(
         None, "the groups, from 0 for the largest classes, as the stages take them; none: as they are"
     )
@@ -71,9 +74,8 @@ class Settings(BackboneSettings):
         check(permutation, "order", f"each of 0 to {groups - 1} once", self.order)
         check(0 < self.rho < 1, "rho", "a number in (0, 1)", self.rho)
         check(self.prune_epochs >= 1, "prune_epochs", "at least 1", self.prune_epochs)
-        if self.prune is not None:
-            fits = len(self.prune) == groups - 1 and all(0 < share < 1 for share in self.prune)
-            check(fits, "prune", f"{groups - 1} shares in (0, 1), one for each stage but the last", self.prune)
+        fits = self.prune is None or all(0 < share < 1 for share in self.prune)
+        check(fits, "prune", "shares in (0, 1), one for each stage but the last, or none", self.prune)
 
     def of_stage(self, number: int) -> Optimisation:
         """How the training of a stage, from 0, is optimised."""
@@ -301,7 +303,8 @@ def build(
     world_size: int = 1,
     test_batch_size: int = 256,
 ) -> Plan:
-    """A stage and a pruning stage for each group but the last, and a stage for the last; then all sub-models together.
+    """A stage and a pruning stage for each group that has classes but the last, and a stage for the last; then all
+    sub-models together.
 
     Raises:
         ValueError: a setting that does not fit the data.
@@ -321,13 +324,20 @@ def build(
             backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
-    groups = class_groups_by(counts, settings.group_minima)
-    names = list(groups)
-    order = range(len(groups)) if settings.order is None else settings.order
-    for group in order[:-1]:
-        expected = f"classes in each group that is followed by another, for {min(counts)} to {max(counts)} images each"
-        check(len(groups[names[group]]) > 0, "group_minima", expected, settings.group_minima)
-    sub_models = SubModels(network(settings.pretrained), len(groups))
+    every = class_groups_by(counts, settings.group_minima)
+    present = [name for name, classes in every.items() if classes]  # largest classes first
+    order = range(len(every)) if settings.order is None else settings.order
+    names = [name for name in (list(every)[i] for i in order) if name in present]
+    shares: Sequence[float | None] = settings.prune or [None] * (len(names) - 1)
+    expected = f"{len(names) - 1}, one for each group with classes but the last ({', '.join(names)})"
+    check(len(shares) == len(names) - 1, "prune", expected, settings.prune)
+    if len(names) == 1:
+        warnings.warn(
+            f"all classes are in one group ({names[0]}), so do is plain training: --imbalance cuts a long tail, "
+            "--group-minima draws other borders",
+            stacklevel=2,
+        )
+    sub_models = SubModels(network(settings.pretrained), len(names))
     transform = train_transform(bundle, settings.augment, size)
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
 
@@ -336,10 +346,10 @@ def build(
 
     stages: list[GroupStage] = []
     start_draw = 0
-    for number, group in enumerate(order):
-        name, classes = names[group], groups[names[group]]
-        # the paper's three stages: the long tail itself, a group preferred, the tail reversed
-        kind = 1 if group == 0 else 3 if group == len(groups) - 1 else 2
+    for number, name in enumerate(names):
+        classes = every[name]
+        # the paper's three: the long tail itself, a group preferred, the tail reversed
+        kind = 1 if name == present[0] else 3 if name == present[-1] else 2
         preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
         plain = kind == 2 and settings.sampler != "group_preferred"
         loss = CompensationLoss(counts, **preferred) if settings.loss == "compensation" else nn.CrossEntropyLoss()
@@ -349,7 +359,7 @@ def build(
             "loss": loss,
             "fresh": lambda: network(False),
         }
-        last = number + 1 == len(groups)
+        last = number + 1 == len(names)
         for pruning in (False,) if last else (False, True):
             optimisation = settings.of_pruning() if pruning else settings.of_stage(number)
             batches = train_batches(
@@ -366,7 +376,6 @@ def build(
                 stages.append(GroupStage(name, batches, optimisation, **options))
                 continue
 
-            share = None if settings.prune is None else settings.prune[number]
             stages.append(
                 PruningStage(
                     f"{name}_pruned",
@@ -375,9 +384,9 @@ def build(
                     images=images,
                     classes=classes,
                     num_classes=bundle.num_classes,
-                    share=share,
+                    share=shares[number],
                     **options,
                 )
             )
     test = evaluation_batches(bundle, size, batch_size=test_batch_size, augmented=[transform, transform], **shared)
-    return Plan(stages, test, Aggregation(sub_models, list(groups.values()), settings.aggregate))
+    return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))
