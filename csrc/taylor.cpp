@@ -90,13 +90,14 @@ void count_digits(const T* x, const uint8_t* mask, int64_t count, Key prefix, in
   Key digits[block];
   for (int64_t start = 0; start < count; start += block) {
     const int64_t size = std::min(block, count - start);
-    int64_t kept = 0;
-#pragma omp simd reduction(+ : kept)
+    Key found = 0;
+#pragma omp simd reduction(+ : found)
     for (int64_t i = 0; i < size; ++i) {
       digits[i] = (to_key(x[start + i]) ^ prefix) >> shift;
-      kept += digits[i] < bins;
+      found += digits[i] < bins;
     }
-    if (!kept) continue;
+    if (!found) continue;
+    int64_t kept = size;
     if (!all) {
       kept = 0;
       for (int64_t i = 0; i < size; ++i) {  // without a branch: nobody could predict it

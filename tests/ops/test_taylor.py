@@ -474,6 +474,13 @@ def test_bad_thresholds_and_masks(backend):
             apply_masks_([W], [W > 0], [])
 
 
+def test_inference_mode(change_place):
+    with torch.inference_mode():
+        accumulators, parameters, gradients = ([randn((40,), device=change_place.device).abs()] for _ in range(3))
+        check_update(accumulators, parameters, gradients)
+        check_masks(parameters, [gradients[0] > 0.5], accumulators)
+
+
 def test_columns_of_one_matrix_are_apart(change_place):
     matrix = torch.rand(6, 7, device=change_place.device)
     check_update(
@@ -489,6 +496,31 @@ def test_the_reference_is_the_definition():
         check_masks(parameters, [gradients[0] < 0.5], accumulators)
     assert importance_threshold(accumulators, 0.4) == reference.importance_threshold(accumulators, [], 0.4)
     assert backends.resolve(torch.device("cpu")) == "native"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", *["native"] * bool(CUDA)])
+def test_cuda_graphs(backend):
+    accumulators, parameters, gradients = ([randn((n,), device="cuda").abs() for n in (9, 5000)] for _ in range(3))
+    masks = [parameter > 1 for parameter in parameters]
+
+    def step():
+        with ltfast.backend(backend):
+            taylor_importance_(accumulators, parameters, gradients)
+            apply_masks_(gradients, masks)
+        return importance_threshold(accumulators, 0.5)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        threshold = step()
+    for _ in range(3):
+        expected = [exact_update(*row) for row in zip(accumulators, parameters, gradients, strict=True)]
+        graph.replay()
+        for accumulator, exact in zip(accumulators, expected, strict=True):
+            torch.testing.assert_close(accumulator.double().cpu(), exact, rtol=1e-6, atol=0)
+        assert threshold == kthvalue(accumulators, 0.5)
+        assert all((gradient[mask] == 0).all() for gradient, mask in zip(gradients, masks, strict=True))
 
 
 ROOT = Path(__file__).parents[2]
