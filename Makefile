@@ -12,7 +12,7 @@ help:
 	@echo "make demo | test | bench | tables | lint | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
-$(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
+$(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"

@@ -38,7 +38,7 @@ export python
 : >"$out/summary.txt"
 stage build 100 bash -c build
 stage tests 140 "$python" -m pytest tests/ops -m gpu -x --junitxml="$out/tests.xml"
-small='gpu and float32 and ((test_loss_and_gradient or test_labels) and (101 or 9001) or test_results_and_gradients or test_values_and_gradients)'
+small='gpu and float32 and ((test_loss_and_gradient or test_labels) and (101 or 9001) or test_results_and_gradients or test_values_and_gradients or test_update_of_all_dtypes or test_threshold) or gpu and test_masks_copy_bits'
 for tool in memcheck racecheck; do
   stage "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name regex:_kernel \
     "$python" -m pytest tests/ops -m gpu -k "$small"

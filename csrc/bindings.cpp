@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 #include "kernels.h"
+#ifdef LTFAST_CUDA_ARCHITECTURES
+#include "cuda/taylor.h"
+#endif
 
 namespace py = pybind11;
 
@@ -244,6 +248,36 @@ void apply_masks(const py::buffer& table, int threads) {
   current().taylor->apply_masks(list);
 }
 
+#ifdef LTFAST_CUDA_ARCHITECTURES
+using CudaFunction = const char* (*)(const TensorRow*, int64_t, int, uintptr_t);
+
+template <CudaFunction function>
+void on_cuda(const py::buffer& table, int device, uintptr_t stream) {
+  const py::buffer_info info = table.request();
+  const TensorList list = tensor_list(info, 1);
+  const char* error = function(list.rows, list.tensors, device, stream);
+  if (error) throw std::runtime_error(std::string("CUDA refused the launch: ") + error);
+}
+
+// What each launch gets: its tensors, as (row's addresses, count, first chunk, code), and its number of chunks.
+py::list cuda_launches(const py::buffer& table) {
+  const py::buffer_info info = table.request();
+  const TensorList list = tensor_list(info, 1);
+  py::list launches;
+  const auto launch = std::make_unique<CudaTensors>();
+  for (const TensorRow *row = list.rows, *end = row + list.tensors; row != end;) {
+    row = pack(row, end, *launch);
+    py::list tensors;
+    for (uint32_t i = 0; i < launch->size; ++i) {
+      const CudaTensor& t = launch->tensors[i];
+      tensors.append(py::make_tuple(t.address[0], t.address[1], t.address[2], t.count, t.first_chunk, t.code));
+    }
+    launches.append(py::make_tuple(tensors, launch->chunks));
+  }
+  return launches;
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -259,6 +293,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("taylor_importance", &taylor_importance);
   m.def("importance_threshold", &importance_threshold);
   m.def("apply_masks", &apply_masks);
+#ifdef LTFAST_CUDA_ARCHITECTURES
+  m.def("cuda_taylor_importance", &on_cuda<cuda_importance>);
+  m.def("cuda_apply_masks", &on_cuda<cuda_apply_masks>);
+  m.def("cuda_launches", &cuda_launches);
+  m.attr("cuda") = py::str(LTFAST_CUDA_ARCHITECTURES).attr("split")();
+#else
+  m.attr("cuda") = py::list();
+#endif
   m.def("isa", [] { return current().isa; }, "The instruction set in use.");
   m.def("isas", [] {
     py::list names;

@@ -80,35 +80,33 @@ T from_key(Key key) {
   return bit_cast<T>(key & top ? key ^ top : ~key);
 }
 
-// Counts a digit of the keys that begin with prefix. Neighbouring values share their first digit, so in turn they
-// count in several histograms: an increment need not wait for the one before.
+// Counts the digit that follows the prefix in each key that begins with it: what lies above the digits of a key's
+// difference from the prefix is then 0. Neighbouring values share their first digit, so they count in several
+// histograms in turn: an increment need not wait for the one before.
 template <class Key, class T>
-void count_digits(const T* x, const uint8_t* mask, int64_t count, Key prefix, Key prefix_bits, int shift, Key digit_bits,
+void count_digits(const T* x, const uint8_t* mask, int64_t count, Key prefix, int shift, Key bins, bool all,
                   int64_t* histogram) {
   constexpr int64_t block = 1024;
-  Key keys[block];
+  Key digits[block];
   for (int64_t start = 0; start < count; start += block) {
     const int64_t size = std::min(block, count - start);
-    int64_t kept = size;
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) keys[i] = to_key(x[start + i]);
-    if (prefix_bits) {
-      int64_t found = 0;
+    Key found = 0;
 #pragma omp simd reduction(+ : found)
-      for (int64_t i = 0; i < size; ++i) found += (keys[i] & prefix_bits) == prefix;
-      if (!found) continue;
+    for (int64_t i = 0; i < size; ++i) {
+      digits[i] = (to_key(x[start + i]) ^ prefix) >> shift;
+      found += digits[i] < bins;
     }
-    if (prefix_bits || mask) {
+    if (!found) continue;
+    int64_t kept = size;
+    if (!all) {
       kept = 0;
       for (int64_t i = 0; i < size; ++i) {  // without a branch: nobody could predict it
-        const Key key = keys[i];
-        const bool wanted = ((key & prefix_bits) == prefix) & (!mask || mask[start + i] != 0);
-        keys[kept] = key;
-        kept += wanted;
+        const Key digit = digits[i];
+        digits[kept] = digit;
+        kept += (digit < bins) & (!mask || mask[start + i] != 0);
       }
     }
-    for (int64_t i = 0; i < kept; ++i)
-      ++histogram[i % kThresholdLanes * kThresholdBins + int64_t(keys[i] >> shift & digit_bits)];
+    for (int64_t i = 0; i < kept; ++i) ++histogram[i % kThresholdLanes * kThresholdBins + int64_t(digits[i])];
   }
 }
 
@@ -117,20 +115,21 @@ template <class T>
 bool threshold(const ThresholdArguments& a) {
   using Key = typename Ordered<T>::Key;
   const int64_t histograms = threshold_histograms(a.list.threads);
-  Key prefix = 0, prefix_bits = 0;
+  Key prefix = 0;
   int64_t rank = 0;
-  for (int shift = 8 * sizeof(Key); shift > 0;) {
+  constexpr int key_bits = 8 * sizeof(Key);
+  for (int shift = key_bits; shift > 0;) {
+    const bool first_pass = shift == key_bits;
     const int width = std::min(11, shift);
     shift -= width;
-    const Key digit_bits = (Key(1) << width) - 1;
     std::fill_n(a.histograms, histograms, int64_t(0));
     parallel_elements(a.list, [&](const TensorRow& row, int64_t first, int64_t count, int thread) {
       const uint8_t* mask = row.address[1] ? address<const uint8_t>(row, 1, first) : nullptr;
-      count_digits<Key>(address<const T>(row, 0, first), mask, count, prefix, prefix_bits, shift, digit_bits,
-                        a.histograms + threshold_histograms(thread));
+      count_digits(address<const T>(row, 0, first), mask, count, prefix, shift, Key(1) << width, first_pass && !mask,
+                   a.histograms + threshold_histograms(thread));
     });
     for (int64_t i = kThresholdBins; i < histograms; ++i) a.histograms[i % kThresholdBins] += a.histograms[i];
-    if (!prefix_bits) {
+    if (first_pass) {
       int64_t total = 0;
       for (int64_t bin = 0; bin < kThresholdBins; ++bin) total += a.histograms[bin];
       if (!total) return false;
@@ -139,7 +138,6 @@ bool threshold(const ThresholdArguments& a) {
     int64_t bin = 0;
     while (a.histograms[bin] < rank) rank -= a.histograms[bin++];
     prefix |= Key(bin) << shift;
-    prefix_bits |= digit_bits << shift;
   }
   *static_cast<T*>(a.out) = from_key<T>(prefix);
   return true;

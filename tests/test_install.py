@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def install(target: Path, build: Path, **environment: str) -> str:
+def install(target: Path, build: Path, *, succeeds: bool = True, **environment: str) -> str:
     command = [
         sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index",
         "--config-settings", f"build-dir={build}", "--target", str(target), str(ROOT),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert (result.returncode == 0) == succeeds, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
@@ -34,6 +34,13 @@ def test_installs_without_native_kernels(tmp_path, environment, message):
     assert list(tmp_path.glob("site/ltfast/_native*")) == []
     assert (tmp_path / "site/ltfast/recipes/ce/digits.yaml").is_file()
     assert (tmp_path / "site/ltfast/py.typed").is_file()
+
+
+def test_cuda_kernels_that_are_insisted_on(tmp_path):
+    environment = {"LTFAST_CUDA": "on", "CUDACXX": "/nonexistent/nvcc"}
+    log = install(tmp_path / "site", tmp_path / "build", succeeds=False, **environment)
+    assert "LTFAST_CUDA is on, and there is no nvcc of CUDA 12.1 or later" in log
+    assert not (tmp_path / "site").exists()
 
 
 def test_csrc_does_not_see_pytorch():

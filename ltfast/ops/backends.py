@@ -1,7 +1,7 @@
 """Which implementation of an op runs: its device decides, ``backend`` or ``LTFAST_BACKEND`` overrides.
 
 ``reference``  plain PyTorch, any device, differentiable any number of times
-``native``     C++ on the CPU
+``native``     C++ on the CPU; of a few ops also CUDA C++ on a GPU
 ``triton``     Triton on a GPU, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1``)
 """
 
@@ -18,6 +18,7 @@ BACKENDS = ("reference", "native", "triton")
 
 _native: ModuleType | None
 _NO_NATIVE = "ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
+_NO_CUDA = "ltfast was installed without its CUDA kernels (no nvcc of CUDA 12.1 or later, or LTFAST_CUDA=off)"
 try:
     from ltfast import _native  # type: ignore[attr-defined,no-redef]
 except ImportError as error:
@@ -40,13 +41,19 @@ def native() -> ModuleType:
     return _native
 
 
-def why_not(name: str, device: torch.device) -> str | None:
-    """The reason why a backend cannot run on a device, or None where it can."""
+def why_not(name: str, device: torch.device, *, in_cuda: bool = False) -> str | None:
+    """The reason why a backend cannot run on a device, or None where it can.
+
+    Args:
+        in_cuda: whether the op has native kernels in CUDA C++ too.
+    """
     if name not in BACKENDS:
         return f"there is no such backend: choose one of {', '.join(BACKENDS)}"
     if name == "native":
         if _native is None:
             return _NO_NATIVE
+        if device.type == "cuda" and in_cuda:
+            return None if _native.cuda else _NO_CUDA
         if device.type != "cpu":
             return f"its kernels run on the CPU, the tensor is on {device}"
     if name == "triton":
@@ -68,14 +75,17 @@ def default_backend(device: torch.device) -> str:
     return "reference"
 
 
-def resolve(device: torch.device) -> str:
+def resolve(device: torch.device, *, in_cuda: bool = False) -> str:
     """The backend that an op called now on this device runs.
+
+    Args:
+        in_cuda: see ``why_not``.
 
     Raises:
         BackendUnavailableError: an override asks for a backend that cannot run on this device.
     """
     if _override is not None:
-        reason = why_not(_override, device)
+        reason = why_not(_override, device, in_cuda=in_cuda)
         if reason is not None:
             raise BackendUnavailableError(f"backend {_override!r} cannot run: {reason}")
         return _override
@@ -85,13 +95,13 @@ def resolve(device: torch.device) -> str:
     return name
 
 
-def resolve_kernel(device: torch.device) -> str:
+def resolve_kernel(device: torch.device, *, in_cuda: bool = False) -> str:
     """Like ``resolve``, from inside a custom op, which has kernels only.
 
     Raises:
         BackendUnavailableError: the choice is the reference: it is no kernel, ``ltfast.ops`` calls it directly.
     """
-    name = resolve(device)
+    name = resolve(device, in_cuda=in_cuda)
     if name == "reference":
         raise BackendUnavailableError(
             f"the op has no kernel for {device.type} here, and the reference runs through the functions of ltfast.ops, "
@@ -151,6 +161,7 @@ def describe() -> list[dict[str, str]]:
     if _native is not None:
         threads = f"{torch.get_num_threads()} threads" if _native.openmp else "1 thread (built without OpenMP)"
         detail = f"{_native.isa()} of {', '.join(_native.isas())}; {threads}"
+        detail += "; CUDA " + (", ".join(f"sm_{architecture}" for architecture in _native.cuda) or "left out")
     rows.append({"name": "native", "status": reason or "available", "detail": detail})
     reason = why_not("triton", torch.device("cuda" if cuda else "cpu"))
     detail = ""

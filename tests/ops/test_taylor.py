@@ -1,8 +1,11 @@
 import itertools
 import math
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,31 @@ from hypothesis import strategies as st
 
 import ltfast
 from ltfast.ops import apply_masks_, backends, importance_threshold, taylor_importance_
+from ltfast.ops.backends import BackendUnavailableError
 from ltfast.ops.taylor import apply_op, reference, taylor_op, threshold_op
+from ltfast.ops.taylor.tables import table
+from ops.conftest import PLACES, Place
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (127,), (8, 3, 3, 3), (16, 5, 1, 1), (31, 33), (1009,)]
+
+
+CUDA = backends.native().cuda
+# The other functions run where the place says; these two have CUDA C++ too.
+CHANGE_PLACES = [
+    *PLACES,
+    pytest.param(
+        Place("native", "cuda"),
+        id="native-gpu",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="ltfast was built without its CUDA kernels")],
+    ),
+]
+
+
+@pytest.fixture(params=CHANGE_PLACES)
+def change_place(request):
+    with ltfast.backend(request.param.backend):
+        yield request.param
 
 
 def randn(shape, dtype=torch.float32, device="cpu"):
@@ -59,23 +83,23 @@ def triples():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_update_of_all_dtypes(place, dtype):
+def test_update_of_all_dtypes(change_place, dtype):
     kinds = list(itertools.product(FLOATS, FLOATS, [(), (1,), (101,), (7, 3, 3, 3)]))
-    accumulators = [randn(shape, dtype, place.device) for *_, shape in kinds]
-    parameters = [randn(shape, kind, place.device) for kind, _, shape in kinds]
-    gradients = [randn(shape, kind, place.device) for _, kind, shape in kinds]
+    accumulators = [randn(shape, dtype, change_place.device) for *_, shape in kinds]
+    parameters = [randn(shape, kind, change_place.device) for kind, _, shape in kinds]
+    gradients = [randn(shape, kind, change_place.device) for _, kind, shape in kinds]
     check_update([a.abs_() for a in accumulators], parameters, gradients)
 
 
-def test_update_of_all_shapes_and_both_accumulators(place):
-    accumulators = [torch.rand(shape, device=place.device) for shape in SHAPES]
+def test_update_of_all_shapes_and_both_accumulators(change_place):
+    accumulators = [torch.rand(shape, device=change_place.device) for shape in SHAPES]
     accumulators[3::2] = [a.double() for a in accumulators[3::2]]
-    check_update(accumulators, *([randn(shape, device=place.device) for shape in SHAPES] for _ in range(2)))
+    check_update(accumulators, *([randn(shape, device=change_place.device) for shape in SHAPES] for _ in range(2)))
 
 
-def test_update_of_all_layouts(place):
+def test_update_of_all_layouts(change_place):
     for first, second, third in triples():
-        accumulator, parameter, gradient = (layouts(place.device)[name] for name in (first, second, third))
+        accumulator, parameter, gradient = (layouts(change_place.device)[name] for name in (first, second, third))
         strides, rest = accumulator.stride(), None
         if first == "sliced":
             rest = accumulator._base.clone()
@@ -133,9 +157,11 @@ def test_update_is_the_plain_loop_to_the_last_bit(native_isa, threads):
     assert not torch.equal(once, expected[-3])
 
 
-def test_update_of_many_small_tensors(place):
-    sizes = torch.randint(1, 30, (200 if place.backend == "triton" and place.device == "cpu" else 1000,)).tolist()
-    make = [[randn((size,), device=place.device) for size in sizes] for _ in range(3)]
+def test_update_of_many_small_tensors(change_place):
+    sizes = torch.randint(
+        1, 30, (200 if change_place.backend == "triton" and change_place.device == "cpu" else 1000,)
+    ).tolist()
+    make = [[randn((size,), device=change_place.device) for size in sizes] for _ in range(3)]
     check_update([a.abs() for a in make[0]], *make[1:])
 
 
@@ -149,10 +175,10 @@ def test_update_and_threshold_of_ten_million(device):
     check_threshold(accumulators, 0.37)
 
 
-def test_parameters_of_a_model(place):
+def test_parameters_of_a_model(change_place):
     """Leaves that require gradients, bfloat16 gradients beside float32 accumulators; autograd notices every change."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 2, 1))
-    model.to(place.device)
+    model.to(change_place.device)
     parameters = list(model.parameters())
     gradients = [torch.randn_like(parameter).bfloat16() for parameter in parameters]
     accumulators = [torch.zeros_like(parameter) for parameter in parameters]
@@ -312,13 +338,13 @@ MASKABLE = [*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.ui
 
 
 @pytest.mark.parametrize("with_values", [False, True])
-def test_masks_copy_bits(place, with_values):
+def test_masks_copy_bits(change_place, with_values):
     for dtype in MASKABLE:
         shapes = [shape for shape in SHAPES if shape]
-        tensors, values = ([awkward(shape, dtype, place.device) for shape in shapes] for _ in range(2))
-        masks = [torch.rand(shape, device=place.device) < 0.5 for shape in shapes]
+        tensors, values = ([awkward(shape, dtype, change_place.device) for shape in shapes] for _ in range(2))
+        masks = [torch.rand(shape, device=change_place.device) < 0.5 for shape in shapes]
         check_masks(tensors, masks, values if with_values else None)
-        masks = [torch.randint(3, shape, device=place.device).to(torch.uint8) * 128 for shape in shapes]
+        masks = [torch.randint(3, shape, device=change_place.device).to(torch.uint8) * 128 for shape in shapes]
         check_masks(tensors, masks, values if with_values else None)
 
 
@@ -329,19 +355,19 @@ def test_masks_on_every_instruction_set(native_isa):
         check_masks([tensor], [torch.rand(20_011) < 0.3], None)
 
 
-def test_masks_of_all_layouts_and_a_scalar(place):
+def test_masks_of_all_layouts_and_a_scalar(change_place):
     for first, second, third in triples():
-        tensor, mask, value = (layouts(place.device)[name] for name in (first, second, third))
-        scalars = [torch.tensor(x, device=place.device) for x in (2.0, True, -0.0)]
+        tensor, mask, value = (layouts(change_place.device)[name] for name in (first, second, third))
+        scalars = [torch.tensor(x, device=change_place.device) for x in (2.0, True, -0.0)]
         check_masks([tensor, scalars[0]], [mask > 0, scalars[1]], [value, scalars[2]])
         check_masks([tensor], [mask > 1], None)
 
 
-def test_several_dtypes_in_one_list(place):
+def test_several_dtypes_in_one_list(change_place):
     dtypes = [torch.float64, torch.bfloat16, torch.float32, torch.int8]
-    tensors = [awkward((50 + i,), dtype, place.device) for i, dtype in enumerate(dtypes)]
-    values = [awkward(tensor.shape, tensor.dtype, place.device) for tensor in tensors]
-    check_masks(tensors, [torch.rand(tensor.shape, device=place.device) < 0.5 for tensor in tensors], values)
+    tensors = [awkward((50 + i,), dtype, change_place.device) for i, dtype in enumerate(dtypes)]
+    values = [awkward(tensor.shape, tensor.dtype, change_place.device) for tensor in tensors]
+    check_masks(tensors, [torch.rand(tensor.shape, device=change_place.device) < 0.5 for tensor in tensors], values)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -448,9 +474,18 @@ def test_bad_thresholds_and_masks(backend):
             apply_masks_([W], [W > 0], [])
 
 
-def test_columns_of_one_matrix_are_apart(place):
-    matrix = torch.rand(6, 7, device=place.device)
-    check_update([matrix[:, :3], matrix[:, 3:]], *([randn((6, k), device=place.device) for k in (3, 4)] for _ in "wg"))
+def test_inference_mode(change_place):
+    with torch.inference_mode():
+        accumulators, parameters, gradients = ([randn((40,), device=change_place.device).abs()] for _ in range(3))
+        check_update(accumulators, parameters, gradients)
+        check_masks(parameters, [gradients[0] > 0.5], accumulators)
+
+
+def test_columns_of_one_matrix_are_apart(change_place):
+    matrix = torch.rand(6, 7, device=change_place.device)
+    check_update(
+        [matrix[:, :3], matrix[:, 3:]], *([randn((6, k), device=change_place.device) for k in (3, 4)] for _ in "wg")
+    )
 
 
 def test_the_reference_is_the_definition():
@@ -461,3 +496,83 @@ def test_the_reference_is_the_definition():
         check_masks(parameters, [gradients[0] < 0.5], accumulators)
     assert importance_threshold(accumulators, 0.4) == reference.importance_threshold(accumulators, [], 0.4)
     assert backends.resolve(torch.device("cpu")) == "native"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", *["native"] * bool(CUDA)])
+def test_cuda_graphs(backend):
+    accumulators, parameters, gradients = ([randn((n,), device="cuda").abs() for n in (9, 5000)] for _ in range(3))
+    masks = [parameter > 1 for parameter in parameters]
+
+    def step():
+        with ltfast.backend(backend):
+            taylor_importance_(accumulators, parameters, gradients)
+            apply_masks_(gradients, masks)
+        return importance_threshold(accumulators, 0.5)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        threshold = step()
+    for _ in range(3):
+        expected = [exact_update(*row) for row in zip(accumulators, parameters, gradients, strict=True)]
+        graph.replay()
+        for accumulator, exact in zip(accumulators, expected, strict=True):
+            torch.testing.assert_close(accumulator.double().cpu(), exact, rtol=1e-6, atol=0)
+        assert threshold == kthvalue(accumulators, 0.5)
+        assert all((gradient[mask] == 0).all() for gradient, mask in zip(gradients, masks, strict=True))
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_native_on_a_gpu_needs_its_kernels():
+    cuda = torch.device("cuda")
+    assert backends.why_not("native", cuda) == "its kernels run on the CPU, the tensor is on cuda"
+    reason = backends.why_not("native", cuda, in_cuda=True)
+    assert reason is None if CUDA else "installed without its CUDA kernels" in reason
+    detail = next(row["detail"] for row in backends.describe() if row["name"] == "native")
+    assert detail.endswith("CUDA " + (", ".join(f"sm_{x}" for x in CUDA) or "left out"))
+    with ltfast.backend("native"), pytest.raises(BackendUnavailableError, match="its kernels run on the CPU"):
+        backends.resolve(cuda)
+
+
+@pytest.mark.skipif(not CUDA, reason="ltfast was built without its CUDA kernels")
+def test_launches_of_the_cuda_kernels():
+    """How a list is spread over launches: the launch itself needs a GPU, and says so where there is none."""
+    sizes = [0, 1, 4096, 4097, 100_000, 0, *torch.randint(1, 9000, (2000,)).tolist()]
+    buffer = torch.empty(max(sizes) + 1)
+    tensors = [buffer[i % 2 : size + i % 2] for i, size in enumerate(sizes)]
+    packed = table((tensors, tensors), range(len(tensors)))
+    launches = backends.native().cuda_launches(packed)
+    seen = []
+    for entries, chunks in launches:
+        assert 0 < len(entries) <= 816
+        first = 0
+        for start, mask, values, count, first_chunk, code in entries:
+            assert (mask, values, first_chunk) == (start, 0, first)
+            assert bool(code >> 31) == (start % 16 == 0)
+            first += -(-count // 4096)
+            seen.append((start, count, code & 0x7FFFFFFF))
+        assert chunks == first
+    expected = [(x.data_ptr(), x.numel(), i) for i, x in enumerate(tensors) if x.numel()]
+    assert seen == expected
+    assert len(launches) == -(-len(expected) // 816)
+    assert backends.native().cuda_launches(table(([], []), [])) == []
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA refused the launch: cudaError"):
+            backends.native().cuda_apply_masks(packed, 0, 0)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_cuda_kernels_compile_without_spills(tmp_path, architecture):
+    command = ["nvcc", "-std=c++17", "-fmad=false", "-Xptxas=-v", f"-arch={architecture}", "-cubin", "-o"]
+    result = subprocess.run(
+        [*command, tmp_path / "taylor.cubin", ROOT / "csrc/cuda/taylor.cu"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    print(result.stderr)
+    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    assert usage == [("0", "0", "0")] * 2
+    assert all(int(number) <= 64 for number in re.findall(r"Used (\d+) registers", result.stderr))

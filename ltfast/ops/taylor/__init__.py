@@ -11,6 +11,9 @@ batches, or over those of one group of classes (Cong et al., AAAI 2024):
 A model has hundreds of tensors, and each function here is one pass over all of them. The threshold is a quantile of
 tens of millions of values, found by counting the bits of their representation from the highest down: it is exact, and
 nothing is sorted, concatenated or read back from a GPU. (``torch.quantile`` refuses more than 16 million values.)
+
+On a GPU the other two also exist in CUDA C++, which ``ltfast.backend("native")`` chooses: the addresses of the tensors
+travel in the launch itself, where Triton's kernels need a table of them on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +90,7 @@ def importance_threshold(
     if not any(values.numel() for values in accumulators):
         raise ValueError("accumulators has no element: expected one or more")
     with torch.no_grad():
-        if _resolve(accumulators[0].device) == "reference":
+        if backends.resolve(accumulators[0].device) == "reference":
             return reference.importance_threshold(accumulators, chosen, float(fraction))
         find = _threshold if _are_plain(accumulators, chosen) else threshold_op
         return find(accumulators, chosen, float(fraction))
@@ -165,7 +168,7 @@ def _change(
         return
     with torch.no_grad():
         eager = _are_plain(tensors, *others)
-        if _resolve(tensors[0].device) == "reference":
+        if backends.resolve(tensors[0].device, in_cuda=True) == "reference":
             if eager:
                 check_apart(name, tensors)
             plain(tensors, *others)
@@ -176,19 +179,16 @@ def _change(
             op(tensors, *others)
 
 
-def _resolve(device: torch.device) -> str:
-    return backends.resolve(device)
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    return import_module(f"ltfast.ops.taylor.{backends.resolve_kernel(device)}")
+def _kernels(device: torch.device, *, in_cuda: bool = False) -> ModuleType:
+    name = backends.resolve_kernel(device, in_cuda=in_cuda)
+    return import_module(f"ltfast.ops.taylor.{'cuda' if (name, device.type) == ('native', 'cuda') else name}")
 
 
 def _update(accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     check_apart("accumulators", accumulators)
     lists = flatten(accumulators, parameters, gradients)
     with torch.cuda.device_of(accumulators[0]):  # Triton launches on the current device
-        _kernels(accumulators[0].device).taylor_importance_(*lists)
+        _kernels(accumulators[0].device, in_cuda=True).taylor_importance_(*lists)
     write_back(accumulators, lists[0])
 
 
@@ -202,7 +202,7 @@ def _apply(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[
     check_apart("tensors", tensors)
     lists = flatten(tensors, masks, *([values] if values else []))
     with torch.cuda.device_of(tensors[0]):
-        _kernels(tensors[0].device).apply_masks_(*lists)
+        _kernels(tensors[0].device, in_cuda=True).apply_masks_(*lists)
     write_back(tensors, lists[0])
 
 
