@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 QUEUE = ("dscl", "pbsd", "supcon", "roi_pool")
+MODEL = ("taylor_importance_", "importance_threshold", "apply_masks_", "test-time weights")
 
 
 def losses(groups: dict) -> list[str]:
@@ -19,11 +20,11 @@ def losses(groups: dict) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for group, rows in groups.items():
-        if group.endswith("float32") and "torch.compile" in rows and not group.startswith(QUEUE):
+        if group.endswith("float32") and "torch.compile" in rows and not group.startswith(QUEUE + MODEL):
             ours = rows["ltfast"]["median_ms"]
             cells = [f"{ours:.2f} ms", *(against(rows, peer, ours) for peer in peers)]
             lines.append(f"| {group.removesuffix(' float32').replace('_', ' ')} | {' | '.join(cells)} |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def queue(groups: dict) -> list[str]:
@@ -56,6 +57,17 @@ def bessel(groups: dict) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def model(groups: dict) -> list[str]:
+    """What pruning does to a whole model, and the weights of its sub-models."""
+    lines = ["| decoupled optimisation | ltfast | beside it |", "| --- | --- | --- |"]
+    for group, rows in groups.items():
+        if group.startswith(MODEL):
+            ours = rows["ltfast"]["median_ms"]
+            peers = [f"{name} {against(rows, name, ours)}" for name in rows if name != "ltfast"]
+            lines.append(f"| {group.removesuffix(' float32')} | {ours:.1f} ms | {'; '.join(peers)} |")
+    return lines if len(lines) > 2 else []
+
+
 def against(rows: dict, peer: str, ours: float) -> str:
     if peer not in rows:
         return ""
@@ -70,7 +82,7 @@ def tables(results: dict) -> str:
         f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, "
         f"commit {about['commit']}."
     )
-    blocks = [losses(groups), queue(groups), bessel(groups), [conditions]]
+    blocks = [losses(groups), queue(groups), bessel(groups), model(groups), [conditions]]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
