@@ -2,24 +2,29 @@
 
 from collections.abc import Sequence
 
+MINIMA = (101, 20)  # many: over 100 images; few: under 20; medium between
 
-def class_groups(class_counts: Sequence[int]) -> dict[str, list[int]]:
+
+def class_groups(class_counts: Sequence[int], minima: Sequence[int] = MINIMA) -> dict[str, list[int]]:
     """Split the classes by their number of training images (Liu et al., "Large-Scale Long-Tailed Recognition in an
     Open World", CVPR 2019).
 
     Args:
         class_counts: the number of training images of each class, length C.
+        minima: the fewest images of a class of each group but the last, falling.
 
     Returns:
-        `{"many": ..., "medium": ..., "few": ...}`: the classes with over 100, with 20 to 100 and with under 20 images.
-        Each class is in exactly one group; a group may be empty.
+        `{"many": ..., "medium": ..., "few": ...}`: the classes with over 100, with 20 to 100 and with under 20 images;
+        `{"group0": ..., "group1": ...}` for other numbers of groups than three. Each class is in exactly one group; a
+        group may be empty.
 
     Raises:
         ValueError: a count is negative.
     """
-    groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
+    names = ["many", "medium", "few"] if len(minima) == 2 else [f"group{i}" for i in range(len(minima) + 1)]
+    groups: dict[str, list[int]] = {name: [] for name in names}
     for label, count in enumerate(class_counts):
         if count < 0:
             raise ValueError(f"class_counts: expected counts of at least 0, got {count} for class {label}")
-        groups["many" if count > 100 else "medium" if count >= 20 else "few"].append(label)
+        groups[names[sum(count < minimum for minimum in minima)]].append(label)
     return groups

@@ -221,6 +221,7 @@ class Aggregation(Predictor):
     """All sub-models together: the logarithm of their predictions' weighted mean."""
 
     members: Tensor
+    group_weights: Tensor
 
     def __init__(
         self, network: "SubModels", groups: Sequence[Sequence[int]], kind: Literal["instance", "group", "average"]
@@ -238,7 +239,8 @@ class Aggregation(Predictor):
         for number, classes in enumerate(groups):
             members[list(classes)] = number
         self.register_buffer("members", members)
-        self.group_weights = torch.full((len(groups), network.stages), 1 / network.stages)
+        equal = torch.full((len(groups), network.stages), 1 / network.stages)
+        self.register_buffer("group_weights", equal, persistent=False)
 
     def adapt(self, views: Iterable[Sequence[Tensor]]) -> None:
         from accelerate.utils import reduce
@@ -280,20 +282,6 @@ class Aggregation(Predictor):
         return self.members[probabilities.mean(1).argmax(1)]
 
 
-def class_groups_by(class_counts: Sequence[int], minima: Sequence[int]) -> dict[str, list[int]]:
-    """Groups of classes by their numbers of images, by name; one may be empty.
-
-    Args:
-        class_counts: of length C.
-        minima: fewest images of a class of each group but the last, falling.
-    """
-    names = ["many", "medium", "few"] if len(minima) == 2 else [f"group{i}" for i in range(len(minima) + 1)]
-    groups: dict[str, list[int]] = {name: [] for name in names}
-    for label, count in enumerate(class_counts):
-        groups[names[sum(count < minimum for minimum in minima)]].append(label)
-    return groups
-
-
 def build(
     settings: Settings,
     bundle: "DataBundle",
@@ -310,7 +298,7 @@ def build(
         ValueError: a setting that does not fit the data.
     """
     # seconds to import, and --help needs none of it
-    from ltfast.data import train_transform
+    from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
     from ltfast.models import ImageClassifier, SubModels, default_backbone
@@ -324,7 +312,7 @@ def build(
             backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
-    every = class_groups_by(counts, settings.group_minima)
+    every = class_groups(counts, settings.group_minima)
     present = [name for name, classes in every.items() if classes]  # largest classes first
     order = range(len(every)) if settings.order is None else settings.order
     names = [name for name in (list(every)[i] for i in order) if name in present]

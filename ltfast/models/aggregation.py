@@ -26,7 +26,8 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
             "expected (batch, models, classes) of both"
         )
     wide = first.dtype if first.dtype == torch.float64 else torch.float32
-    products = first.to(wide) @ second.to(wide).mT
+    with torch.autocast(first.device.type, enabled=False):  # it would multiply in half precision
+        products = first.to(wide) @ second.to(wide).mT
     return (products + products.mT) / 2
 
 

@@ -170,3 +170,8 @@ def test_class_groups():
     assert groups == {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
     with pytest.raises(ValueError, match="class_counts: expected counts of at least 0, got -1 for class 1"):
         class_groups([3, -1])
+
+
+def test_groups_by_other_minima():
+    assert class_groups([5, 1], (9, 4, 2)) == {"group0": [], "group1": [0], "group2": [], "group3": [1]}
+    assert class_groups([7, 3, 7], (5,)) == {"group0": [0, 2], "group1": [1]}

@@ -11,12 +11,13 @@ from torch import nn
 
 import ltfast
 from ltfast.cli import main
+from ltfast.data import class_groups
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.losses import CompensationLoss
 from ltfast.methods import METHODS, settings_of
-from ltfast.methods.decoupled_optimisation import CANDIDATES, Aggregation, PruningStage, class_groups_by
+from ltfast.methods.decoupled_optimisation import CANDIDATES, Aggregation, PruningStage
 from ltfast.models import SubModels
 from methods.conftest import tiny_bundle
 
@@ -160,7 +161,7 @@ def test_any_groups_and_any_order(minima, order, tmp_path):
     values = {**SMALL, "epochs": 1, "later_epochs": 1, "prune_epochs": 1, "group_minima": minima, "order": order}
     plan = METHODS["do"].build(settings_of("do", values), data, run=RunSettings())
     assert len(plan.stages) == 2 * len(minima) + 1
-    groups = class_groups_by(data.class_counts, minima)
+    groups = class_groups(data.class_counts, minima)
     names = list(groups)
     taken = [names[i] for i in (order or range(len(names)))]
     assert [stage.name for stage in plan.stages[::2]] == taken
@@ -188,11 +189,6 @@ def test_groups_without_classes_have_no_stage():
     with torch.no_grad():
         scores = plan.final.eval().predict(*images)
         torch.testing.assert_close(scores.exp(), plan.stages[0].predict(images[0]).softmax(1))
-
-
-def test_groups_by_minima():
-    assert class_groups_by([500, 101, 100, 20, 19, 0], (101, 20)) == {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
-    assert class_groups_by([5, 1], (9, 4, 2)) == {"group0": [], "group1": [0], "group2": [], "group3": [1]}
 
 
 def test_sampling_and_loss_of_each_stage():

@@ -55,6 +55,8 @@ def test_one_matrix_of_many_images_and_half_precision():
     first, second = predictions(8, 3, 20), predictions(8, 3, 20)
     matrices = agreement(first, second)
     assert aggregation_weights(matrices.mean(0)).shape == (3,)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(agreement(first.float(), second.float()).double(), matrices, rtol=1e-5, atol=1e-7)
     half = agreement(first.bfloat16(), second.bfloat16())
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.double(), matrices, rtol=2e-2, atol=1e-3)
