@@ -8,6 +8,7 @@ from ltfast.models.cosine_classifier import CosineClassifier
 from ltfast.models.digits_convnet import DigitsConvNet
 from ltfast.models.feature_map import feature_map
 from ltfast.models.projection_head import ProjectionHead, TwoBranchClassifier
+from ltfast.models.prompts import PromptedTransformer, PromptPool
 from ltfast.models.resnet_cifar import ResNetCifar
 from ltfast.models.sub_models import SubModels
 
@@ -16,6 +17,8 @@ __all__ = [
     "DigitsConvNet",
     "ImageClassifier",
     "ProjectionHead",
+    "PromptPool",
+    "PromptedTransformer",
     "ResNetCifar",
     "SubModels",
     "TwoBranchClassifier",
