@@ -8,6 +8,7 @@ from ltfast.models.cosine_classifier import CosineClassifier
 from ltfast.models.digits_convnet import DigitsConvNet
 from ltfast.models.feature_map import feature_map
 from ltfast.models.projection_head import ProjectionHead, TwoBranchClassifier
+from ltfast.models.prompted_classifier import PromptedClassifier
 from ltfast.models.prompts import PromptedTransformer, PromptPool
 from ltfast.models.resnet_cifar import ResNetCifar
 from ltfast.models.sub_models import SubModels
@@ -18,6 +19,7 @@ __all__ = [
     "ImageClassifier",
     "ProjectionHead",
     "PromptPool",
+    "PromptedClassifier",
     "PromptedTransformer",
     "ResNetCifar",
     "SubModels",

@@ -1,0 +1,65 @@
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltfast.models.classifier import ImageClassifier
+from ltfast.models.prompts import PromptedTransformer, PromptPool
+
+
+class PromptedClassifier(nn.Module):
+    """A vision transformer with shared and group prompts, and a cosine classifier.
+
+    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. `forward` has the shared prompts
+    alone; `grouped` adds to the last blocks those group prompts whose keys are nearest to what `forward` sees.
+
+    Args:
+        backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; a plain vision transformer.
+        length: shared prompts of a block.
+        pool_size, group_length, group_blocks, matches: see `PromptPool`.
+
+    Raises:
+        ValueError: as `ImageClassifier`, `PromptedTransformer` and `PromptPool`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        length: int = 10,
+        pool_size: int = 20,
+        group_length: int = 10,
+        group_blocks: int | None = None,
+        matches: int = 2,
+        in_chans: int = 3,
+        image_size: int = 224,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        whole = ImageClassifier(
+            backbone, num_classes, head="cosine", in_chans=in_chans, image_size=image_size, pretrained=pretrained
+        )
+        vit: Any = whole.backbone
+        self.transformer = PromptedTransformer(vit, length)
+        blocks = max(len(vit.blocks) // 2, 1) if group_blocks is None else group_blocks
+        self.pool = PromptPool(vit, size=pool_size, length=group_length, blocks=blocks, matches=matches)
+        self.head = whole.head
+        self._first = len(vit.blocks) - blocks  # with group prompts
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, image_size, image_size) -> cosines (B, C), with the shared prompts alone."""
+        return self.head(self.transformer(images))
+
+    def grouped(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines (B, C) with group prompts too; the keys that each image matches, (B, k), and their cosines, (B, k).
+
+        Gradients reach the pool and the head, not what comes before: the blocks below the group prompts run once, for
+        the query and for the features.
+        """
+        with torch.no_grad():
+            below = self.transformer.run(self.transformer.tokens(images), 0, self._first)
+            query = self.transformer.features(self.transformer.run(below, self._first))
+        indices, cosines = self.pool.match(query)
+        tokens = self.transformer.run(below, self._first, group=self.pool.select(indices))
+        return self.head(self.transformer.features(tokens)), indices, cosines
