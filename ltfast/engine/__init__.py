@@ -5,6 +5,6 @@ Here is what a method is written with; none of it is slow to import. The loop is
 
 from ltfast.engine.optimisation import Optimisation
 from ltfast.engine.settings import RunSettings, check, option
-from ltfast.engine.stage import Batches, Plan, Predictor, Stage
+from ltfast.engine.stage import Adapted, Batches, Plan, Predictor, Stage
 
-__all__ = ["Batches", "Optimisation", "Plan", "Predictor", "RunSettings", "Stage", "check", "option"]
+__all__ = ["Adapted", "Batches", "Optimisation", "Plan", "Predictor", "RunSettings", "Stage", "check", "option"]

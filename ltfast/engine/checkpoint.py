@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from ltfast.engine.stage import Adapted, Plan
 
 CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
 _FORMAT = 2
 
 
@@ -70,6 +74,39 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by this version of ltfast")
     return state
+
+
+def load_weights(path: Path, plan: Plan, state: Mapping[str, Tensor]) -> None:
+    """Put a checkpoint's weights into a plan's stages; a backbone that it leaves out is recalled.
+
+    Raises:
+        CheckpointError: they are not this plan's.
+    """
+    modules = nn.ModuleList(plan.stages)
+    left_out = set() if plan.adapted is None else plan.adapted.left_out(modules) - state.keys()
+    if left_out and plan.adapted is not None:
+        plan.adapted.recall()
+        own = modules.state_dict()
+        state = {**state, **{name: own[name] for name in left_out}}
+    try:
+        modules.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {path} does not fit this version's model: {error}") from error
+
+
+def save_adapted(path: Path, adapted: Adapted) -> None:
+    """Write what adapts the backbone, without it, to a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    left_out = adapted.left_out(adapted.network)
+    state = {name: value.contiguous() for name, value in adapted.network.state_dict().items() if name not in left_out}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, {"format": "pt"})
+    os.replace(partial, path)
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

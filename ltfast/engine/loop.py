@@ -22,7 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, check_settings, load_checkpoint, save_checkpoint
+from ltfast.engine.checkpoint import (
+    CHECKPOINT,
+    WEIGHTS,
+    check_settings,
+    load_checkpoint,
+    load_weights,
+    save_adapted,
+    save_checkpoint,
+)
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import locked
 from ltfast.engine.metrics import evaluate
@@ -339,6 +347,10 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
+        adapted = self.plan.adapted if self.position.stage == len(self.plan.stages) else None
+        left_out = set() if adapted is None else adapted.left_out(self.modules)
+        if adapted is not None:
+            save_adapted(self.out / WEIGHTS, adapted)
         save_checkpoint(
             self.path,
             {
@@ -347,7 +359,8 @@ class _Run:
                 "position": vars(self.position),
                 "loss_sum": self.loss_sum,
                 "train_seconds": self.train_seconds,
-                "model": self.modules.state_dict(),
+                "model": {name: value for name, value in self.modules.state_dict().items() if name not in left_out},
+                "whole": not left_out,
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             },
@@ -358,10 +371,7 @@ class _Run:
             return None
         saved = load_checkpoint(self.path)
         check_settings(self.path, saved["settings"], self.settings)
-        try:
-            self.modules.load_state_dict(saved["model"])
-        except RuntimeError as error:
-            raise CheckpointError(f"checkpoint {self.path} does not fit this version's model: {error}") from error
+        load_weights(self.path, self.plan, saved["model"])
         self.position = Position(**saved["position"])
         self.loss_sum, self.train_seconds = saved["loss_sum"], saved["train_seconds"]
         if self.position.stage < len(self.plan.stages):

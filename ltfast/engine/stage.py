@@ -1,6 +1,6 @@
 """What a method is made of: stages, trained one after the other."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,6 +115,26 @@ class Stage(Predictor):
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """A network on a backbone that no stage trains and that can be had again: a finished run keeps the rest alone.
+
+    Attributes:
+        network: the backbone and what adapts it.
+        backbone: a module of it.
+        recall: puts the backbone's weights back.
+    """
+
+    network: nn.Module
+    backbone: nn.Module
+    recall: Callable[[], None]
+
+    def left_out(self, module: nn.Module) -> set[str]:
+        """The names in a module's state dict that are the backbone's."""
+        own = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
+        return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in own}
+
+
+@dataclass(frozen=True)
 class Plan:
     """A method made ready for its data.
 
@@ -122,11 +142,13 @@ class Plan:
         stages: in the order in which they are trained.
         test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
         final: whose `predict` gives the run's result, made of the stages' modules; None means the last stage.
+        adapted: of a method that adapts a frozen backbone; None keeps all of a finished run.
     """
 
     stages: Sequence[Stage]
     test: Iterable[Sequence[Tensor]]
     final: Predictor | None = None
+    adapted: Adapted | None = None
 
     @property
     def predictor(self) -> Predictor:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ltfast.data import DataBundle, load
 from ltfast.engine import Plan, Predictor, RunSettings
-from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
+from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from ltfast.methods import METHODS, settings_of
 
 
@@ -107,19 +106,16 @@ def restore(
         values["aggregate"] = aggregate
     chosen = settings_of(method, values)
     size = facts["image_size"] if chosen.image_size is None else chosen.image_size
+    whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
     plan = METHODS[method].build(
-        replace(chosen, image_size=size, pretrained=False),
+        replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
         bundle,
         run=replace(run, seed=settings["seed"]),
         rank=rank,
         world_size=world_size,
         test_batch_size=batch_size,
     )
-    try:
-        nn.ModuleList(plan.stages).load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {checkpoint} does not fit this version's model: {error}") from error
-
+    load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
         return Trained(plan, plan.predictor, source, settings, facts, None)
