@@ -21,7 +21,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, CenterCrop, C
 from ltfast.data.bundle import DataBundle
 from ltfast.data.datasets import ArrayDataset
 
-Policy = Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"]
+Policy = Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "mae", "randaugment"]
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -43,6 +43,7 @@ def train_transform(
               probability 0.8, grey with probability 0.2, as in SimCLR at colour strength 0.5, BCL and ProCo.
             - "imagenet": a random resized crop (scale 0.08 to 1), a flip, colour jitter 0.4, 0.4, 0.4, as
               ImageNet-LT's authors.
+            - "mae": a random resized crop (scale 0.2 to 1, bicubic) and a flip, as masked autoencoders' pre-training.
             - "randaugment": timm's rand-m9-mstd0.5-inc1 and random erasing 0.25, as masked autoencoders' fine-tuning.
 
         image_size: height and width of the output, in pixels; None means the bundle's.
@@ -74,6 +75,9 @@ def train_transform(
         return Compose([convert, resized_crop, flip, jitter, grey, finish])
     if policy == "imagenet":
         return Compose([convert, resized_crop, flip, ColorJitter(0.4), finish])
+    if policy == "mae":
+        gentle_crop = RandomResizedCropAndInterpolation(size, scale=(0.2, 1.0), interpolation="bicubic")
+        return Compose([convert, gentle_crop, flip, finish])
     if policy == "randaugment":
         augment = create_transform(
             (len(mean), size, size),

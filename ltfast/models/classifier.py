@@ -47,33 +47,47 @@ class ImageClassifier(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        if not timm.is_model(backbone.split(".")[0]):
-            near = get_close_matches(backbone, timm.list_models(), n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else " (timm.list_models() has the names)"
-            raise ValueError(f"backbone {backbone!r} is not known to timm{hint}")
         if head not in ("linear", "cosine"):
             raise ValueError(f"head must be 'linear' or 'cosine', got {head!r}")
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
-        kwargs: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
-        config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-        if config is not None and config.fixed_input_size:  # a ViT's position embedding has the image's size
-            kwargs["img_size"] = image_size
-        try:
-            self.backbone = timm.create_model(backbone, pretrained=pretrained, **kwargs)
-            _check_patches(self.backbone, image_size)
-            # one image tells the width of the features, and whether the backbone takes images of this size
-            with torch.no_grad():
-                width = self.backbone.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape[-1]
-        except Exception as error:  # timm and its models raise what they please
-            what = f"backbone {backbone!r} cannot be made for {image_size} px images"
-            raise ValueError(f"{what}{' with pretrained weights' if pretrained else ''}: {error}") from error
-        self.backbone.train()
+        self.backbone, width = make_backbone(backbone, in_chans=in_chans, image_size=image_size, pretrained=pretrained)
         classifier = CosineClassifier if head == "cosine" else nn.Linear
         self.head = classifier(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
+
+
+def make_backbone(
+    backbone: str, *, in_chans: int = 3, image_size: int = 224, pretrained: bool = False, **options: Any
+) -> tuple[nn.Module, int]:
+    """A timm model without its head, in training mode, and the width of its features.
+
+    Args:
+        backbone, in_chans, image_size, pretrained: see `ImageClassifier`.
+        options: more for the model (drop_path_rate, ...).
+
+    Raises:
+        ValueError: as `ImageClassifier`, or the model does not take the options.
+    """
+    if not timm.is_model(backbone.split(".")[0]):
+        near = get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else " (timm.list_models() has the names)"
+        raise ValueError(f"backbone {backbone!r} is not known to timm{hint}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if config is not None and config.fixed_input_size:  # a ViT's position embedding has the image's size
+        options["img_size"] = image_size
+    try:
+        model = timm.create_model(backbone, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options)
+        _check_patches(model, image_size)
+        # one image tells the width of the features, and whether the backbone takes images of this size
+        with torch.no_grad():
+            width = model.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape[-1]
+    except Exception as error:  # timm and its models raise what they please
+        what = f"backbone {backbone!r} cannot be made for {image_size} px images"
+        raise ValueError(f"{what}{' with pretrained weights' if pretrained else ''}: {error}") from error
+    return model.train(), width
 
 
 def _check_patches(backbone: nn.Module, image_size: int) -> None:
