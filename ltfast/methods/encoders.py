@@ -1,0 +1,62 @@
+"""Encoders that LiVT's first stage has trained, for another run or method."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from timm.models.vision_transformer import VisionTransformer
+
+PRETRAINED = "0.autoencoder.encoder."  # where a LiVT run's checkpoint has it: as it was before the fine-tuning
+
+
+def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
+    """The weights of the encoder that a LiVT run has pre-trained, under timm's names.
+
+    Args:
+        checkpoint: the file, or the run's folder.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it cannot be read, is another method's, or its pre-training is not finished or was left out.
+    """
+    try:
+        saved = load_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init: expected a run's folder or checkpoint, got {str(checkpoint)!r}") from error
+    except CheckpointError as error:
+        raise ValueError(f"init: {str(error).partition('; delete it')[0]}") from error  # advice to a training alone
+    method = saved["settings"].get("method")
+    weights = {
+        name.removeprefix(PRETRAINED): value for name, value in saved["model"].items() if name.startswith(PRETRAINED)
+    }
+    if method != "livt" or not weights:
+        found = "one without pre-training" if method == "livt" else f"one of method {method!r}"
+        raise ValueError(f"init: expected a run of method 'livt' with pre-training, got {found} in {checkpoint}")
+    if saved["position"]["stage"] == 0:
+        done = saved["position"]["epoch"]
+        raise ValueError(f"init: expected a finished pre-training, got one after {done} epochs in {checkpoint}")
+    return weights
+
+
+def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> None:
+    """Put an encoder's weights into a vision transformer, whose head stays as it is; the position embedding is
+    resampled if the images have another size.
+
+    Raises:
+        ValueError: the weights are another network's.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    try:
+        keys = model.load_state_dict(checkpoint_filter_fn(dict(weights), model), strict=False)
+        wrong = [*keys.unexpected_keys, *(name for name in keys.missing_keys if not name.startswith("head."))]
+    except RuntimeError as error:  # sizes that differ, a line each
+        wrong = str(error).splitlines()[1:]
+    if wrong:
+        raise ValueError(f"init: the encoder is not of this backbone: {wrong[0].strip()}")

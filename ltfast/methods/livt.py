@@ -1,0 +1,317 @@
+"""LiVT: Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023.
+
+Two stages. A vision transformer learns from the long-tailed images without their labels, as a masked autoencoder; then
+it is fine-tuned with mixed images and the balanced binary cross-entropy, its first layers gently. The encoder stays as
+it was pre-trained beside the fine-tuned one: another run can start from it (`init`).
+
+The transformer's final normalisation comes before the tokens are averaged, as timm has it; the authors' after.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.encoders import load_encoder, pretrained_encoder
+from ltfast.methods.settings import BackboneSettings
+
+if TYPE_CHECKING:
+    from timm.data import Mixup
+    from timm.models.vision_transformer import VisionTransformer
+
+    from ltfast.data import DataBundle
+    from ltfast.models import MaskedAutoencoder
+
+Weights = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BackboneSettings):
+    """Options of `--method livt`; those without a prefix are the fine-tuning's.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    epochs: int = option(100, "passes over the training images")
+    optimizer: str = option("adamw", "any optimiser timm knows; the pre-training's is adamw")
+    lr: float = option(1e-3, "peak learning rate of the head, as it is; the authors': 1e-3 * images a step / 256")
+    weight_decay: float = option(0.05, "weight decay, of the pre-training too; not of biases, norms and tokens")
+    warmup_epochs: int = option(5, "epochs in which the learning rate rises linearly from 0")
+    backbone: str | None = option(
+        None, "any plain vision transformer of timm's; none: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
+        "vit_base_patch16_224 above"
+    )  # fmt: skip
+    init: str | None = option(None, "folder or checkpoint of a LiVT run: start from the encoder it has pre-trained")
+    loss: Literal["balanced_bce", "bce", "cross_entropy"] = option("balanced_bce", "training loss")
+    tau: float = option(1.0, "strength of the class prior in balanced_bce")
+    label_smoothing: float = option(0.1, "share of a target that is spread over all classes")
+    mixup: float = option(0.8, "MixUp's alpha; 0 leaves it out")
+    cutmix: float = option(1.0, "CutMix's alpha; 0 leaves it out; with both, a batch gets one of them")
+    drop_path: float = option(0.1, "stochastic depth: the last block's chance of being left out")
+    layer_decay: float = option(0.75, "factor of the learning rate from a block to the one before it; 1: all alike")
+    augment: Literal["basic", "cifar", "imagenet", "randaugment"] | None = option(
+        None, "augmentation of training images; none: basic up to 16 pixels, cifar up to 64, randaugment above"
+    )
+    pretrain_epochs: int = option(400, "epochs of the masked pre-training; 0 leaves it out")
+    pretrain_batch_size: int = option(64, "its images a batch and process")
+    pretrain_lr: float = option(1.5e-4, "its peak learning rate, as it is; the authors': 1.5e-4 * images a step / 256")
+    pretrain_warmup_epochs: int | None = option(None, "epochs in which it rises; none: a tenth of them")
+    pretrain_augment: Literal["basic", "cifar", "mae"] | None = option(
+        None, "its augmentation; none: basic up to 16 pixels, cifar up to 64, mae (crop and flip) above"
+    )
+    mask_ratio: float = option(0.75, "share of the patches that the encoder does not see")
+    norm_pixels: bool = option(True, "predict each patch's pixels normalised")
+    decoder_dim: int = option(512, "width of the pre-training's decoder")
+    decoder_depth: int = option(8, "its blocks")
+    decoder_heads: int = option(16, "its attention heads")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
+        check(self.tau >= 0, "tau", "at least 0", self.tau)
+        check(0 <= self.label_smoothing < 1, "label_smoothing", "a number in [0, 1)", self.label_smoothing)
+        check(self.mixup >= 0, "mixup", "at least 0", self.mixup)
+        check(self.cutmix >= 0, "cutmix", "at least 0", self.cutmix)
+        even = self.batch_size % 2 == 0 or not self.mixes
+        check(even, "batch_size", "an even number (MixUp and CutMix pair images)", self.batch_size)
+        check(0 <= self.drop_path < 1, "drop_path", "a number in [0, 1)", self.drop_path)
+        check(0 < self.layer_decay <= 1, "layer_decay", "a number in (0, 1]", self.layer_decay)
+        epochs, warmup = self.pretrain_epochs, self.pretrain_warmup_epochs
+        check(epochs >= 0, "pretrain_epochs", "at least 0", epochs)
+        check(self.pretrain_batch_size >= 1, "pretrain_batch_size", "at least 1", self.pretrain_batch_size)
+        check(self.pretrain_lr > 0, "pretrain_lr", "a positive number", self.pretrain_lr)
+        rises = warmup is None or 0 <= warmup <= epochs
+        check(rises, "pretrain_warmup_epochs", f"0 to {epochs}, the epochs of pre-training, or none", warmup)
+        check(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)", self.mask_ratio)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def of_pretraining(self) -> Optimisation:
+        """How the first stage is optimised."""
+        warmup = self.pretrain_warmup_epochs
+        return Optimisation(
+            epochs=self.pretrain_epochs,
+            batch_size=self.pretrain_batch_size,
+            optimizer="adamw",
+            lr=self.pretrain_lr,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.pretrain_epochs // 10 if warmup is None else warmup,
+        )
+
+
+class Pretraining(Stage):
+    """A masked autoencoder's loss; the labels are not looked at."""
+
+    evaluated = False
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        optimisation: Optimisation,
+        *,
+        autoencoder: "MaskedAutoencoder",
+        initial: Weights | None,
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation: see `Stage`.
+            autoencoder: trained whole.
+            initial: gives the encoder's weights when the stage starts; None leaves them.
+        """
+        super().__init__(name, batches, optimisation)
+        self.autoencoder = autoencoder
+        self.initial = initial
+
+    def optimizer(self) -> Optimizer:
+        return self.optimisation.make_optimizer(self.autoencoder, betas=(0.9, 0.95), filter_bias_and_bn=True)
+
+    def start(self) -> None:
+        if self.initial is not None:
+            load_encoder(self.autoencoder.encoder, self.initial())
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, _ = batch
+        return self.autoencoder(images), {}
+
+
+class FineTuning(SupervisedStage):
+    """The loss of mixed images and targets."""
+
+    network: "VisionTransformer"
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        optimisation: Optimisation,
+        *,
+        network: "VisionTransformer",
+        loss: nn.Module,
+        mix: "Mixup | None",
+        label_smoothing: float,
+        layer_decay: float,
+        initial: Weights | None,
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation: see `Stage`.
+            network: with its head.
+            loss: of scores and dense targets.
+            mix: mixes images and gives their targets; None leaves images as they are.
+            label_smoothing: of those targets.
+            layer_decay: factor of the learning rate from a block to the one before it.
+            initial: gives the network's weights but the head's when the stage starts; None leaves them.
+        """
+        super().__init__(name, batches, optimisation, network=network, loss=loss)
+        self.mix = mix
+        self.label_smoothing = label_smoothing
+        self.layer_decay = layer_decay
+        self.initial = initial
+
+    def optimizer(self) -> Optimizer:
+        # of the network, not of the stage: timm tells layers by the names that its own models give their parameters
+        return self.optimisation.make_optimizer(self.network, layer_decay=self.layer_decay, filter_bias_and_bn=True)
+
+    def start(self) -> None:
+        if self.initial is not None:
+            load_encoder(self.network, self.initial())
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        from timm.data.mixup import mixup_target
+
+        images, labels = batch
+        if self.mix is None:
+            target = mixup_target(labels, self.network.num_classes, smoothing=self.label_smoothing)
+        else:
+            images, target = self.mix(images.clone(), labels)  # it mixes in place
+        return self.loss(self.network(images), target), {}
+
+
+def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
+    """`--loss`, of scores and dense targets.
+
+    Raises:
+        ValueError: there is no such loss, or a class has no images.
+    """
+    from ltfast.losses import BalancedBCELoss
+
+    if settings.loss == "balanced_bce":
+        return BalancedBCELoss(class_counts, tau=settings.tau)
+    if settings.loss == "bce":
+        return BalancedBCELoss(class_counts, tau=0.0)
+    if settings.loss == "cross_entropy":
+        return nn.CrossEntropyLoss()
+    raise ValueError(f"loss: expected balanced_bce, bce or cross_entropy, got {settings.loss!r}")
+
+
+def build(
+    settings: Settings,
+    bundle: "DataBundle",
+    *,
+    run: RunSettings,
+    rank: int = 0,
+    world_size: int = 1,
+    test_batch_size: int = 256,
+) -> Plan:
+    """Both stages, or the second alone. Their initial weights come from torch's global generator; `init` is read when
+    the first of them starts.
+
+    Raises:
+        ValueError: a setting that does not fit the data or the backbone.
+    """
+    # seconds to import, and --help needs none of it
+    from timm.data import Mixup
+
+    from ltfast.data import train_transform
+    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.models import MaskedAutoencoder
+
+    size = bundle.image_size if settings.image_size is None else settings.image_size
+    small, medium = size <= 16, size <= 64  # digits and letters: no flips
+    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
+    stages: list[Stage] = []
+    initial: Weights | None = None if settings.init is None else partial(pretrained_encoder, Path(settings.init))
+    start_draw = 0
+    if settings.pretrain_epochs > 0:
+        autoencoder = MaskedAutoencoder(
+            _transformer(settings, bundle, size, 0, drop_path=0.0),
+            mask_ratio=settings.mask_ratio,
+            decoder_dim=settings.decoder_dim,
+            decoder_depth=settings.decoder_depth,
+            decoder_heads=settings.decoder_heads,
+            norm_pixels=settings.norm_pixels,
+        )
+        policy: Any = settings.pretrain_augment or ("basic" if small else "cifar" if medium else "mae")
+        batches = train_batches(
+            bundle, [train_transform(bundle, policy, size)], batch_size=settings.pretrain_batch_size, **shared
+        )
+        stages.append(
+            Pretraining("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
+        )
+        initial = autoencoder.encoder.state_dict
+        start_draw = batches.batches.draws_per_epoch * settings.pretrain_epochs
+    policy = settings.augment or ("basic" if small else "cifar" if medium else "randaugment")
+    batches = train_batches(
+        bundle,
+        [train_transform(bundle, policy, size)],
+        batch_size=settings.batch_size,
+        start_draw=start_draw,
+        **shared,
+    )
+    mix = Mixup(
+        settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
+    )
+    stages.append(
+        FineTuning(
+            "finetune",
+            batches,
+            settings,
+            network=_transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path),
+            loss=make_loss(settings, bundle.class_counts),
+            mix=mix if settings.mixes else None,
+            label_smoothing=settings.label_smoothing,
+            layer_decay=settings.layer_decay,
+            initial=initial,
+        )
+    )
+    return Plan(stages, evaluation_batches(bundle, size, batch_size=test_batch_size, **shared))
+
+
+def _transformer(
+    settings: Settings, bundle: "DataBundle", size: int, num_classes: int, *, drop_path: float
+) -> "VisionTransformer":
+    """The backbone, with the mean of the patch tokens for its features and a linear head of that many classes, or none.
+
+    Raises:
+        ValueError: it is no plain vision transformer, or does not take images of this size.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    from ltfast.models import default_vit, make_backbone
+
+    backbone = default_vit(size) if settings.backbone is None else settings.backbone
+    network, _ = make_backbone(
+        backbone,
+        in_chans=bundle.channels,
+        image_size=size,
+        pretrained=settings.pretrained,
+        drop_path_rate=drop_path,
+    )
+    if type(network) is not VisionTransformer:
+        raise ValueError(f"backbone: expected a plain vision transformer of timm's, got {backbone}")
+    network.reset_classifier(num_classes, "avg")
+    if isinstance(network.head, nn.Linear):
+        nn.init.trunc_normal_(network.head.weight, std=2e-5)  # as masked autoencoders are fine-tuned
+        nn.init.zeros_(network.head.bias)
+    return network
