@@ -215,9 +215,11 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
-    """compare finished runs side by side; `report importance` shows what their parameters matter to"""
-    if argv[:1] == ["importance"]:
-        return importance(argv[1:])
+    """compare finished runs side by side; `report importance` shows what their parameters matter to, `report prompts`
+    which prompts classes choose"""
+    reports = {"importance": importance, "prompts": prompts}
+    if argv and argv[0] in reports:
+        return reports[argv[0]](argv[1:])
     parser = _parser("report", compare)
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     args = _parse(parser, argv)
@@ -247,10 +249,7 @@ def importance(argv: Sequence[str]) -> int:
     ]
     _add_options(parser, "execution", execution)
     args = _parse(parser, argv, {option.name: option.type for option in execution})
-    picture = Path(args.out)
-    if picture.suffix not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"--out: expected a .png, .pdf or .svg file's name, got {args.out!r}")
-    _check_writable(picture.parent)
+    picture = _picture(args.out)
 
     from ltfast.engine import plot, report
     from ltfast.methods.importance import measure
@@ -273,6 +272,30 @@ def importance(argv: Sequence[str]) -> int:
         if row["weights"] is not None:
             _print_table(report.weights_table(name, row["weights"]))
     print(f"written to {picture} and {picture.with_suffix('.json')}")
+    return 0
+
+
+def prompts(argv: Sequence[str]) -> int:
+    """show which group prompts the test images of each class choose, in a run of method lpt"""
+    from ltfast.engine import RunSettings
+
+    parser = _parser("report prompts", prompts)
+    parser.add_argument("checkpoint", help="a run's folder, or its checkpoint file")
+    parser.add_argument("--out", default="prompts.png", help="picture to write; the numbers go to .json beside it")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    execution = [option for option in _options(RunSettings) if option.name == "workers"]
+    _add_options(parser, "execution", execution)
+    args = _parse(parser, argv, {option.name: option.type for option in execution})
+    picture = _picture(args.out)
+
+    from ltfast.engine import plot, report
+    from ltfast.methods.prompt_choices import choices
+
+    names, shares = choices(Path(args.checkpoint), run=RunSettings(workers=args.workers), root=args.root)
+    plot.plot_choices(picture, shares, names)
+    report.write_json(picture.with_suffix(".json"), {"class_names": names, "shares": shares})
+    used = sum(any(row[key] > 0 for row in shares) for key in range(len(shares[0])))
+    print(f"{used} of {len(shares[0])} keys are chosen; written to {picture} and {picture.with_suffix('.json')}")
     return 0
 
 
@@ -372,6 +395,14 @@ def _print_table(table: "Table") -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, highlight=False, emoji=False).print(table)  # a path may have a :name: of an emoji in it
+
+
+def _picture(name: str) -> Path:
+    path = Path(name)
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--out: expected a .png, .pdf or .svg file's name, got {name!r}")
+    _check_writable(path.parent)
+    return path
 
 
 def _check_writable(folder: Path) -> None:

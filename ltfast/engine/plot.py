@@ -130,3 +130,29 @@ def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     handles = [Patch(color=colour, label=f"{group} classes") for group, colour in _COLOURS.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
     figure.savefig(path)
+
+
+def plot_choices(path: Path, shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> None:
+    """Draw which keys the test images of each class choose: a row a class, a column a key.
+
+    Args:
+        path: the file to write: .png, .pdf or .svg.
+        shares: (C, S), of the class's choices, in [0, 1].
+        class_names: length C, in the order of the rows.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    classes, keys = len(shares), len(shares[0])
+    named = classes <= _NAMED
+    figure = Figure(figsize=(max(4.5, 2 + 0.32 * keys), max(3.0, 1.4 + 0.32 * min(classes, 30))), dpi=150)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow([[100 * share for share in row] for row in shares], cmap="Blues", vmin=0, aspect="auto")
+    axes.set_xticks(range(keys), [str(i + 1) for i in range(keys)] if keys <= _NAMED else [""] * keys)
+    axes.set_yticks(range(classes) if named else [], class_names if named else [])
+    axes.set(xlabel="key", ylabel="class, the most training images first")
+    axes.tick_params(length=0, colors=_INK)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, label="share of the class's choices (%)")
+    figure.savefig(path)

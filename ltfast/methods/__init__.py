@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltfast.engine import Plan
-from ltfast.methods import ce, decoupled_optimisation, dscl, livt, proco
+from ltfast.methods import ce, decoupled_optimisation, dscl, livt, lpt, proco
 from ltfast.methods.settings import BackboneSettings
 
 
@@ -35,6 +35,7 @@ METHODS: dict[str, Method] = {
     "do": Method(decoupled_optimisation.Settings, decoupled_optimisation.build),
     "dscl": Method(dscl.Settings, dscl.build),
     "livt": Method(livt.Settings, livt.build),
+    "lpt": Method(lpt.Settings, lpt.build),
     "proco": Method(proco.Settings, proco.build),
 }
 

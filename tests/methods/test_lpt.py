@@ -1,0 +1,249 @@
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.cli import main
+from ltfast.data import load
+from ltfast.engine import RunSettings
+from ltfast.engine.checkpoint import load_checkpoint
+from ltfast.engine.loop import make_accelerator, train
+from ltfast.methods import METHODS, settings_of
+from ltfast.methods.encoders import pretrained_encoder
+from ltfast.models import PromptedClassifier
+from methods.conftest import tiny_bundle
+
+RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "lpt").glob("*.yaml"))
+SMALL = {"batch_size": 4, "backbone": "vit_digits", "epochs": 2, "prompt_length": 3, "group_length": 2, "pool_size": 5}
+
+
+def build(data=None, run=None, **values):
+    torch.manual_seed(0)
+    settings = settings_of("lpt", {**SMALL, **values})
+    return METHODS["lpt"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3))
+
+
+def test_second_phase_is_two_whole_passes():
+    """The first blocks run once for query and features; here they run twice."""
+    network = build(group_blocks=3).stages[0].network
+    images = torch.randn(6, 1, 8, 8)
+    scores, indices, cosines = network.grouped(images)
+    transformer, pool = network.transformer, network.pool
+    query = transformer(images)
+    every = F.cosine_similarity(query[:, None], pool.keys[None], dim=-1)
+    torch.testing.assert_close(cosines, every.topk(2, 1).values)
+    assert torch.equal(indices, every.topk(2, 1).indices)
+    tokens = transformer.run(transformer.tokens(images), 0, 1)
+    features = transformer.features(transformer.run(tokens, 1, group=pool.prompts[indices].mean(1)))
+    torch.testing.assert_close(scores, network.head(features))
+    parts = [
+        torch.autograd.grad(x.square().sum(), pool.prompts, retain_graph=True)[0]
+        for x in (scores, network.head(features))
+    ]
+    torch.testing.assert_close(*parts)
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    stage = build(epochs=4, eta=0.6).stages[1].train()
+    assert (stage.balanced.gamma_pos, stage.balanced.gamma_neg) == (0.0, 4.0)
+    assert (stage.instance.gamma_pos, stage.instance.gamma_neg) == (0.5, 8.0)
+    images, labels = batch = next(stage.batches.epoch(0, 0))
+    for epoch, share in ((0, 0.6), (3, 0.15)):
+        stage.epoch = epoch
+        torch.manual_seed(5)
+        value, logged = stage(batch)
+        scores, _, cosines = stage.network.grouped(images)
+        torch.manual_seed(5)
+        balanced = stage.balanced(scores[0::2], labels[0::2])
+        instance = stage.instance(scores[1::2], labels[1::2])
+        torch.testing.assert_close(value, balanced + share * instance + 1 - cosines.mean())
+        torch.testing.assert_close(logged, {"balanced": balanced, "instance": instance, "matching": 1 - cosines.mean()})
+
+
+def test_half_of_a_batch_is_class_balanced():
+    plan = build()
+    assert plan.stages[1].batches.batches.start_draw == 40
+    labels = [y for e in range(20) for _, y in plan.stages[1].batches.epoch(e, 0)]
+    balanced, instance = (torch.bincount(torch.cat([y[i::2] for y in labels]), minlength=3).float() for i in (0, 1))
+    assert (balanced / balanced.sum() - 1 / 3).abs().max() < 0.1
+    torch.testing.assert_close(instance / instance.sum(), torch.tensor([0.6, 0.3, 0.1]))
+
+
+@pytest.mark.usefixtures("_command_line")
+def test_nothing_but_prompts_keys_and_classifier_moves(tmp_path):
+    plan = build(epochs=1)
+    plan.stages[0].recall = lambda: None
+    network = plan.stages[0].network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    train(
+        plan,
+        run=RunSettings(),
+        settings={},
+        facts={"class_names": ["a", "b", "c"]},
+        class_counts=(12, 6, 2),
+        groups={"many": [0], "medium": [1], "few": [2]},
+        out=tmp_path,
+        accelerator=make_accelerator("fp32"),
+    )
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"transformer.prompts", "pool.keys", "pool.prompts", "head.weight"}
+
+
+def test_each_phase_trains_its_own():
+    first, second = build().stages
+    network = first.network
+    assert {id(p) for p in first.trained()} == {id(network.transformer.prompts), id(network.head.weight)}
+    assert {id(p) for p in second.trained()} == {id(p) for p in (*network.pool.parameters(), network.head.weight)}
+    for stage in (first, second):
+        for p in stage.parameters():
+            p.requires_grad_(False)
+        for p in stage.trained():
+            p.requires_grad_(True)
+        stage.train()
+        assert not network.transformer.backbone.blocks[0].training  # dropout rests in what is frozen
+        stage(next(stage.batches.epoch(0, 0)))[0].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in stage.trained())
+        assert all(p.grad is None for p in network.transformer.backbone.parameters())
+        stage.zero_grad()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders of a LiVT run, and of an LPT run on its encoder."""
+    folder = tmp_path_factory.mktemp("lpt")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    livt, lpt = str(folder / "livt"), str(folder / "lpt")
+    assert main(["train", "--config", "livt/digits", "--pretrain-epochs", "2", "--epochs", "1", "--warmup-epochs", "0",
+                 "--out", livt]) == 0  # fmt: skip
+    command = ["train", "--config", "lpt/digits", "--init", livt, "--epochs", "2", "--group-epochs", "1"]
+    assert main([*command, "--out", lpt]) == 0
+    torch.set_num_threads(threads)
+    return Path(livt), Path(lpt), command
+
+
+def test_a_finished_run_has_no_backbone(runs):
+    livt, lpt, _ = runs
+    saved = load_checkpoint(lpt)
+    assert not saved["whole"]
+    assert {name.partition(".")[2] for name in saved["model"]} == {
+        "network.transformer.prompts", "network.pool.keys", "network.pool.prompts", "network.head.weight"
+    }  # fmt: skip
+    weights = load_file(lpt / "weights.safetensors")
+    assert weights.keys() == {"transformer.prompts", "pool.keys", "pool.prompts", "head.weight"}
+    plan = METHODS["lpt"].build(
+        settings_of("lpt", {"init": str(livt)}), load("digits", imbalance=50), run=RunSettings()
+    )
+    plan.adapted.recall()
+    network = plan.adapted.network
+    assert not network.load_state_dict(weights, strict=False).unexpected_keys
+    encoder = pretrained_encoder(livt)
+    for name, value in network.transformer.backbone.named_parameters():
+        if name in encoder:
+            assert torch.equal(value, encoder[name])
+    metrics = json.loads((lpt / "metrics.json").read_text())
+    hits, count = 0, 0
+    with torch.no_grad():
+        for images, labels in plan.test:
+            hits += int((network.eval().grouped(images)[0].argmax(1) == labels).sum())
+            count += len(labels)
+    assert 100 * hits / count == pytest.approx(metrics["top1"])
+
+
+@pytest.mark.usefixtures("_command_line")
+def test_eval_takes_the_backbone_from_where_it_was(runs, tmp_path, capsys):
+    _, lpt, _ = runs
+    assert main(["eval", "--checkpoint", str(lpt), "--out", str(tmp_path / "eval.json")]) == 0
+    metrics = json.loads((lpt / "metrics.json").read_text())
+    assert json.loads((tmp_path / "eval.json").read_text())["per_class"] == metrics["per_class"]
+
+
+@pytest.mark.usefixtures("_command_line")
+def test_killed_inside_and_between_phases_ends_with_the_same_bits(runs, tmp_path):
+    """Of 8 + 9 steps: killed inside the first phase, before the second, and inside it."""
+    _, lpt, command = runs
+    script = Path(__file__).parents[1] / "cli" / "killed_train.py"
+    arguments = [*command, "--checkpoint-minutes", "0", "--out", str(tmp_path)]
+    words = [sys.executable, str(script), "3", "7", "4", "0", "--", *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    children = [line for line in result.stdout.splitlines() if line.startswith("child")]
+    assert children == ["child -9"] * 3 + ["child 0"], result.stderr
+    resumed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("resuming")]
+    assert resumed == ["shared", "group", "group"]
+    whole, stopped = load_checkpoint(lpt)["model"], load_checkpoint(tmp_path)["model"]
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+
+
+@pytest.mark.usefixtures("_command_line")
+def test_report_shows_which_keys_classes_choose(runs, tmp_path, capsys):
+    livt, lpt, _ = runs
+    out = tmp_path / "prompts.png"
+    assert main(["report", "prompts", str(lpt), "--out", str(out)]) == 0
+    assert "of 20 keys are chosen" in capsys.readouterr().out
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    rows = json.loads(out.with_suffix(".json").read_text())
+    assert len(rows["class_names"]) == len(rows["shares"]) == 10
+    assert all(sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 20 for row in rows["shares"])
+    assert main(["report", "prompts", str(livt), "--out", str(out)]) == 2
+    assert "checkpoint: expected a finished run of method lpt, got livt's" in capsys.readouterr().err
+
+
+def test_a_backbone_without_training_is_refused():
+    with pytest.raises(ValueError, match="backbone: expected trained weights"):
+        build().stages[0].start()
+
+
+def test_under_two_percent_of_the_backbone():
+    network = PromptedClassifier("vit_base_patch16_224", 365, group_blocks=6)
+    backbone = sum(p.numel() for p in network.transformer.backbone.parameters())
+    others = sum(p.numel() for p in network.parameters()) - backbone
+    assert others < 0.02 * backbone
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_build(path, like_recipe):
+    recipe = yaml.safe_load(path.read_text())
+    names = {field.name for field in fields(METHODS["lpt"].settings)}
+    values = {name: value for name, value in recipe.items() if name in names}
+    if recipe.get("pretrained"):
+        values |= {"backbone": "vit_tiny_patch16_224", "image_size": 32, "pretrained": False}
+    plan = METHODS["lpt"].build(settings_of("lpt", {**values, "batch_size": 2}), like_recipe(recipe), run=RunSettings())
+    for stage in plan.stages:
+        assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
+        stage.optimisation.make_scheduler(stage.optimizer(), 10)
+    paper = {"prompt_length": 10, "group_length": 10, "pool_size": 20, "matches": 2}
+    assert {name: recipe[name] for name in paper} == paper
+
+
+def test_recipes_are_all_there():
+    assert [path.stem for path in RECIPES] == ["cifar10-lt", "digits", "imagenet-lt", "inat18", "places-lt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("prompt_length", 0, "prompt_length: expected at least 1, got 0"),
+        ("group_length", 0, "group_length: expected at least 1, got 0"),
+        ("pool_size", 0, "pool_size: expected at least 1, got 0"),
+        ("matches", 6, "matches: expected 1 to 5, the pool's size, got 6"),
+        ("batch_size", 5, "batch_size: expected an even number"),
+        ("group_epochs", 0, "group_epochs: expected at least 1, or none, got 0"),
+        ("group_blocks", 0, "group_blocks: expected at least 1, or none, got 0"),
+        ("group_blocks", 5, "blocks is 5: expected 1 to 4"),
+        ("group_lr", 0.0, "group_lr: expected a positive number, or none, got 0.0"),
+        ("eta", -1.0, "eta: expected at least 0, got -1.0"),
+        ("backbone", "digits_convnet", "backbone: expected a timm VisionTransformer"),
+    ],
+)
+def test_bad_settings_are_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        build(**{name: value})
