@@ -260,7 +260,10 @@ def test_milestones_with_commas(monkeypatch):
         (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or none, got 0"),
         (["train", "--out", "o", "--epochs", "2", "--warmup-epochs", "5"], "--warmup-epochs: .*--epochs"),
         (["train", "--out", "o", "--los", "agcl"], "--los"),
-        (["train", "--out", "o", "--method", "lpt"], "--method: expected one of ce, dscl, proco, got 'lpt'"),
+        (
+            ["train", "--out", "o", "--method", "no"],
+            "--method: expected one of ce, do, dscl, livt, lpt, proco, got 'no'",
+        ),
         (["train", "--out", "o", "--config", "nope"], "--config: there is no file nope, and no recipe.*ce/digits"),
         (["train", "--out", "o", "--config", "BAD"], "--config .*bad.yaml: .*nosuch"),
         (["train", "--out", "o", "--config", "WRONG"], "--config .*wrong.yaml: .*epochs"),

@@ -82,7 +82,10 @@ def test_statistics_are_those_of_all_features_seen(sizes, width, classes):
     torch.testing.assert_close(loss.kappa[several].double(), kappa[several].double(), rtol=1e-2, atol=1e-3)
     # a class that was not seen keeps the authors' start
     torch.testing.assert_close(loss.directions[~seen], F.normalize(loss.start)[~seen])
-    torch.testing.assert_close(loss.kappa[~seen], torch.full_like(loss.kappa, width * 90 / 19)[~seen])
+    # 1 - R^2 cancels: some ten roundings of float32
+    torch.testing.assert_close(
+        loss.kappa[~seen], torch.full_like(loss.kappa, width * 90 / 19)[~seen], rtol=5e-6, atol=0
+    )
     assert ((loss.kappa >= 0) & (loss.kappa <= 1e5)).all()
 
 
