@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltfast.ops import taylor_importance_
+from ltfast.ops.fused_loss import accumulator
 
 
 def parameter_importance(
@@ -34,7 +35,7 @@ def parameter_importance(
     Raises:
         ValueError: there are no batches.
     """
-    sums = [torch.zeros_like(p, dtype=_accumulator(p), requires_grad=False) for p in parameters]
+    sums = [torch.zeros_like(p, dtype=accumulator(p.dtype), requires_grad=False) for p in parameters]
     asked = [p.requires_grad for p in parameters]
     device = parameters[0].device
     number = torch.zeros((), dtype=torch.int64, device=device)
@@ -55,7 +56,3 @@ def parameter_importance(
     if int(reduced[0]) == 0:
         raise ValueError("batches: expected images to measure the importance on, got none")
     return [total / reduced[0] for total in reduced[1:]]
-
-
-def _accumulator(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

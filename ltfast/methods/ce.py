@@ -92,7 +92,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import ImageClassifier, default_backbone
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     batches = train_batches(
         bundle,
         [train_transform(bundle, settings.augment, size)],

@@ -303,7 +303,7 @@ def build(
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
     from ltfast.models import ImageClassifier, SubModels, default_backbone
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     backbone = default_backbone(size) if settings.backbone is None else settings.backbone
     counts = bundle.class_counts
 

@@ -216,7 +216,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import TwoBranchClassifier, default_backbone
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     backbone = default_backbone(size) if settings.backbone is None else settings.backbone
     network = TwoBranchClassifier(
         backbone,

@@ -237,7 +237,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import MaskedAutoencoder
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     small, medium = size <= 16, size <= 64  # digits and letters: no flips
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
     stages: list[Stage] = []

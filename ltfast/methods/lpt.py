@@ -175,7 +175,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import PromptedClassifier, default_vit
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     counts = bundle.class_counts
     network = PromptedClassifier(
         default_vit(size) if settings.backbone is None else settings.backbone,

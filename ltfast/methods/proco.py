@@ -135,7 +135,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import TwoBranchClassifier, default_backbone
 
-    size = bundle.image_size if settings.image_size is None else settings.image_size
+    size = settings.size_for(bundle)
     policies = (settings.augment, settings.contrast_augment, settings.contrast_augment)
     batches = train_batches(
         bundle,

@@ -1,8 +1,12 @@
 """Settings that methods share."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ltfast.engine import Optimisation, check, option
+
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +27,7 @@ class BackboneSettings(Optimisation):
         super().__post_init__()
         size = self.image_size
         check(size is None or size >= 1, "image_size", "at least 1 pixel, or none", size)
+
+    def size_for(self, bundle: "DataBundle") -> int:
+        """Height and width in pixels of the images that a network for this data takes."""
+        return bundle.image_size if self.image_size is None else self.image_size
