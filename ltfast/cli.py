@@ -136,6 +136,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     chosen["class_counts"] = counts
+    if chosen.get("init") is not None:
+        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
     metrics = loop.train(
         plan,
         run=run,
@@ -150,7 +152,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         if metrics is None:
             return 130
         _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, TensorBoard events")
+        weights = "" if plan.adapted is None else "weights.safetensors, "
+        print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, {weights}TensorBoard events")
     accelerator.end_training()
     return 0
 

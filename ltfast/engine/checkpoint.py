@@ -2,10 +2,10 @@
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written (the disk is full, say); the old one is as it was.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save({"format": _FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        before = "the checkpoint before it is whole" if path.exists() else "there is no earlier one"
-        raise OSError(f"cannot write checkpoint {path}: {cause}; {before}") from error
+    _replace(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -100,13 +87,11 @@ def save_adapted(path: Path, adapted: Adapted) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     left_out = adapted.left_out(adapted.network)
     state = {name: value.contiguous() for name, value in adapted.network.state_dict().items() if name not in left_out}
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, {"format": "pt"})
-    os.replace(partial, path)
+    _replace(path, lambda file: file.write(save(state, {"format": "pt"})))
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -125,6 +110,23 @@ def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
             "Run with the settings it was started with, or choose another --out"
         )
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        before = "the one before it is whole" if path.exists() else "there is no earlier one"
+        raise OSError(f"cannot write {path}: {cause}; {before}") from error
 
 
 def _sync_folder(folder: Path) -> None:

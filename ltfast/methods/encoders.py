@@ -26,7 +26,7 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
         ValueError: it cannot be read, is another method's, or its pre-training is not finished or was left out.
     """
     try:
-        saved = load_checkpoint(checkpoint)
+        saved = load_checkpoint(checkpoint.expanduser())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"init: expected a run's folder or checkpoint, got {str(checkpoint)!r}") from error
     except CheckpointError as error:

@@ -188,6 +188,7 @@ def build(
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
+        global_pool=None if settings.init is None else "avg",  # a masked autoencoder's class token learns nothing
     )
 
     def recall() -> None:

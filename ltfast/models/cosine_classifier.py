@@ -28,7 +28,10 @@ class CosineClassifier(nn.Module):
         self.in_features = in_features
         self.num_classes = num_classes
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
-        nn.init.normal_(self.weight)  # only the direction counts: uniform on the sphere
+        # uniform on the unit sphere: the length does not count, but divides the gradient (learning rates in the field
+        # are for length 1)
+        nn.init.normal_(self.weight)
+        self.weight.data = F.normalize(self.weight.data, dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[-1] != self.in_features:

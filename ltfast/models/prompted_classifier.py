@@ -1,10 +1,10 @@
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltfast.models.classifier import ImageClassifier
-from ltfast.models.prompts import PromptedTransformer, PromptPool
+from ltfast.models.prompts import PromptedTransformer, PromptPool, check_blocks
 
 
 class PromptedClassifier(nn.Module):
@@ -15,6 +15,7 @@ class PromptedClassifier(nn.Module):
 
     Args:
         backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; a plain vision transformer.
+        global_pool: features are the class token ("token") or the mean of the patches' ("avg"); None: as timm has it.
         length: shared prompts of a block.
         pool_size, group_length, group_blocks, matches: see `PromptPool`.
 
@@ -35,12 +36,16 @@ class PromptedClassifier(nn.Module):
         in_chans: int = 3,
         image_size: int = 224,
         pretrained: bool = False,
+        global_pool: Literal["token", "avg"] | None = None,
     ) -> None:
         super().__init__()
         whole = ImageClassifier(
             backbone, num_classes, head="cosine", in_chans=in_chans, image_size=image_size, pretrained=pretrained
         )
         vit: Any = whole.backbone
+        if global_pool is not None:
+            check_blocks(vit)
+            vit.reset_classifier(0, global_pool)
         self.transformer = PromptedTransformer(vit, length)
         blocks = max(len(vit.blocks) // 2, 1) if group_blocks is None else group_blocks
         self.pool = PromptPool(vit, size=pool_size, length=group_length, blocks=blocks, matches=matches)

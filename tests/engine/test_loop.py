@@ -193,7 +193,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match=r"cannot write checkpoint .*No space left on device; the checkpoint before it"):
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint.pt: .*No space left on device; the one before it"):
         save_checkpoint(path, {"model": torch.zeros(3)})
     assert torch.equal(load_checkpoint(path)["model"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]
@@ -206,7 +206,7 @@ def test_write_that_fails_half_way_leaves_the_old_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write checkpoint .*File too large"):
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint.pt: .*File too large"):
             save_checkpoint(path, {"model": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -31,9 +32,11 @@ def build(data=None, run=None, **values):
     return METHODS["lpt"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3))
 
 
-def test_second_phase_is_two_whole_passes():
+@pytest.mark.parametrize("init", [None, "a-livt-run"])  # features: the class token, the mean of the patches
+def test_second_phase_is_two_whole_passes(init):
     """The first blocks run once for query and features; here they run twice."""
-    network = build(group_blocks=3).stages[0].network
+    network = build(group_blocks=3, init=init).stages[0].network
+    assert network.transformer.backbone.global_pool == ("token" if init is None else "avg")
     images = torch.randn(6, 1, 8, 8)
     scores, indices, cosines = network.grouped(images)
     transformer, pool = network.transformer, network.pool
@@ -124,10 +127,19 @@ def runs(tmp_path_factory):
     livt, lpt = str(folder / "livt"), str(folder / "lpt")
     assert main(["train", "--config", "livt/digits", "--pretrain-epochs", "2", "--epochs", "1", "--warmup-epochs", "0",
                  "--out", livt]) == 0  # fmt: skip
-    command = ["train", "--config", "lpt/digits", "--init", livt, "--epochs", "2", "--group-epochs", "1"]
+    command = ["train", "--config", "lpt/digits", "--init", os.path.relpath(livt), "--batch-size", "64"]
+    command += ["--epochs", "2", "--group-epochs", "1"]
     assert main([*command, "--out", lpt]) == 0
     torch.set_num_threads(threads)
     return Path(livt), Path(lpt), command
+
+
+@pytest.mark.usefixtures("_command_line")
+def test_a_finished_run_names_its_files(runs, capsys):
+    _, lpt, command = runs
+    assert main([*command, "--out", str(lpt)]) == 0
+    assert "checkpoint.pt, weights.safetensors, TensorBoard events" in capsys.readouterr().out
+    assert (lpt / "weights.safetensors").stat().st_mode == (lpt / "checkpoint.pt").stat().st_mode
 
 
 def test_a_finished_run_has_no_backbone(runs):
@@ -159,8 +171,9 @@ def test_a_finished_run_has_no_backbone(runs):
 
 
 @pytest.mark.usefixtures("_command_line")
-def test_eval_takes_the_backbone_from_where_it_was(runs, tmp_path, capsys):
+def test_eval_takes_the_backbone_from_where_it_was(runs, tmp_path, monkeypatch):
     _, lpt, _ = runs
+    monkeypatch.chdir(tmp_path)  # --init was relative to another folder
     assert main(["eval", "--checkpoint", str(lpt), "--out", str(tmp_path / "eval.json")]) == 0
     metrics = json.loads((lpt / "metrics.json").read_text())
     assert json.loads((tmp_path / "eval.json").read_text())["per_class"] == metrics["per_class"]
