@@ -34,10 +34,11 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-min-rounds=3 --benchmark-max-time=0.7 --out $(OUT)
+	$(BIN)/ltfast bench --out $(OUT)
+	$(BIN)/ltfast bench step --out $(OUT)
 
-tables:
-	$(PYTHON) bench/tables.py
+tables: $(VENV)/.installed
+	$(BIN)/python bench/tables.py
 
 # On a machine with a GPU, its own PyTorch and nvcc, and perhaps no network: uses $(PYTHON) as it is.
 gpu-check:

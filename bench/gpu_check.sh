@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command under nine minutes: build csrc, run the GPU tests, compute-sanitizer on
-# small shapes, the bench; JSON and tables go to a folder. Uses the given Python as it is, and no network.
+# small shapes, the bench; JSON and tables go to a folder. Uses the given Python as it is, and no network: it has torch,
+# pybind11, cmake, ninja and what `pip install 'ltfast[test]'` brings.
 #
 #     bash bench/gpu_check.sh python3 OUT
 set -uo pipefail
@@ -43,6 +44,7 @@ for tool in memcheck racecheck; do
   stage "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name regex:_kernel \
     "$python" -m pytest tests/ops -m gpu -k "$small"
 done
-stage bench 150 "$python" -m pytest bench -m "" --benchmark-only --benchmark-max-time=0.3 --out "$out"
+stage bench 150 "$python" -m ltfast bench --device cuda --seconds 0.1 --out "$out"
+stage steps 40 "$python" -m ltfast bench step --device cuda --out "$out"
 cat "$out/summary.txt"
 exit $failed

@@ -1,4 +1,5 @@
-"""Writes README.md's tables of measurements from bench/results/, so that no figure is typed by hand.
+"""Writes the tables of measurements from bench/results/, so that no figure is typed by hand: README.md's, between its
+markers, and docs/benchmarks.md.
 
 python bench/tables.py
 """
@@ -6,96 +7,151 @@ python bench/tables.py
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+from ltfast.bench.results import FLOORS, digits
 
 ROOT = Path(__file__).parent.parent
-QUEUE = ("dscl", "pbsd", "supcon", "roi_pool")
-MODEL = ("taylor_importance_", "importance_threshold", "apply_masks_", "test-time weights")
+RESULTS = ROOT / "bench/results"
+DEVICES = {"cpu": "CPU", "h200": "H200"}
+NOT_PEERS = (*FLOORS, "linear + cross_entropy")  # another loss
+BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 
 
-def losses(groups: dict) -> list[str]:
-    """Forward and backward in milliseconds, and how many times as long the others take."""
-    peers = ("eager", "torch.compile", "published")
-    lines = [
-        "| batch x classes (x width), float32 | ltfast | plain PyTorch | `torch.compile` | published algorithm |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for group, rows in groups.items():
-        if group.endswith("float32") and "torch.compile" in rows and not group.startswith(QUEUE + MODEL):
-            ours = rows["ltfast"]["median_ms"]
-            cells = [f"{ours:.2f} ms", *(against(rows, peer, ours) for peer in peers)]
-            lines.append(f"| {group.removesuffix(' float32').replace('_', ' ')} | {' | '.join(cells)} |")
-    return lines if len(lines) > 2 else []
+def cases(results: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Case -> implementation -> row."""
+    grouped: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        grouped.setdefault(row["case"], {})[row["implementation"]] = row
+    return grouped
 
 
-def queue(groups: dict) -> list[str]:
-    """The losses over a memory queue, published or a library's, and the pooling that DSCL needs beside them."""
-    libraries = ("pytorch-metric-learning", "torchvision")
-    lines = [
-        "| batch x queue x width, or as named, float32 | ltfast | plain PyTorch | `torch.compile` | a library |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for group, rows in groups.items():
-        if group.startswith(QUEUE):
-            ours = rows["ltfast"]["median_ms"]
-            library = [f"{against(rows, name, ours)} ({name})" for name in libraries if name in rows]
-            cells = [f"{ours:.2f} ms", *(against(rows, peer, ours) for peer in ("eager", "torch.compile")), *library]
-            name = group.removesuffix(", forward + backward").removesuffix(" float32").replace("_", " ")
-            lines.append(f"| {name} | {' | '.join(cells)} |{'' if library else ' |'}")
-    return lines if len(lines) > 2 else []
+def against(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{digits(row['times_ltfast'])}x"
 
 
-def bessel(groups: dict) -> list[str]:
-    """A million logarithms of Bessel functions."""
-    peers = ("scipy", "TensorFlow Probability")
-    lines = [f"| a million float64 values | ltfast | {' | '.join(peers)} |", "| --- | --- | --- | --- |"]
-    for group, rows in groups.items():
-        if group.startswith("log_iv") and group.endswith("float64"):
-            ours = rows["ltfast"]["median_ms"]
-            cells = [f"{ours:.0f} ms", *(against(rows, peer, ours) for peer in peers)]
-            order = group.removesuffix(" 1e6 values float64").replace(" order", ", order")
-            lines.append(f"| `{order.split(',')[0]}`,{order.split(',')[1]} | {' | '.join(cells)} |")
-    return lines if len(lines) > 2 else []
+def others(rows: dict[str, dict[str, Any]]) -> str:
+    """Published algorithms and libraries."""
+    known = ("ltfast", "eager", "torch.compile", *NOT_PEERS)
+    return ", ".join(f"{name} {against(row)}" for name, row in rows.items() if name not in known)
 
 
-def model(groups: dict) -> list[str]:
-    """What pruning does to a whole model, and the weights of its sub-models."""
-    lines = ["| decoupled optimisation | ltfast | beside it |", "| --- | --- | --- |"]
-    for group, rows in groups.items():
-        if group.startswith(MODEL):
-            ours = rows["ltfast"]["median_ms"]
-            peers = [f"{name} {against(rows, name, ours)}" for name in rows if name != "ltfast"]
-            lines.append(f"| {group.removesuffix(' float32')} | {ours:.1f} ms | {'; '.join(peers)} |")
-    return lines if len(lines) > 2 else []
-
-
-def against(rows: dict, peer: str, ours: float) -> str:
-    if peer not in rows:
+def memory(rows: dict[str, dict[str, Any]]) -> str:
+    """Beside the inputs."""
+    ours, others = rows["ltfast"]["peak_mib"], [row["peak_mib"] for name, row in rows.items() if name not in NOT_PEERS]
+    if ours is None:
         return ""
-    median = rows[peer]["median_ms"]
-    return f"{median:.{0 if median >= 100 else 2}f} ms, {median / ours:.1f}x"
+    most = max(others)
+    return f"{digits(ours)} MiB" + (f", up to {digits(most)}" if most > ours else "")
 
 
-def tables(results: dict) -> str:
-    about, groups = results["machine"], results["groups"]
-    conditions = (
-        f"Medians, forward and backward, noise and statistics included, side by side in one run (`make bench`): "
-        f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, "
-        f"commit {about['commit']}."
+def short(results: dict[str, Any]) -> list[str]:
+    """The largest float32 (or only) case of each op."""
+    lines = [
+        "| step | ltfast | of the limit | plain PyTorch | `torch.compile` | published, library | memory, others' |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for rows in cases(results).values():
+        ours = rows["ltfast"]
+        if ours["dtype"] in ("float32", "float64") and len(rows) > 1:
+            best[ours["op"]] = max(best.get(ours["op"], rows), rows, key=lambda r: r["ltfast"]["bytes"])
+    for op, rows in best.items():
+        ours = rows["ltfast"]
+        cells = [
+            f"`{op}` {ours['size']}",
+            f"{digits(ours['median_ms'])} ms",
+            f"{100 * ours['share']:.0f} %, {ours['limit']}",
+            against(rows.get("eager")),
+            against(rows.get("torch.compile")),
+            others(rows),
+            memory(rows),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def whole(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| case | implementation | median ms | quartiles | times ltfast | of the limit | peak MiB | first call s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results["rows"]:
+        cells = [
+            row["case"],
+            row["implementation"],
+            digits(row["median_ms"]),
+            f"{digits(row['q1_ms'])} - {digits(row['q3_ms'])}",
+            digits(row["times_ltfast"]),
+            f"{100 * row['share']:.0f} %, {row['limit']}",
+            "" if row["peak_mib"] is None else digits(row["peak_mib"]),
+            f"{row['first_ms'] / 1e3:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def steps(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| method | network, images | losses | median ms | images/s | times ltfast | in the loss | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = [
+            row["method"],
+            f"{row['network']}, {row['images']}",
+            row["implementation"],
+            digits(row["median_ms"]),
+            digits(row["images_per_s"]),
+            f"{row['times_ltfast']:.2f}",
+            f"{100 * row['loss_share']:.1f} %",
+            "" if row["peak_mib"] is None else digits(row["peak_mib"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def conditions(results: dict[str, Any]) -> str:
+    about, limits = results["machine"], results["ceilings"]
+    return (
+        f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, commit "
+        f"{about['commit']}; medians, side by side in one run. Limits measured in it: {limits['bytes'] / 1e9:.0f} GB/s "
+        f"copied, {limits['flops']['float32'] / 1e9:.0f} GFLOP/s of float32 matrix products, "
+        f"{limits['exps'] / 1e9:.2g} G exponentials/s."
     )
-    blocks = [losses(groups), queue(groups), bessel(groups), model(groups), [conditions]]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for file in sorted((ROOT / "bench/results").glob("*.json")):
-        begin, end = f"<!-- {file.stem} -->", f"<!-- end of {file.stem} -->"
-        block = f"{begin}\n{tables(json.loads(file.read_text()))}\n{end}"
-        text, found = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, b=block: b, text, flags=re.DOTALL)
-        if not found:
-            raise SystemExit(f"README.md has no place for {file.name}: add {begin} and {end}")
-    readme.write_text(text)
+    page = ["# Measurements", "", "Made from `bench/results/` by `make tables`; measured by `make bench`.", ""]
+    readme: list[str] = []
+    for folder, title in DEVICES.items():
+        file = RESULTS / folder / "results.json"
+        page += [f"## {title}", ""]
+        if not file.exists():
+            page += ["Not measured.", ""]
+            readme += ["", f"{title}: not measured."]
+            continue
+        results = json.loads(file.read_text())
+        readme += ["", *short(results), "", conditions(results)]
+        page += [conditions(results), "", *whole(results), ""]
+        for picture in ("speedups", "roofline", "growth"):
+            page += [f"![{picture}](../bench/results/{folder}/{picture}.png)", ""]
+        stepped = RESULTS / folder / "steps.json"
+        if stepped.exists():
+            page += [
+                "Whole training steps (`ltfast bench step`):",
+                "",
+                *steps(json.loads(stepped.read_text())["rows"]),
+                "",
+            ]
+    (ROOT / "docs/benchmarks.md").write_text("\n".join(page).rstrip() + "\n")
+    path = ROOT / "README.md"
+    text = path.read_text()
+    block = "\n".join([BEGIN, *readme[1:], END])
+    text, found = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
+    if not found:
+        raise SystemExit(f"README.md has no place for the measurements: add {BEGIN} and {END}")
+    path.write_text(text)
 
 
 if __name__ == "__main__":

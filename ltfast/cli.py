@@ -1,4 +1,4 @@
-"""The command line: `ltfast train | eval | report | info`."""
+"""The command line: `ltfast train | eval | report | bench | info`."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ import ltfast
 
 if TYPE_CHECKING:
     import jsonargparse
+    import torch
     from rich.table import Table
 
 # Whatever is slow to import (torch, timm, ...) is imported by the command that needs it.
@@ -302,6 +303,86 @@ def prompts(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """time each op beside what people would use instead and the machine's limits; `bench step` times training steps"""
+    if argv and argv[0] == "step":
+        return bench_step(argv[1:])
+    from ltfast.bench.case import SHAPES
+    from ltfast.bench.cases import OPS
+
+    parser = _parser("bench", bench)
+    group = parser.add_argument_group("what to time")
+    group.add_argument("--ops", help=f"some of {','.join(OPS)}; default: all")
+    group.add_argument("--shapes", help=f"some of {','.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
+    group.add_argument("--peers", help="implementations beside ltfast, as the tables name them, or none; default: all")
+    _add_bench_options(group)
+    group.add_argument("--out", help="folder for results.json, speedups.png, roofline.png and growth.png")
+    group = parser.add_argument_group("comparison; times nothing")
+    group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json, or their folders: "
+                       "show what became slower, and exit with 1 if something did")  # fmt: skip
+    group.add_argument("--threshold", type=float, default=1.2, help="slower is over so many times as long, with "
+                       "quartiles that do not meet")  # fmt: skip
+    args = _parse(parser, argv)
+
+    from ltfast.bench import results
+
+    if args.compare is not None:
+        before, after = (results.read(Path(name)) for name in args.compare)
+        shown, found = results.slower(before, after, args.threshold)
+        _print_table(shown)
+        print(f"slower: {', '.join(found) or 'nothing'}")
+        return 1 if found else 0
+
+    from ltfast.bench import pictures, run
+    from ltfast.engine import report
+
+    device = _bench_device(args)
+    shapes = _some("shapes", args.shapes, SHAPES) or (SHAPES if device.type == "cuda" else SHAPES[:3])
+    out = _folder(args.out)
+    measured = run.bench(
+        device,
+        ops=_some("ops", args.ops, OPS) or list(OPS),
+        shapes=shapes,
+        peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
+        seconds=args.seconds,
+        with_growth=out is not None,
+        show=lambda rows: _print_table(results.table(rows)),
+    )
+    print(results.describe(measured))
+    if out is not None:
+        report.write_json(out / results.RESULTS, measured)
+        pictures.speedups(out / "speedups.png", measured)
+        pictures.roofline(out / "roofline.png", measured)
+        pictures.growth(out / "growth.png", measured)
+        print(f"written to {out}: {results.RESULTS}, speedups.png, roofline.png, growth.png")
+    return 0
+
+
+def bench_step(argv: Sequence[str]) -> int:
+    """time whole training steps with the published losses and with ltfast's"""
+    from ltfast.bench import step
+
+    parser = _parser("bench step", bench_step)
+    group = parser.add_argument_group("what to time")
+    group.add_argument("--methods", help=f"some of {','.join(step.METHODS)}; default: all")
+    _add_bench_options(group)
+    group.add_argument("--out", help="folder for steps.json")
+    args = _parse(parser, argv)
+
+    from ltfast.bench import results, run
+    from ltfast.engine import report
+
+    device, methods = _bench_device(args), _some("methods", args.methods, step.METHODS)
+    out = _folder(args.out)
+    rows = step.run_steps(device, methods or list(step.METHODS), seconds=args.seconds)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        _print_table(results.step_table([row for row in rows if row["method"] == method]))
+    if out is not None:
+        report.write_json(out / "steps.json", {"machine": run.machine(device), "rows": rows})
+        print(f"written to {out}: steps.json")
+    return 0
+
+
 def info(argv: Sequence[str]) -> int:
     """show versions, devices and the implementations that run here"""
     parser = _Parser(prog="ltfast info", description=_capital(info.__doc__))
@@ -336,6 +417,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "report": compare,
+    "bench": bench,
     "info": info,
 }
 
@@ -392,6 +474,41 @@ def _parser(name: str, command: Callable[..., int]) -> "jsonargparse.ArgumentPar
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show a traceback if something fails")
     return parser
+
+
+def _add_bench_options(group: Any) -> None:
+    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    group.add_argument("--seconds", type=float, default=0.3, help="of timed calls for each implementation and size")
+
+
+def _bench_device(args: Any) -> "torch.device":
+    import torch
+
+    from ltfast.engine import check
+
+    check(args.seconds > 0, "seconds", "a positive number", args.seconds)
+    gpu = torch.cuda.is_available()
+    check(gpu or args.device != "cuda", "device", "cpu, as PyTorch sees no GPU", args.device)
+    torch.manual_seed(0)
+    return torch.device(args.device or ("cuda" if gpu else "cpu"))
+
+
+def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
+    """Comma-separated names, none where nothing was given."""
+    names = [] if words is None else words.split(",")
+    for word in names:
+        if word not in known:
+            raise UsageError(f"{_flag(name)}: expected some of {', '.join(known)}, got {word!r}")
+    return names
+
+
+def _folder(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name)
+    path.mkdir(parents=True, exist_ok=True)
+    _check_writable(path)
+    return path
 
 
 def _print_table(table: "Table") -> None:

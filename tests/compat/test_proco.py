@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-import proco_baseline
 from ltfast import compat, losses
+from ltfast.bench.cases import published_proco
 
 
 def test_the_training_script():
     classes, width = 4, 128
-    theirs = proco_baseline.Baseline(classes, width)
+    theirs = published_proco.Baseline(classes, width)
     ours = compat.ProCoLoss(contrast_dim=width, temperature=0.1, num_classes=classes)
     args = SimpleNamespace(world_size=1)
     for epoch in range(3):

@@ -7,9 +7,9 @@ import torch
 import torch._dynamo.testing
 from torch.nn import functional as F
 
-import dscl_baseline as published
 import ltfast
 from ltfast import compat
+from ltfast.bench.cases import published_dscl as published
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
 
 LOSSES = {"dscl": (DSCLLoss, published.dscl), "supcon": (SupConQueueLoss, published.supcon)}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import proco_baseline
+from ltfast.bench.cases import published_proco
 from ltfast.losses import ProCoLoss
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
@@ -48,7 +48,7 @@ def test_logits_and_gradients_are_the_authors(width):
     # Their recurrence starts at order 2 nu: too low for kappa near its limit, where a single feature takes a class.
     features, _ = batch(40, width, 1)
     labels = torch.arange(40) % (CLASSES - 1)  # one class stays unseen
-    ours, baseline = ProCoLoss(CLASSES, width), proco_baseline.Baseline(CLASSES, width)
+    ours, baseline = ProCoLoss(CLASSES, width), published_proco.Baseline(CLASSES, width)
     baseline.means = [ours.start.clone().double() for _ in range(2)]
     baseline.counts = [counts.double() for counts in baseline.counts]
     ours.update(features, labels)

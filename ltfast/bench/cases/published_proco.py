@@ -4,6 +4,8 @@ The statistics and the logits go through N x C x D tensors; the log-partition fu
 recurrence in float64, 2 nu steps from order 2 nu, with a look for overflow (a synchronisation on a GPU) in each.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,13 +34,13 @@ class LogRatio(torch.autograd.Function):
     """log of the ratio of two log-partition functions, and its derivative I_{nu+1} / I_nu."""
 
     @staticmethod
-    def forward(ctx, kappa: Tensor, nu: int, log_partition: Tensor) -> Tensor:
+    def forward(ctx: Any, kappa: Tensor, nu: int, log_partition: Tensor) -> Tensor:
         log_i, log_following = scaled_log_iv(nu, kappa.double())
         ctx.save_for_backward(torch.exp(log_following - log_i))
         return log_i + kappa - nu * torch.log(kappa + 1e-20) - log_partition
 
     @staticmethod
-    def backward(ctx, incoming: Tensor):
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None, None]:
         (ratio,) = ctx.saved_tensors
         return ratio.clamp(max=1.0) * incoming, None, None
 

@@ -1,0 +1,48 @@
+"""The cases of `ltfast bench` under pytest-benchmark, for its histograms and its own comparisons.
+
+pytest bench --benchmark-only -k "agcl and imagenet-lt"
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ltfast.bench import clock
+from ltfast.bench.case import Case, Unavailable
+from ltfast.bench.cases import OPS
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def every_case() -> Iterator[Case]:
+    for op, module in OPS.items():
+        yield from (case for case in module.cases(DEVICE) if case.op == op)
+
+
+PARAMETERS = [
+    pytest.param(case, name, id=f"{case.shape}-{case.name}-{name}".replace(" ", "_"))
+    for case in every_case()
+    for name in case.implementations
+]
+
+
+@pytest.mark.parametrize(("case", "name"), PARAMETERS)
+def test_step(benchmark, case, name):
+    torch._dynamo.reset()
+    try:
+        step = case.implementations[name]()
+    except (ModuleNotFoundError, Unavailable) as error:
+        pytest.skip(str(error))
+    sets = clock.cold_sets(case.inputs, DEVICE)
+    turn = iter(range(10**9))
+
+    def timed():
+        step(sets[next(turn) % len(sets)])
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    timed()
+    benchmark.group = case.name
+    benchmark.extra_info.update(implementation=name, bytes=case.work.bytes, flops=case.work.flops)
+    benchmark(timed)

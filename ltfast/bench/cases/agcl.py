@@ -1,0 +1,80 @@
+"""`agcl`, forward and backward, noise included."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from ltfast.bench.case import Case, Growth, Unavailable, Work, backward, compilers, copy
+from ltfast.bench.cases import published
+from ltfast.losses import AGCLLoss
+
+SIZES = {
+    "small": (256, 10),
+    "imagenet-lt": (256, 1000),
+    "inat18": (1024, 8142),
+    "large": (16384, 8142),
+    "million": (32, 1_000_000),
+}
+
+
+def case(device: torch.device, shape: str, rows: int, classes: int, dtype: torch.dtype) -> Case:
+    def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+        cosine = (torch.rand(rows, classes, device=device) * 2 - 1).to(dtype).requires_grad_()
+        return cosine, torch.randint(classes, (rows,), device=device)
+
+    loss = AGCLLoss(torch.linspace(1000, 5, classes).round()).to(device)
+    rarity = (loss.class_noise / loss.class_noise.max()).to(dtype)
+    cross_entropies = {
+        "quack cross_entropy": backward(partial(quack_cross_entropy, classes * dtype.itemsize)),
+        # last: it writes its gradient over the logits
+        "liger cross_entropy": backward(liger_cross_entropy),
+    }
+
+    return Case(
+        "agcl",
+        shape,
+        f"{rows} x {classes}",
+        dtype,
+        # an exponential for the softmax; the noise could be a polynomial of uniform numbers
+        Work(bytes=2 * rows * classes * dtype.itemsize, exps=rows * classes),
+        inputs,
+        {
+            "ltfast": backward(lambda: loss),
+            "eager": backward(lambda: published.agcl, rarity=rarity),
+            **{name: backward(make, rarity=rarity) for name, make in compilers(published.agcl, device).items()},
+            "copy": partial(copy, rows, classes, dtype=dtype, device=device),
+            **(cross_entropies if device.type == "cuda" else {}),
+        },
+    )
+
+
+def liger_cross_entropy() -> Callable[..., torch.Tensor]:
+    """Another loss of the same bytes."""
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy
+
+
+def quack_cross_entropy(row_bytes: int) -> Callable[..., torch.Tensor]:
+    """Another loss of the same bytes; it keeps a row in the shared memory of a cluster, 16 blocks of 227 KiB."""
+    if row_bytes > 16 * 227 * 1024:
+        raise Unavailable("a row does not fit into the shared memory of a cluster")
+    from quack.cross_entropy import cross_entropy
+
+    return cross_entropy
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    for shape, (rows, classes) in SIZES.items():
+        yield case(device, shape, rows, classes, torch.float32)
+    yield case(device, "imagenet-lt", *SIZES["imagenet-lt"], torch.bfloat16)
+
+
+def growth(device: torch.device) -> Iterator[Growth]:
+    yield Growth(
+        "agcl",
+        {"rows": 256, "classes": 1000},
+        {"rows": (16, 64, 256, 1024, 4096), "classes": (10, 100, 1000, 10_000, 100_000)},
+        lambda rows, classes: case(device, "growth", rows, classes, torch.float32),
+    )

@@ -1,0 +1,141 @@
+"""Time, memory and kernel launches of a step."""
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds: of the first call, with all that is compiled in it, and the quartiles of later ones."""
+
+    first_ms: float
+    q1_ms: float
+    median_ms: float
+    q3_ms: float
+    rounds: int
+
+
+class Stopwatch:
+    """Times calls of one step, over sets of inputs in turn.
+
+    Args:
+        step: takes a set of inputs.
+        inputs: the sets.
+        device: the CPU's clock, or CUDA events.
+    """
+
+    def __init__(self, step: Callable[[Any], object], inputs: Sequence[Any], device: torch.device) -> None:
+        self.step, self.inputs, self.device = step, inputs, device
+        self.samples: list[float] = []
+        started = time.perf_counter()
+        step(inputs[0])
+        self._wait()
+        self.first_ms = 1e3 * (time.perf_counter() - started)
+
+    def run(self, seconds: float, rounds: int) -> None:
+        """Time calls for so long, and at least so many; what came before may have emptied the caches, so a quick step
+        goes ahead untimed."""
+        if len(self.samples) == 0 or self.samples[-1] < 50:
+            self.step(self.inputs[-1])
+            self._wait()
+        until = time.perf_counter() + seconds
+        done = 0
+        while done < rounds or time.perf_counter() < until:
+            self.samples.append(self._one(self.inputs[len(self.samples) % len(self.inputs)]))
+            done += 1
+
+    def timing(self) -> Timing:
+        """Of all that was timed.
+
+        Raises:
+            ValueError: there are less than two samples.
+        """
+        if len(self.samples) < 2:
+            raise ValueError(f"samples: expected at least 2, got {len(self.samples)}")
+        q1, median, q3 = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return Timing(self.first_ms, q1, median, q3, len(self.samples))
+
+    def _one(self, inputs: Any) -> float:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.step(inputs)
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end)
+        started = time.perf_counter()
+        self.step(inputs)
+        return 1e3 * (time.perf_counter() - started)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def cold_sets(make: Callable[[], Any], device: torch.device, most: int = 16) -> list[Any]:
+    """Sets of inputs, enough of them that one has left the last cache when its turn comes again."""
+    sets = [make()]
+    size = sum(x.numel() * x.element_size() for x in tree_leaves(sets[0]) if isinstance(x, torch.Tensor))
+    number = min(most, 1 + -(-2 * cache_bytes(device) // max(size, 1)))
+    return sets + [make() for _ in range(number - 1)]
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Of the last cache, 32 MiB where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    units = {"K": 2**10, "M": 2**20}
+    texts = [file.read_text().strip() for file in sizes]
+    return max((int(text[:-1]) * units[text[-1]] for text in texts), default=2**25)
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
+    """MiB beside what is there already; None where the system does not tell."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if sys.platform != "linux":
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of earlier calls would hide as much of this one
+    try:
+        _RESET.write_text("5")  # the peak starts anew
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    call()
+    return max(_resident("VmHWM") - before, 0) / 2**10
+
+
+def launches(call: Callable[[], object], device: torch.device) -> int | None:
+    """Kernels that a call starts, copies and fills among them; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    call()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def _resident(key: str) -> int:
+    """KiB."""
+    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(key))

@@ -1,0 +1,137 @@
+"""What a bench leaves behind: `results.json`, tables, and what became slower since another one."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+RESULTS = "results.json"
+FLOORS = ("copy", "matmul")  # what a step cannot do without: no peers
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of one case. The spread is half of what lies between the quartiles."""
+    headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 11, "peak MiB": 8, "first": 7}
+    if rows[0]["launches"] is not None:
+        headings["launches"] = 8
+    result = _table(f"{rows[0]['op']} {rows[0]['size']} {rows[0]['dtype']}", headings)
+    for row in rows:
+        result.add_row(
+            row["implementation"],
+            digits(row["median_ms"]),
+            f"{50 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f}%",
+            digits(row["times_ltfast"]),
+            "" if row["implementation"] in FLOORS else f"{100 * row['share']:.0f}% {row['limit']}",
+            "" if row["peak_mib"] is None else digits(row["peak_mib"]),
+            f"{row['first_ms'] / 1e3:.1f} s",
+            *([str(row["launches"])] if "launches" in headings else []),
+        )
+    return result
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """The machine, its ceilings, and who was left out: a line each."""
+    about, limits = results["machine"], results["ceilings"]
+    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in limits["flops"].items())
+    reasons: dict[str, list[str]] = {}
+    for row in results["missing"]:
+        names = reasons.setdefault(row["reason"], [])
+        if row["implementation"] not in names:
+            names.append(row["implementation"])
+    return "\n".join(
+        [
+            ", ".join(f"{key} {value}" for key, value in about.items()),
+            f"limits measured here: {limits['bytes'] / 1e9:.0f} GB/s copied (read and written); matrix products in "
+            f"TFLOP/s: {rates}; {limits['exps'] / 1e9:.2g} G exponentials/s",
+            *(f"left out: {', '.join(names)} ({reason})" for reason, names in reasons.items()),
+        ]
+    )
+
+
+def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of `run_steps` of one method."""
+    first = rows[0]
+    title = f"{first['method']}: {first['network']}, {first['images']} images"
+    headings = {"ms": 8, "spread": 6, "images/s": 8, "x ltfast": 8, "in the loss": 11, "peak MiB": 8}
+    result = _table(title, headings)
+    for row in rows:
+        result.add_row(
+            row["implementation"],
+            digits(row["median_ms"]),
+            f"{50 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f}%",
+            digits(row["images_per_s"]),
+            f"{row['times_ltfast']:.2f}",
+            f"{100 * row['loss_share']:.1f}%",
+            "" if row["peak_mib"] is None else digits(row["peak_mib"]),
+        )
+    return result
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A bench's `results.json`, or the one in that folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no such file.
+    """
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text())
+        if not {"machine", "ceilings", "rows"} <= results.keys():
+            raise ValueError("machine, ceilings or rows is missing")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"compare: there is no {path}") from error
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"compare: {path} is no result of ltfast bench: {error}") from error
+    return results
+
+
+def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float) -> tuple[Table, list[str]]:
+    """ltfast's times in two results side by side, and the cases that became slower: by more than the threshold, with
+    quartiles that do not meet.
+
+    Raises:
+        ValueError: they have no case in common.
+    """
+    old, new = ({row["case"]: row for row in _ours(results["rows"])} for results in (before, after))
+    common = [case for case in old if case in new]
+    if not common:
+        raise ValueError("compare: expected results with a case in common")
+    result = Table(title=f"ltfast, before and after (slower: over {threshold:g}x)", title_justify="left")
+    result.add_column("case")
+    for heading in ("before ms", "after ms", "after / before", "peak MiB before", "after"):
+        result.add_column(heading, justify="right")
+    result.add_column("")
+    found = []
+    for case in common:
+        a, b = old[case], new[case]
+        ratio = b["median_ms"] / a["median_ms"]
+        if ratio > threshold and b["q1_ms"] > a["q3_ms"]:
+            found.append(case)
+        memory = ["" if row["peak_mib"] is None else digits(row["peak_mib"]) for row in (a, b)]
+        mark = "slower" if case in found else ""
+        result.add_row(case, digits(a["median_ms"]), digits(b["median_ms"]), f"{ratio:.2f}", *memory, mark)
+    return result, found
+
+
+def digits(value: float) -> str:
+    """Three of them that count."""
+    if value >= 100 or value == 0:
+        return f"{value:.0f}"
+    return f"{value:.{2 - math.floor(math.log10(value))}f}"
+
+
+def _table(title: str, headings: Mapping[str, int]) -> Table:
+    """Implementations beside columns of fixed widths, so that tables below one another line up."""
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    result.add_column("", width=23, no_wrap=True)
+    for heading, width in headings.items():
+        result.add_column(heading, width=width, no_wrap=True, justify="right", header_style="dim")
+    return result
+
+
+def _ours(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["implementation"] == "ltfast"]

@@ -1,0 +1,207 @@
+"""Runs cases, all implementations of one side by side, and collects what was measured."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import ltfast
+from ltfast.bench import ceilings, clock
+from ltfast.bench.case import Case, Growth, Unavailable
+from ltfast.bench.cases import OPS
+from ltfast.bench.ceilings import Ceilings
+from ltfast.ops import backends
+
+BLOCKS = 4  # implementations take turns, so that a noisy moment does not fall on one of them alone
+
+
+def bench(
+    device: torch.device,
+    *,
+    ops: Collection[str],
+    shapes: Collection[str],
+    peers: Collection[str] | None,
+    seconds: float,
+    with_growth: bool,
+    show: Callable[[list[dict[str, Any]]], None],
+) -> dict[str, Any]:
+    """Time the cases of some ops and shapes.
+
+    Args:
+        device: where.
+        ops: names in `ltfast.bench.cases.OPS`.
+        shapes: of `ltfast.bench.case.SHAPES`.
+        peers, seconds: see `run_case`.
+        with_growth: see `run_growth` too.
+        show: called with the rows of a case when it is done.
+
+    Returns:
+        `machine`, `ceilings`; `rows` of `run_case`, `missing`, `growth`: what `results.json` holds.
+    """
+    limits = ceilings.measure(device)
+    rows: list[dict[str, Any]] = []
+    missing: list[dict[str, str]] = []
+    growing: list[dict[str, Any]] = []
+    with nothing_compiled():
+        for op in ops:
+            for case in OPS[op].cases(device):
+                if case.op == op and case.shape in shapes:
+                    measured, absent = run_case(case, device, limits, seconds=seconds, peers=peers)
+                    show(measured)
+                    rows += measured
+                    missing += absent
+            grows = OPS[op].growth(device) if with_growth and hasattr(OPS[op], "growth") else []
+            growing += [run_growth(one, device, seconds=seconds / 10) for one in grows if one.op == op]
+    return {
+        "machine": machine(device),
+        "ceilings": asdict(limits),
+        "rows": rows,
+        "missing": missing,
+        "growth": growing,
+    }
+
+
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """An empty cache for `torch.compile`: what it finds there may have been made for another number of threads, and a
+    first call would not show what compilation takes."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    with TemporaryDirectory() as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+def run_case(
+    case: Case,
+    device: torch.device,
+    limits: Ceilings,
+    *,
+    seconds: float,
+    peers: Collection[str] | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """A row for each implementation that runs here; and `implementation`, `reason` of those that do not.
+
+    Args:
+        case: what to time.
+        device: where.
+        limits: the machine's.
+        seconds: of timed calls for each implementation; at least four calls.
+        peers: implementations beside ltfast; None means all.
+    """
+    torch._dynamo.reset()  # past its limit of variants torch.compile would run a function eagerly without a word
+    sets = clock.cold_sets(case.inputs, device)
+    watches: dict[str, clock.Stopwatch] = {}
+    missing = []
+    for name, make in case.implementations.items():
+        if peers is not None and name != "ltfast" and name not in peers:
+            continue
+        try:
+            watches[name] = clock.Stopwatch(make(), sets, device)
+        except Exception as error:
+            if name == "ltfast":
+                raise
+            reason = _reason(error)
+            missing.append({"case": case.name, "implementation": name, "reason": reason})
+    for _ in range(BLOCKS):
+        for watch in watches.values():
+            watch.run(seconds / BLOCKS, 1)
+    ours = watches["ltfast"].timing().median_ms
+    rows = []
+    for name, watch in watches.items():
+        timing = watch.timing()
+        least, limit = limits.least_ms(case.work, case.dtype)
+
+        call = partial(watch.step, sets[0])
+        rows.append(
+            {
+                "case": case.name,
+                "op": case.op,
+                "shape": case.shape,
+                "size": case.size,
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "implementation": name,
+                **asdict(timing),
+                "times_ltfast": timing.median_ms / ours,
+                **asdict(case.work),
+                "least_ms": least,
+                "limit": limit,
+                "share": least / timing.median_ms,
+                "peak_mib": clock.peak_memory(call, device),
+                "launches": clock.launches(call, device),
+            }
+        )
+    return rows, missing
+
+
+def _reason(error: Exception) -> str:
+    """Why a peer did not run. One that fails for whatever reason does not end the bench."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, Unavailable) else f"{type(error).__name__}: {first}"
+
+
+def run_growth(growth: Growth, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    """Time and memory of ltfast where one dimension is varied at a time."""
+    lines = {}
+    for dimension, sizes in growth.ranges.items():
+        points = []
+        for size in sizes:
+            case = growth.case(**{**growth.base, dimension: size})
+            watch = clock.Stopwatch(case.implementations["ltfast"](), [case.inputs()], device)
+            watch.run(seconds, 3)
+            memory = clock.peak_memory(partial(watch.step, watch.inputs[0]), device)
+            points.append({"size": size, "median_ms": watch.timing().median_ms, "peak_mib": memory})
+        lines[dimension] = points
+    return {"op": growth.op, "base": dict(growth.base), "lines": lines}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on: processor, versions, commit."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    return {
+        "machine": name,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "isa": backends.native().isa(),
+        "ltfast": ltfast.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    """Of the checkout that this file is in."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,79 @@
+"""Times whole training steps: networks, loss, backward pass and optimiser, with ltfast and as published."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from ltfast.bench import clock
+from ltfast.bench.run import BLOCKS
+from ltfast.bench.steps import dscl, livt, lpt, proco
+from ltfast.bench.steps.pair import Size, StepPair
+
+METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
+    "proco": proco.pair,
+    "dscl": dscl.pair,
+    "lpt": lpt.pair,
+    "livt": livt.pair,
+}
+
+
+def default_sizes(device: torch.device) -> dict[str, Size]:
+    """Of each method: what a GPU's memory holds, or what two cores do in about a second."""
+    if device.type == "cuda":
+        images = 256 if torch.cuda.get_device_properties(device).total_memory > 44 * 2**30 else 64
+        vit, resnet = Size("vit_base_patch16_224", images), Size("resnet50", images)
+        return {"proco": Size("resnet50", 64), "dscl": resnet, "lpt": vit, "livt": vit}
+    vit, resnet = Size("vit_small_patch16_224", 4), Size("resnet50", 4, pixels=112)
+    return {"proco": resnet, "dscl": resnet, "lpt": vit, "livt": vit}
+
+
+def run_steps(
+    device: torch.device, methods: Iterable[str] = METHODS, *, seconds: float, sizes: Mapping[str, Size] | None = None
+) -> list[dict[str, Any]]:
+    """A row for each method and implementation, with all of `Size`; the implementations of a method take turns.
+
+    Args:
+        device: where; on a GPU under bfloat16 autocast.
+        methods: of `METHODS`.
+        seconds: of timed steps for each implementation; at least four steps.
+        sizes: of each method; None means `default_sizes`.
+    """
+    sizes = default_sizes(device) if sizes is None else sizes
+    return [row for method in methods for row in _rows(method, sizes[method], device, seconds)]
+
+
+def _rows(method: str, size: Size, device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    pair = METHODS[method](size, device)
+    steps, losses = {}, {}
+    for name in pair.implementations:
+        leaves = [output.detach().requires_grad_(output.requires_grad) for output in pair.outputs(name)]
+        steps[name] = clock.Stopwatch(partial(pair.step, name), [None], device)
+        losses[name] = clock.Stopwatch(partial(pair.loss_alone, name), [leaves], device)
+    for _ in range(BLOCKS):
+        for name in pair.implementations:
+            steps[name].run(seconds / BLOCKS, 1)
+            losses[name].run(seconds / BLOCKS / 10, 1)
+    ours = steps["ltfast"].timing().median_ms
+    rows = []
+    for name in pair.implementations:
+        timing, loss = steps[name].timing(), losses[name].timing()
+        rows.append(
+            {
+                "method": method,
+                "network": f"{size.backbone}, {size.pixels} px",
+                **asdict(size),
+                "implementation": name,
+                "median_ms": timing.median_ms,
+                "q1_ms": timing.q1_ms,
+                "q3_ms": timing.q3_ms,
+                "images_per_s": 1e3 * size.images / timing.median_ms,
+                "times_ltfast": timing.median_ms / ours,
+                "loss_ms": loss.median_ms,
+                "loss_share": loss.median_ms / timing.median_ms,
+                "peak_mib": clock.peak_memory(partial(pair.step, name), device),
+            }
+        )
+    return rows

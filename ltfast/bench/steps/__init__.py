@@ -1,0 +1,1 @@
+"""One file a method: its training step, with ltfast and as published."""

@@ -1,0 +1,214 @@
+"""The clock, the machine's limits, tables, pictures and the command `ltfast bench`."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from ltfast.bench import ceilings, clock, pictures, results, run
+from ltfast.bench.case import Case, Growth, Unavailable, Work, backward
+from ltfast.bench.cases import OPS
+from ltfast.bench.ceilings import Ceilings
+from ltfast.cli import main
+from ltfast.ops import backends
+
+CPU = torch.device("cpu")
+LIMITS = Ceilings(bytes=1e9, flops={"float32": 1e11, "bfloat16": 2e11}, exps=1e9)
+
+
+def sleep(milliseconds):
+    return lambda: lambda inputs: time.sleep(milliseconds / 1e3)
+
+
+def absent():
+    import no_such_package  # noqa: F401
+
+
+def cannot():
+    raise Unavailable("needs another planet")
+
+
+def broken():
+    return lambda inputs: inputs.no_such_method()
+
+
+def sleeping(**implementations):
+    return Case("agcl", "small", "2 x 3", torch.float32, Work(bytes=1e6), lambda: (torch.zeros(6),), implementations)
+
+
+def test_quartiles_are_those_of_the_calls():
+    watch = clock.Stopwatch(lambda pause: time.sleep(pause), [0.002, 0.004, 0.006], CPU)
+    watch.run(0, 9)
+    timing = watch.timing()
+    assert timing.rounds == 9  # each set three times
+    assert 2 <= timing.q1_ms <= 4.3 <= timing.median_ms + 0.3
+    assert timing.median_ms >= 4
+    assert timing.q3_ms >= 6
+    assert timing.first_ms >= 2
+    with pytest.raises(ValueError, match="samples"):
+        clock.Stopwatch(lambda pause: None, [0], CPU).timing()
+
+
+def test_inputs_leave_the_cache():
+    small = clock.cold_sets(lambda: {"x": [torch.zeros(2**20)]}, CPU)
+    assert len(small) == 16 or sum(4 * 2**20 for _ in small) > 2 * clock.cache_bytes(CPU)
+    assert len({id(entry["x"][0]) for entry in small}) == len(small)
+    large = clock.cache_bytes(CPU)  # float32: four times the cache
+    assert len(clock.cold_sets(lambda: torch.empty(large), CPU)) == 2
+
+
+def test_peak_memory_is_what_a_call_holds_at_once():
+    pieces = []
+
+    def hold():
+        block = torch.ones(8 * 2**20)  # 32 MiB
+        del block
+        pieces.append(torch.ones(4 * 2**20))
+
+    assert clock.peak_memory(hold, CPU) == pytest.approx(32, abs=4)
+    assert clock.peak_memory(lambda: None, CPU) < 1
+
+
+def test_the_limit_is_the_longest_of_three():
+    assert LIMITS.least_ms(Work(bytes=1e6, flops=1e7, exps=1e5), torch.float32) == (1.0, "memory")
+    assert LIMITS.least_ms(Work(bytes=1e6, flops=4e8, exps=1e5), torch.bfloat16) == (2.0, "matrix")
+    assert LIMITS.least_ms(Work(bytes=1e6, exps=5e6), torch.float32) == (5.0, "exp")
+
+
+def test_the_machines_limits_are_plausible():
+    limits = ceilings.measure(CPU)
+    assert 1e9 < limits.bytes < 1e12
+    assert 1e9 < limits.flops["float32"] < 1e13
+    assert limits.flops["float64"] < 1.2 * limits.flops["float32"]
+    assert 1e7 < limits.exps < 1e11
+
+
+def test_a_row_for_each_that_runs_and_a_reason_for_each_that_does_not():
+    case = sleeping(ltfast=sleep(2), slow=sleep(6), absent=absent, cannot=cannot, broken=broken)
+    rows, missing = run.run_case(case, CPU, LIMITS, seconds=0.02)
+    ours, slow = rows
+    assert (ours["implementation"], slow["implementation"]) == ("ltfast", "slow")
+    assert ours["times_ltfast"] == 1
+    assert slow["times_ltfast"] == pytest.approx(3, rel=0.25)
+    assert ours["share"] == pytest.approx(1 / ours["median_ms"])  # 1 MB at 1 GB/s: a millisecond
+    assert ours["rounds"] >= 4
+    assert [(row["implementation"], row["reason"]) for row in missing] == [
+        ("absent", "no_such_package is not installed"),
+        ("cannot", "needs another planet"),
+        ("broken", "AttributeError: 'tuple' object has no attribute 'no_such_method'"),
+    ]
+    with pytest.raises(AttributeError):
+        run.run_case(sleeping(ltfast=broken), CPU, LIMITS, seconds=0.02)
+    only, _ = run.run_case(case, CPU, LIMITS, seconds=0.02, peers=[])
+    assert [row["implementation"] for row in only] == ["ltfast"]
+    text = results.describe({"machine": {}, "ceilings": {"bytes": 1e9, "flops": {}, "exps": 1e9}, "missing": missing})
+    assert "left out: cannot (needs another planet)" in text
+
+
+def test_growth_varies_one_dimension_at_a_time():
+    def case(a, b):
+        return sleeping(ltfast=sleep(a * b))
+
+    grown = run.run_growth(Growth("agcl", {"a": 1, "b": 2}, {"a": (1, 3), "b": (2, 4)}, case), CPU, seconds=0.01)
+    times = {name: [point["median_ms"] for point in points] for name, points in grown["lines"].items()}
+    assert times["a"] == pytest.approx([2, 6], rel=0.3)
+    assert times["b"] == pytest.approx([2, 4], rel=0.3)
+
+
+def test_backward_is_the_gradient_in_the_first_input():
+    x = torch.tensor([3.0], requires_grad=True)
+    step = backward(lambda: lambda x, y, factor: (factor * x * y).sum(), factor=5)()
+    assert step((x, torch.tensor([2.0])))[0].item() == 10
+    assert x.grad is None
+
+
+def rows(case, milliseconds, spread=0.1):
+    quartiles = {"q1_ms": milliseconds * (1 - spread), "q3_ms": milliseconds * (1 + spread)}
+    return {"case": case, "implementation": "ltfast", "median_ms": milliseconds, "peak_mib": 1.0, **quartiles}
+
+
+def test_slower_is_past_the_threshold_and_past_the_spread():
+    def result(*rows):
+        return {"machine": {}, "ceilings": {}, "rows": list(rows)}
+
+    before = result(rows("a", 1.0), rows("b", 1.0), rows("c", 1.0), rows("gone", 1.0))
+    after = result(rows("a", 1.15), rows("b", 1.5), rows("c", 1.5, spread=0.5), rows("new", 9.0))
+    _, found = results.slower(before, after, 1.2)
+    assert found == ["b"]  # a: within the threshold; c: its quartiles meet
+    with pytest.raises(ValueError, match="in common"):
+        results.slower(before, result(rows("new", 1.0)), 1.2)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench")
+    words = ["bench", "--device", "cpu", "--ops", "agcl", "--shapes", "imagenet-lt", "--peers", "eager"]
+    assert main([*words, "--seconds", "0.1", "--out", str(out)]) == 0
+    return out
+
+
+def test_bench_writes_results_and_pictures(measured):
+    content = results.read(measured)
+    assert content["machine"]["device"] == "cpu"
+    names = [(row["case"], row["implementation"]) for row in content["rows"]]
+    assert names == [
+        (f"agcl 256 x 1000 {dtype}", who) for dtype in ("float32", "bfloat16") for who in ("ltfast", "eager")
+    ]
+    assert content["rows"][1]["times_ltfast"] > 1
+    assert {line for grown in content["growth"] for line in grown["lines"]} == {"rows", "classes"}
+    for name in ("speedups", "roofline", "growth"):
+        assert (measured / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_compare_catches_a_kernel_that_became_slower(measured, tmp_path, monkeypatch, capsys):
+    """A pause of a millisecond is planted into the kernel's caller."""
+    assert main(["bench", "--compare", str(measured), str(measured)]) == 0
+    assert "slower: nothing" in capsys.readouterr().out
+    kernels = backends.native()
+
+    class Slowed:
+        def __getattr__(self, name):
+            if name == "agcl":
+                time.sleep(0.001)
+            return getattr(kernels, name)
+
+    monkeypatch.setattr(backends, "native", Slowed)
+    words = ["bench", "--device", "cpu", "--ops", "agcl", "--shapes", "imagenet-lt", "--peers", "none"]
+    assert main([*words, "--seconds", "0.1", "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--compare", str(measured), str(tmp_path / "results.json")]) == 1
+    assert "slower: agcl 256 x 1000 float32, agcl 256 x 1000 bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ops", "agcl,softmax"], "--ops: expected some of agcl"),
+        (["--shapes", "huge"], "--shapes: expected some of small"),
+        (["--seconds", "0"], "seconds: expected a positive number, got 0.0"),
+        (["--compare", "a.json", "b.json"], "there is no a.json"),
+        (["step", "--methods", "dino"], "--methods: expected some of"),
+    ],
+)
+def test_bad_words_are_named(words, message, capsys):
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps({"rows": []}))
+    assert main(["bench", "--compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "is no result of ltfast bench" in capsys.readouterr().err
+
+
+def test_every_op_has_cases():
+    from ltfast import ops
+
+    timed = {"vmf_logits"}  # within vmf_cross_entropy
+    assert set(ops.__all__) - timed <= set(OPS)
+
+
+def test_pictures_of_ops_without_growth(tmp_path, measured):
+    content = results.read(measured)
+    pictures.growth(tmp_path / "growth.png", {**content, "growth": content["growth"][:0]})
+    assert not (tmp_path / "growth.png").exists()

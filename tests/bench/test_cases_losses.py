@@ -1,0 +1,156 @@
+"""Every implementation computes what ltfast does, so that their times are of the same task."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltfast.bench.case import SHAPES, Unavailable
+from ltfast.bench.cases import agcl, balanced_bce, bessel, class_sums, vmf
+
+CPU = torch.device("cpu")
+MODULES = [agcl, balanced_bce, bessel, class_sums, vmf]
+DRAWS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+
+
+def results(case, *, without=("copy",)):
+    """Of one step on the same inputs: ltfast's, and the others' by name."""
+    inputs = case.inputs()
+    steps = {name: make for name, make in case.implementations.items() if name not in without and "compile" not in name}
+    values = {name: make()(inputs) for name, make in steps.items()}
+    return values.pop("ltfast"), values
+
+
+def check(case, *peers, **tolerance):
+    ours, others = results(case, without=("copy", "linear + cross_entropy"))
+    assert set(others) == set(peers)
+    for name, theirs in others.items():
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def test_agcl_has_the_same_mean_gradient():
+    """The noise differs: every row is another draw for the same logits and label."""
+    case = agcl.case(CPU, "small", DRAWS, 5, torch.float32)
+    cosine = torch.tensor([0.6, -0.2, 0.1, 0.3, -0.5]).repeat(DRAWS, 1).requires_grad_()
+    inputs = cosine, torch.full((DRAWS,), 3)
+    ours, theirs = (DRAWS * case.implementations[name]()(inputs)[0] for name in ("ltfast", "eager"))
+    error = ((ours.var(0) + theirs.var(0)) / DRAWS).sqrt()
+    assert (error > 0).all()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
+def test_balanced_bce(soft):
+    check(balanced_bce.case(CPU, "small", 7, 5, torch.float32, soft), "eager", rtol=1e-5, atol=1e-6)
+
+
+def test_balanced_bce_in_bfloat16():
+    check(balanced_bce.case(CPU, "small", 7, 5, torch.bfloat16), "eager", rtol=0.05, atol=3e-4)
+
+
+def test_proco():
+    """Statistics and gradient, in the first step and the next."""
+    case = vmf.proco(CPU, "small", 100, 5, 32)
+    names = ("ltfast", "eager", "published")
+    assert [name for name in case.implementations if "compile" not in name] == [*names]
+    steps = {name: case.implementations[name]() for name in names}
+    seen = []
+    for _ in range(2):
+        inputs = case.inputs()
+        ours = steps["ltfast"](inputs)[0]
+        # the published series is short, and the published sums are in float32
+        torch.testing.assert_close(steps["eager"](inputs)[0], ours, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(steps["published"](inputs)[0], ours, rtol=1e-3, atol=1e-5)
+        seen.append(ours)
+    assert not torch.equal(*seen)
+
+
+def test_the_published_proco_only_where_its_tensors_fit():
+    assert "published" in vmf.proco(CPU, "imagenet-lt", *vmf.SIZES["imagenet-lt"]).implementations
+    assert "published" not in vmf.proco(CPU, "inat18", *vmf.SIZES["inat18"]).implementations
+
+
+def test_vmf_cross_entropy():
+    check(vmf.cross_entropy(CPU, "small", 9, 6, 32), "eager", rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_classifier_has_a_loss_of_its_own():
+    case = vmf.cross_entropy(CPU, "small", 9, 6, 32)
+    features, labels, directions, _, log_prior = inputs = case.inputs()
+    (gradient,) = case.implementations["linear + cross_entropy"]()(inputs)
+    p = (features @ directions.T + log_prior).softmax(1) - F.one_hot(labels, 6)
+    torch.testing.assert_close(gradient, p @ directions / 9)
+
+
+@pytest.mark.parametrize("order", [0.5, 63.0])  # at more scipy's values underflow
+@pytest.mark.parametrize("op", bessel.EXPS)
+@pytest.mark.parametrize(
+    ("peer", "package"), [("scipy", "scipy"), ("TensorFlow Probability", "tensorflow_probability")]
+)
+def test_bessel(op, order, peer, package):
+    pytest.importorskip(package)
+    case = bessel.case(CPU, op, "small", 200, order, torch.float64)
+    x = case.inputs()
+    ours, theirs = (case.implementations[name]()(x) for name in ("ltfast", peer))
+    torch.testing.assert_close(theirs, ours, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_class_sums(dtype):
+    check(class_sums.case(CPU, "small", 30, 7, 5, dtype), "index_add_", "one-hot", rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [agcl, balanced_bce])
+def test_the_copy_moves_the_logits(module):
+    case = module.case(CPU, "small", 4, 3, torch.float32)
+    inputs = case.inputs()
+    copied = case.implementations["copy"]()(inputs)
+    assert torch.equal(copied, inputs[0])
+    assert copied.data_ptr() != inputs[0].data_ptr()
+    assert not copied.requires_grad
+    assert case.work.bytes == 2 * copied.nbytes
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_cases_have_names_of_their_own_and_work(module):
+    cases = list(module.cases(CPU))
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert case.shape in SHAPES
+        assert next(iter(case.implementations)) == "ltfast"
+        assert case.work.bytes > 0
+        assert case.work.exps > 0 or module is class_sums
+        assert case.work.flops > 0 or module is not vmf
+
+
+@pytest.mark.parametrize("module", [agcl, balanced_bce, vmf], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_growth_passes_through_its_base(module):
+    for growth in module.growth(CPU):
+        assert set(growth.ranges) == set(growth.base)
+        for dimension, sizes in growth.ranges.items():
+            assert growth.base[dimension] in sizes
+            assert list(sizes) == sorted(sizes)
+        tiny = growth.case(**dict.fromkeys(growth.base, 4))
+        assert tiny.op == growth.op
+        assert tiny.implementations["ltfast"]()(tiny.inputs())[0].shape == (4, 4)
+
+
+def test_a_row_too_long_for_quack():
+    with pytest.raises(Unavailable, match="does not fit"):
+        agcl.quack_cross_entropy(4_000_000)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("peer", "package"), [("liger cross_entropy", "liger_kernel"), ("quack cross_entropy", "quack.cross_entropy")]
+)
+def test_cross_entropy_peers(peer, package):
+    pytest.importorskip(package)
+    case = agcl.case(torch.device("cuda"), "small", 16, 24, torch.float32)
+    cosine, target = inputs = case.inputs()
+    (expected,) = torch.autograd.grad(F.cross_entropy(cosine, target), cosine)
+    torch.testing.assert_close(case.implementations[peer]()(inputs)[0], expected, rtol=1e-4, atol=1e-6)

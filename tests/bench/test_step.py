@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from ltfast.bench.step import METHODS, default_sizes, run_steps
+from ltfast.bench.steps.pair import Size
+
+CPU = torch.device("cpu")
+RESNET = Size("resnet10t", 12, 64, classes=3, imbalance=2, queue=24, patch_pixels=32)
+VIT = Size("vit_tiny_patch16_224", 4, 32, classes=7)
+BALANCED = Size("vit_tiny_patch16_224", 4, 32, classes=2, imbalance=1)  # no noise, and probabilities whose powers count
+SIZES = {"proco": RESNET, "dscl": RESNET, "lpt": BALANCED, "livt": VIT}
+
+
+def trained(pair):
+    return [p for group in pair.optimizer.param_groups for p in group["params"]]
+
+
+def with_gradient(pair, name):
+    """The loss, and the gradients of all parameters in one vector."""
+    torch.manual_seed(0)  # of stochastic depth
+    loss = pair.loss(name, pair.outputs(name))
+    return loss.double(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(pair))])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_are_the_same_step(method):
+    pair = METHODS[method](SIZES[method], CPU)
+    for _ in range(3):  # statistics and the queue move on; the queue is full anew after two batches
+        loss, gradient = with_gradient(pair, "ltfast")
+        expected_loss, expected = with_gradient(pair, "published")
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+        tolerance = 1e-4 if method == "proco" else 1e-5  # its 1 - R^2 cancels, in either
+        assert (gradient - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_trains_and_the_loss_alone_does_not(method):
+    pair = METHODS[method](SIZES[method], CPU)
+    for name in pair.implementations:
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in pair.outputs(name)]
+        reached = []
+        for leaf in leaves:
+            if leaf.requires_grad:
+                leaf.register_hook(reached.append)
+        before = [p.clone() for p in trained(pair)]
+        pair.loss_alone(name, leaves)
+        assert len(reached) == sum(leaf.requires_grad for leaf in leaves) > 0
+        assert all(leaf.grad is None for leaf in leaves)
+        assert all(map(torch.equal, trained(pair), before))
+        pair.step(name)
+        assert not all(map(torch.equal, trained(pair), before))
+        assert all(p.grad is None for p in trained(pair))
+
+
+def test_rows():
+    rows = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT})
+    assert [(row["method"], row["implementation"]) for row in rows] == [
+        (method, name) for method in ("lpt", "livt") for name in ("ltfast", "published")
+    ]
+    for row in rows:
+        assert row["network"] == "vit_tiny_patch16_224, 32 px"
+        assert (row["images"], row["classes"]) == (4, 7)
+        assert 0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+        assert row["images_per_s"] * row["median_ms"] == pytest.approx(4e3)
+        assert row["loss_share"] == pytest.approx(row["loss_ms"] / row["median_ms"])
+        assert row["loss_ms"] > 0
+        assert row["peak_mib"] is None or row["peak_mib"] >= 0
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["times_ltfast"] == 1
+        assert theirs["times_ltfast"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])
+
+
+def test_default_sizes():
+    sizes = default_sizes(CPU)
+    assert list(sizes) == list(METHODS)
+    assert all(size.images % 2 == 0 and size.queue % size.images == 0 for size in sizes.values())
