@@ -15,7 +15,25 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
 DEVICES = {"cpu": "CPU", "h200": "H200"}
 NOT_PEERS = (*FLOORS, "linear + cross_entropy")  # another loss
+# case, peer, at least so many times as long; of the peer's memory at most
+GOALS = (
+    ("agcl 256 x 1000 float32", "eager", 10, None),
+    ("agcl 256 x 1000 float32", "torch.compile", 5, None),
+    ("agcl 1024 x 8142 float32", "eager", 10, None),
+    ("agcl 1024 x 8142 float32", "torch.compile", 5, None),
+    ("proco 256 x 1000 x 128 float32", "published", 150, 1 / 50),
+    ("dscl 256 x 65536 x 128 float32", "eager", 5, 1 / 10),
+    ("patch_roi_pool 64 x 2048 x 7 x 7, 5 boxes, contiguous float32", "torchvision", 8, None),
+    ("taylor_importance_ ResNet-50 float32", "copy", 2 / 1.9, None),  # the copy moves twice the parameters
+)
 BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
+
+
+NOTES = """How to read them: a step is forward and backward with the gradient that training needs. "Of the limit" is the
+least time that this machine could take (bytes at the rate of a copy, matrix products at the library's best rate,
+exponentials at PyTorch's, whichever takes longest) over the time taken; it passes 100 % where data stays in a cache.
+Inputs rotate through more memory than the last cache holds; implementations take turns; the first call, with what it
+compiles, stands apart. Memory is the peak of a step beside its inputs."""
 
 
 def cases(results: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -111,6 +129,18 @@ def steps(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def goals(results: dict[str, Any]) -> list[str]:
+    lines = ["| case | beside | goal | measured | memory: goal | measured |", "| --- | --- | --- | --- | --- | --- |"]
+    for case, peer, least, most in GOALS:
+        rows = cases(results)[case]
+        share = rows["ltfast"]["peak_mib"] / rows[peer]["peak_mib"] if most else None
+        met = "met" if rows[peer]["times_ltfast"] >= least else "missed"
+        cells = [case, peer, f"{digits(least)}x", f"{against(rows[peer])}, {met}"]
+        cells += ["", ""] if share is None else [f"1/{1 / most:.0f}", f"1/{1 / share:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def conditions(results: dict[str, Any]) -> str:
     about, limits = results["machine"], results["ceilings"]
     return (
@@ -133,7 +163,10 @@ def main() -> None:
             continue
         results = json.loads(file.read_text())
         readme += ["", *short(results), "", conditions(results)]
-        page += [conditions(results), "", *whole(results), ""]
+        page += [conditions(results), ""]
+        if folder == "cpu":
+            page += ["What we set out for:", "", *goals(results), "", NOTES, ""]
+        page += [*whole(results), ""]
         for picture in ("speedups", "roofline", "growth"):
             page += [f"![{picture}](../bench/results/{folder}/{picture}.png)", ""]
         stepped = RESULTS / folder / "steps.json"
