@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ltfast.bench.results import FLOORS, digits
+from ltfast.bench.results import FLOORS, digits, largest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
@@ -64,17 +64,12 @@ def memory(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def short(results: dict[str, Any]) -> list[str]:
-    """The largest float32 (or only) case of each op."""
+    """A case of each op; see `largest`."""
     lines = [
         "| step | ltfast | of the limit | plain PyTorch | `torch.compile` | published, library | memory, others' |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    best: dict[str, dict[str, dict[str, Any]]] = {}
-    for rows in cases(results).values():
-        ours = rows["ltfast"]
-        if ours["dtype"] in ("float32", "float64") and len(rows) > 1:
-            best[ours["op"]] = max(best.get(ours["op"], rows), rows, key=lambda r: r["ltfast"]["bytes"])
-    for op, rows in best.items():
+    for op, rows in largest(results).items():
         ours = rows["ltfast"]
         cells = [
             f"`{op}` {ours['size']}",

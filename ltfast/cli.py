@@ -320,7 +320,7 @@ def bench(argv: Sequence[str]) -> int:
     group = parser.add_argument_group("comparison; times nothing")
     group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json, or their folders: "
                        "show what became slower, and exit with 1 if something did")  # fmt: skip
-    group.add_argument("--threshold", type=float, default=1.2, help="slower is over so many times as long, with "
+    group.add_argument("--threshold", type=float, default=1.5, help="slower is over so many times as long, with "
                        "quartiles that do not meet")  # fmt: skip
     args = _parse(parser, argv)
 
@@ -478,7 +478,7 @@ def _parser(name: str, command: Callable[..., int]) -> "jsonargparse.ArgumentPar
 
 def _add_bench_options(group: Any) -> None:
     group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    group.add_argument("--seconds", type=float, default=0.3, help="of timed calls for each implementation and size")
+    group.add_argument("--seconds", type=float, default=0.2, help="of timed calls for each implementation and size")
 
 
 def _bench_device(args: Any) -> "torch.device":

@@ -1,7 +1,6 @@
 """Time, memory and kernel launches of a step."""
 
 import ctypes
-import gc
 import statistics
 import sys
 import time
@@ -104,7 +103,6 @@ def cache_bytes(device: torch.device) -> int:
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
     """MiB beside what is there already; None where the system does not tell."""
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

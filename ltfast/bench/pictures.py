@@ -4,22 +4,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ltfast.bench.results import FLOORS
-
-COLOURS = ("#0b6e99", "#d98324", "#7a9e3c", "#a4508b", "#777777", "#c0392b", "#3a3a8c")
+from ltfast.bench.results import FLOORS, largest
 
 
 def speedups(path: Path, results: Mapping[str, Any]) -> None:
-    """How many times as long others take, a bar each."""
-    cases: dict[str, list[Mapping[str, Any]]] = {}
-    for row in results["rows"]:
-        if row["implementation"] not in ("ltfast", *FLOORS):
-            cases.setdefault(row["case"], []).append(row)
+    """How many times as long others take for the largest case of each op, a bar each."""
+    cases = {
+        rows["ltfast"]["case"]: [row for name, row in rows.items() if name not in ("ltfast", *FLOORS)]
+        for rows in largest(results).values()
+        if len(rows) > 1
+    }
     names = sorted({row["implementation"] for rows in cases.values() for row in rows})
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    colour = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
     bars = sum(len(rows) for rows in cases.values())
     figure = Figure(figsize=(8, 1 + 0.17 * bars + 0.12 * len(cases)), layout="constrained")
     axis = figure.add_subplot()
@@ -35,30 +35,27 @@ def speedups(path: Path, results: Mapping[str, Any]) -> None:
     axis.set(xscale="log", xlabel="times as long as ltfast, which is 1", ylim=(y - 0.4, -1))
     axis.set_yticks([at for at, _ in ticks], [case for _, case in ticks], fontsize=7)
     handles = [Patch(color=colour[name]) for name in names]
-    axis.legend(handles, names, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    figure.legend(handles, names, fontsize=7, loc="outside upper center", ncols=5, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path, results)
 
 
 def roofline(path: Path, results: Mapping[str, Any]) -> None:
-    """ltfast's steps under the machine's roof; an exponential counts as the matrix operations of its time."""
+    """ltfast's largest step of each op under the machine's roof; an exponential counts as so many matrix operations as
+    take its time."""
     limits = results["ceilings"]
     roof, slope = limits["flops"]["float32"], limits["bytes"]
     worth = roof / limits["exps"]
-    rows = [row for row in results["rows"] if row["implementation"] == "ltfast" and row["dtype"] == "float32"]
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axis = figure.add_subplot()
     xs = []
-    for number, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
-        points = []
-        for row in (row for row in rows if row["op"] == op):
-            # what only moves bytes is drawn where it meets the roof's slope
-            work = max(row["flops"], worth * row["exps"]) or 0.25 * row["bytes"]
-            points.append((work / row["bytes"], work / row["median_ms"] * 1e3))
-        xs += [x for x, _ in points]
-        marker = "osD^vP*X<>"[number % 10]
-        colour = COLOURS[number % len(COLOURS)]
-        axis.scatter([x for x, _ in points], [y for _, y in points], s=28, label=op, marker=marker, color=colour)
+    for number, (op, rows) in enumerate(largest(results).items()):
+        row = rows["ltfast"]
+        # what only moves bytes is drawn where it meets the roof's slope
+        work = max(row["flops"], worth * row["exps"]) or 0.25 * row["bytes"]
+        xs.append(work / row["bytes"])
+        marker, colour = "osD^vP*X<>"[number % 10], colormaps["tab20"](number % 20)
+        axis.scatter(xs[-1], work / row["median_ms"] * 1e3, s=40, label=op, marker=marker, color=[colour])
     span = [min(xs, default=0.1) / 3, max(xs, default=10.0) * 3]
     grid = [span[0] * (span[1] / span[0]) ** (i / 200) for i in range(201)]
     axis.plot(grid, [min(roof, slope * x) for x in grid], color="black", linewidth=1.2)
@@ -84,6 +81,7 @@ def growth(path: Path, results: Mapping[str, Any]) -> None:
                 if known:
                     label = f"{name} ({op['base'][name]:,})"
                     axis.plot([x for x, _ in known], [y for _, y in known], marker="o", markersize=3, label=label)
+            axis.set_visible(bool(axis.lines))
             if axis.lines:
                 axis.set(xscale="log", yscale="log", ylabel=unit if column == 0 else "")
         axes[0][column].set_title(op["op"], fontsize=9)

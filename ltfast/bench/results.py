@@ -100,10 +100,10 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
     common = [case for case in old if case in new]
     if not common:
         raise ValueError("compare: expected results with a case in common")
-    result = Table(title=f"ltfast, before and after (slower: over {threshold:g}x)", title_justify="left")
-    result.add_column("case")
-    for heading in ("before ms", "after ms", "after / before", "peak MiB before", "after"):
-        result.add_column(heading, justify="right")
+    result = Table(title=f"ltfast, before and after; slower: over {threshold:g}x", title_justify="left", box=None)
+    result.add_column("", no_wrap=True)
+    for heading in ("before ms", "after ms", "after / before"):
+        result.add_column(heading, justify="right", no_wrap=True, header_style="dim")
     result.add_column("")
     found = []
     for case in common:
@@ -111,9 +111,8 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
         ratio = b["median_ms"] / a["median_ms"]
         if ratio > threshold and b["q1_ms"] > a["q3_ms"]:
             found.append(case)
-        memory = ["" if row["peak_mib"] is None else digits(row["peak_mib"]) for row in (a, b)]
         mark = "slower" if case in found else ""
-        result.add_row(case, digits(a["median_ms"]), digits(b["median_ms"]), f"{ratio:.2f}", *memory, mark)
+        result.add_row(case, digits(a["median_ms"]), digits(b["median_ms"]), f"{ratio:.2f}", mark)
     return result, found
 
 
@@ -122,6 +121,20 @@ def digits(value: float) -> str:
     if value >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:.{2 - math.floor(math.log10(value))}f}"
+
+
+def largest(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Of each op the largest float32 case that all its implementations have: op -> implementation -> row."""
+    cases: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in results["rows"]:
+        cases.setdefault(row["case"], {})[row["implementation"]] = row
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for rows in cases.values():
+        ours = rows["ltfast"]
+        if ours["dtype"] == "float32":
+            before = found.get(ours["op"], rows)
+            found[ours["op"]] = max(before, rows, key=lambda r: (len(r), r["ltfast"]["least_ms"]))
+    return found
 
 
 def _table(title: str, headings: Mapping[str, int]) -> Table:

@@ -1,5 +1,6 @@
 """Runs cases, all implementations of one side by side, and collects what was measured."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -121,6 +122,7 @@ def run_case(
     for _ in range(BLOCKS):
         for watch in watches.values():
             watch.run(seconds / BLOCKS, 1)
+    gc.collect()  # memory is next
     ours = watches["ltfast"].timing().median_ms
     rows = []
     for name, watch in watches.items():
