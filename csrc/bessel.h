@@ -1,8 +1,10 @@
-// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise, in double.
+// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise, in double; with as many terms as the
+// results' type D, float or double, can tell.
 // ltfast/ops/bessel/reference.py is the definition.
 #pragma once
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "debye.h"
 #include "dtypes.h"
@@ -11,17 +13,21 @@
 
 namespace {
 
-constexpr int kOrder = Debye<double>::order, kTerms = Debye<double>::terms;
 constexpr double kZeroHigh = 0.662743404507637, kZeroLow = 1.4841544557048961e-08, kZero = kZeroHigh + kZeroLow;
 constexpr double kZeroRoot = 1.1996786402577338;  // sqrt(1 + kZero^2)
 
 // sum p^k d_k(q), each power of 1 / s times its exponent to the Weight-th.
-template <int Weight>
+// Two more terms than float arithmetic needs: here its rounding hides nothing.
+template <class D>
+constexpr int kTerms = std::is_same<D, float>::value ? Debye<float>::terms + 2 : Debye<double>::terms;
+
+template <class D, int Weight>
 LTFAST_INLINE double debye_series(double p, double q) {
-  static constexpr DebyeTable<kTerms> table = debye_table<kTerms>();
+  constexpr int terms = kTerms<D>;
+  static constexpr DebyeTable<terms> table = debye_table<terms>();
   double sum = 0;
 #pragma GCC unroll 12
-  for (int k = kTerms; k >= 1; --k) {
+  for (int k = terms; k >= 1; --k) {
     double inner = 0;
 #pragma GCC unroll 13
     for (int i = k; i >= 0; --i) {
@@ -33,17 +39,18 @@ LTFAST_INLINE double debye_series(double p, double q) {
   return sum;
 }
 
+template <class D>
 LTFAST_INLINE double ratio_over_x(double v, double s) {
   const double p = 1 / s, q = (v * p) * (v * p);
-  return 1 / (v + s) - p * p * (0.5 + debye_series<1>(p, q));
+  return 1 / (v + s) - p * p * (0.5 + debye_series<D, 1>(p, q));
 }
 
-// The kOrder steps down from order v: step(j, denominator) for j = v, v - 1, ... with 2j + x^2 B_j = 1 / B_{j-1}.
-template <class Step>
+// The Debye<D>::order steps down from order v: step(j, denominator) for j = v, v - 1, ... with 2j + x^2 B_j = 1 / B_{j-1}.
+template <class D, class Step>
 LTFAST_INLINE double climb_down(double v, double x, double s, const Step& step) {
-  double ratio = ratio_over_x(v, s);
+  double ratio = ratio_over_x<D>(v, s);
 #pragma GCC unroll 16
-  for (int k = 0; k < kOrder; ++k) {
+  for (int k = 0; k < Debye<D>::order; ++k) {
     const double denominator = 2 * (v - k) + x * (x * ratio);
     ratio = 1 / denominator;
     step(v - k, ratio, denominator);
@@ -51,10 +58,12 @@ LTFAST_INLINE double climb_down(double v, double x, double s, const Step& step) 
   return ratio;
 }
 
+template <class D>
 LTFAST_INLINE double log_iv(double nu, double x) {
-  const double v = nu < kOrder ? nu + kOrder : nu;
+  constexpr int order = Debye<D>::order;
+  const double v = nu < order ? nu + order : nu;
   const double s = std::sqrt(v * v + x * x), p = 1 / s, log_s = log_normal(s);
-  const double tail = debye_series<0>(p, (v * p) * (v * p)) - 0.5 * log_s - 0.91893853320467274;  // log(2 pi) / 2
+  const double tail = debye_series<D, 0>(p, (v * p) * (v * p)) - 0.5 * log_s - 0.91893853320467274;  // log(2 pi) / 2
   const double tiny = std::numeric_limits<double>::min();
   double log_x = log_normal(x < tiny ? tiny : x) + (x - x);
   log_x = x == 0 ? -std::numeric_limits<double>::infinity() : x < 0 ? std::numeric_limits<double>::quiet_NaN() : log_x;
@@ -72,27 +81,32 @@ LTFAST_INLINE double log_iv(double nu, double x) {
   const double direct = (near ? close : s + v * (log_x - log_sum)) + tail;
 
   double product = 1;  // of the denominators, each over s to stay in range
-  climb_down(v, x, s, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * p; });
-  const double lead = s - v * log_sum + tail + log_normal(product) + kOrder * log_s;
-  return nu < kOrder ? lead + (nu > 0 ? nu * log_x : 0 * (x - x)) : direct;
+  climb_down<D>(v, x, s, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * p; });
+  const double lead = s - v * log_sum + tail + log_normal(product) + order * log_s;
+  const double lowered = lead + (nu > 0 ? nu * log_x : 0 * (x - x));
+  return nu >= order ? direct : nu == 0 && x == 0 ? 0 : lowered;
 }
 
+template <class D>
 LTFAST_INLINE double bessel_ratio(double nu, double x) {
-  const double v = nu < kOrder ? nu + kOrder : nu, s = std::sqrt(v * v + x * x);
-  const double lowered = climb_down(v, x, s, [](double, double, double) LTFAST_LAMBDA {});
-  return x * (nu < kOrder ? lowered : ratio_over_x(v, s));
+  constexpr int order = Debye<D>::order;
+  const double v = nu < order ? nu + order : nu, s = std::sqrt(v * v + x * x);
+  const double lowered = climb_down<D>(v, x, s, [](double, double, double) LTFAST_LAMBDA {});
+  return x * (nu < order ? lowered : ratio_over_x<D>(v, s));
 }
 
+template <class D>
 LTFAST_INLINE double bessel_ratio_grad(double nu, double x) {
-  const double v = nu < kOrder ? nu + kOrder : nu, s = std::sqrt(v * v + x * x), p = 1 / s;
+  constexpr int order = Debye<D>::order;
+  const double v = nu < order ? nu + order : nu, s = std::sqrt(v * v + x * x), p = 1 / s;
   const double q = (v * p) * (v * p), square = (x * p) * (x * p);
-  const double first = debye_series<1>(p, q), second = debye_series<2>(p, q);
+  const double first = debye_series<D, 1>(p, q), second = debye_series<D, 2>(p, q);
   const double slope = v * p / (v + s) + p * p * (0.5 - q - first + square * (2 * first + second));
   double lowered = slope;  // A_{j-1} = 1 / (2j / x + A_j), differentiated
-  climb_down(v, x, s, [&](double j, double ratio, double) LTFAST_LAMBDA {
+  climb_down<D>(v, x, s, [&](double j, double ratio, double) LTFAST_LAMBDA {
     lowered = 2 * j * (ratio * ratio) - (x * ratio) * (x * ratio) * lowered;
   });
-  return nu < kOrder ? lowered : slope;
+  return nu < order ? lowered : slope;
 }
 
 template <class T, class Function>
@@ -109,9 +123,10 @@ void elementwise(const BesselArguments& a, const Function& function) {
 
 template <class T>
 void bessel(const BesselArguments& a) {
-  const auto log = [](double nu, double x) LTFAST_LAMBDA { return log_iv(nu, x); };
-  const auto ratio = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio(nu, x); };
-  const auto slope = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio_grad(nu, x); };
+  using D = typename Arithmetic<T>::type;
+  const auto log = [](double nu, double x) LTFAST_LAMBDA { return log_iv<D>(nu, x); };
+  const auto ratio = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio<D>(nu, x); };
+  const auto slope = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio_grad<D>(nu, x); };
   if (a.function == BesselFunction::log_iv) return elementwise<T>(a, log);
   if (a.function == BesselFunction::ratio) return elementwise<T>(a, ratio);
   return elementwise<T>(a, slope);
