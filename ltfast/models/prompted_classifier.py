@@ -14,7 +14,7 @@ class PromptedClassifier(nn.Module):
     alone; `grouped` adds to the last blocks those group prompts whose keys are nearest to what `forward` sees.
 
     Args:
-        backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; a plain vision transformer.
+        backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; which: `PromptedTransformer`.
         global_pool: features are the class token ("token") or the mean of the patches' ("avg"); None: as timm has it.
         length: shared prompts of a block.
         pool_size, group_length, group_blocks, matches: see `PromptPool`.
@@ -63,8 +63,9 @@ class PromptedClassifier(nn.Module):
         the query and for the features.
         """
         with torch.no_grad():
-            below = self.transformer.run(self.transformer.tokens(images), 0, self._first)
-            query = self.transformer.features(self.transformer.run(below, self._first))
+            tokens, ropes = self.transformer.embed(images)
+            below = self.transformer.run(tokens, 0, self._first, ropes=ropes)
+            query = self.transformer.features(self.transformer.run(below, self._first, ropes=ropes))
         indices, cosines = self.pool.match(query)
-        tokens = self.transformer.run(below, self._first, group=self.pool.select(indices))
+        tokens = self.transformer.run(below, self._first, group=self.pool.select(indices), ropes=ropes)
         return self.head(self.transformer.features(tokens)), indices, cosines

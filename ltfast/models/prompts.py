@@ -5,23 +5,29 @@ puts prompts among the tokens and drops them after the block: then they have que
 network that nobody looks at. Here they are keys and values and nothing else; the other tokens get the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+JOINABLE = {(Block, Attention), (EvaBlock, EvaAttention), (EvaBlock, AttentionRope)}  # the types themselves, no heirs
 
-def prompted_block(block: Any, tokens: Tensor, prompts: Sequence[Tensor], *, queries: int | None = None) -> Tensor:
+
+def prompted_block(
+    block: Any, tokens: Tensor, prompts: Sequence[Tensor], *, rope: Tensor | None = None, queries: int | None = None
+) -> Tensor:
     """A transformer block whose tokens also attend to prompts.
 
     Args:
         block: timm's, with pre-normalisation; it is used, not copied.
         tokens: (B, N, D).
         prompts: each (P, D), the same for all images, or (B, P, D); unnormalised, as tokens are.
+        rope: rotary embedding of the patches, the last of the tokens, as timm gives it to the block; prompts have none.
         queries: only the first so many tokens are wanted, None for all: the others are keys and values alone.
 
     Returns:
@@ -30,44 +36,69 @@ def prompted_block(block: Any, tokens: Tensor, prompts: Sequence[Tensor], *, que
     attention = block.attn
     normed = block.norm1(tokens)
     keys, values = _keys_values(attention, normed)
+    keys = _rotated(attention, keys, rope)
     for prompt in prompts:
         more = _keys_values(attention, block.norm1(prompt))
         keys, values = (
             torch.cat([extra.expand(len(tokens), -1, -1, -1), own], 2)
             for extra, own in zip(more, (keys, values), strict=True)
         )
-    width = attention.num_heads * attention.head_dim
     tokens, normed = tokens[:, :queries], normed[:, :queries]
-    query = attention.q_norm(_heads(attention, F.linear(normed, *_part(attention.qkv, 0, width))))
+    (query,) = _projected(attention, normed, 0, 1)
+    query = _rotated(attention, attention.q_norm(query), rope)
     dropout = attention.attn_drop.p if attention.training else 0.0
-    mixed = F.scaled_dot_product_attention(query, keys, values, dropout_p=dropout)
+    grouped = keys.shape[1] < query.shape[1]  # several heads of queries share one of keys
+    mixed = F.scaled_dot_product_attention(query, keys, values, dropout_p=dropout, enable_gqa=grouped)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     attended = attention.proj_drop(attention.proj(mixed))
-    tokens = tokens + block.drop_path1(block.ls1(attended))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    first_scale, second_scale = _layer_scales(block)
+    tokens = tokens + block.drop_path1(first_scale(attended))
+    return tokens + block.drop_path2(second_scale(block.mlp(block.norm2(tokens))))
 
 
 def _keys_values(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Of tokens (B, N, D) or (N, D): two of (B or 1, heads, N, width of a head)."""
-    width = attention.num_heads * attention.head_dim
-    both = F.linear(normed if normed.dim() == 3 else normed[None], *_part(attention.qkv, width, 3 * width))
-    keys, values = both.chunk(2, -1)
-    return attention.k_norm(_heads(attention, keys)), _heads(attention, values)
+    keys, values = _projected(attention, normed if normed.dim() == 3 else normed[None], 1, 3)
+    return attention.k_norm(keys), values
 
 
-def _part(layer: Any, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-    return layer.weight[first:last], None if layer.bias is None else layer.bias[first:last]
+def _projected(attention: Any, normed: Tensor, first: int, last: int) -> list[Tensor]:
+    """Queries (0), keys (1) and values (2) of tokens, from `first` to `last`, not included: (B, heads, N, width)."""
+    width = attention.proj.in_features  # of all heads
+    if attention.qkv is None:
+        layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+        parts = [layer(normed) for layer in layers[first:last]]
+    else:
+        bias = attention.qkv.bias
+        if getattr(attention, "q_bias", None) is not None:  # beside the weights, Eva has it
+            bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+        rows = slice(first * width, last * width)
+        parts = F.linear(normed, attention.qkv.weight[rows], None if bias is None else bias[rows]).split(width, -1)
+    return [part.unflatten(-1, (-1, width // attention.num_heads)).transpose(1, 2) for part in parts]
 
 
-def _heads(attention: Any, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+def _rotated(attention: Any, x: Tensor, rope: Tensor | None) -> Tensor:
+    """Queries or keys (B, heads, N, width) of the first N tokens, those of patches turned by their positions."""
+    if rope is None or x.shape[2] <= attention.num_prefix_tokens:
+        return x
+    prefix, half = attention.num_prefix_tokens, getattr(attention, "rotate_half", False)
+    turned = apply_rot_embed_cat(x[:, :, prefix:], rope[..., : x.shape[2] - prefix, :], half=half)
+    return torch.cat([x[:, :, :prefix], turned.type_as(x)], 2)
+
+
+def _layer_scales(block: Any) -> list[Callable[[Tensor], Tensor]]:
+    """After the attention and after the feed-forward network."""
+    if isinstance(block, Block):
+        return [block.ls1, block.ls2]
+    return [nn.Identity() if gamma is None else gamma.mul for gamma in (block.gamma_1, block.gamma_2)]
 
 
 class PromptedTransformer(nn.Module):
-    """A timm `VisionTransformer` with shared prompts in each block.
+    """A timm vision transformer with shared prompts in each block.
 
     Args:
-        backbone: a plain `VisionTransformer` (ViT, DeiT, AugReg, MAE, DINO, CLIP, ...), without its head.
+        backbone: a plain `VisionTransformer` (ViT, DeiT, AugReg, MAE, DINO, CLIP, ...) or an `Eva` (EVA, EVA02, DINOv3,
+            the Perception Encoder, ViTs with rotary embeddings, ...), without its head.
         length: prompts of a block, P.
 
     Attributes:
@@ -89,27 +120,53 @@ class PromptedTransformer(nn.Module):
         self.backbone = backbone
         self.prompts = _new_prompts(self.backbone, len(self.backbone.blocks), length)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """What enters the first block, (B, N, D)."""
+    def embed(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """What enters the first block, (B, N, D), and each block's rotary embedding of the patches, None for a backbone
+        without."""
         vit = self.backbone
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        embedded = vit._pos_embed(vit.patch_embed(images))
+        if not isinstance(vit, Eva):
+            return vit.norm_pre(vit.patch_drop(embedded)), None
+        tokens, rope = embedded  # dropped patches are gone from both
+        ropes = rope if rope is None or vit.rope_mixed else [rope] * len(vit.blocks)
+        return vit.norm_pre(tokens), ropes
 
-    def run(self, tokens: Tensor, first: int, last: int | None = None, group: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        tokens: Tensor,
+        first: int,
+        last: int | None = None,
+        group: Tensor | None = None,
+        *,
+        ropes: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """The blocks from `first` to `last`, not included, None for all that follow.
 
         Args:
             tokens: (B, N, D).
             first, last: numbers of blocks.
             group: prompts of each image beside the shared ones, (B, number of these blocks, P, D).
+            ropes: as `embed` gives them, of all blocks.
 
         Returns:
             (B, N, D); after the last block only the tokens that the backbone pools.
+
+        Raises:
+            ValueError: no ropes, which the backbone has.
         """
+        if ropes is None and getattr(self.backbone, "rope", None) is not None:  # else tokens would lose their places
+            raise ValueError(f"ropes: expected what embed() gives, for {type(self.backbone).__name__}, got none")
         blocks = list(self.backbone.blocks)[first:last]
         for i, block in enumerate(blocks):
             end = first + i + 1 == len(self.backbone.blocks)
             prompts = [self.prompts[first + i]] if group is None else [self.prompts[first + i], group[:, i]]
-            tokens = prompted_block(block, tokens, prompts, queries=1 if end and self._pools_first() else None)
+            tokens = prompted_block(
+                block,
+                tokens,
+                prompts,
+                rope=None if ropes is None else ropes[first + i],
+                queries=self._pooled() if end else None,
+            )
         return tokens
 
     def features(self, tokens: Tensor) -> Tensor:
@@ -117,10 +174,14 @@ class PromptedTransformer(nn.Module):
         return self.backbone.forward_head(self.backbone.norm(tokens), pre_logits=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(self.run(self.tokens(images), 0))
+        tokens, ropes = self.embed(images)
+        return self.features(self.run(tokens, 0, ropes=ropes))
 
-    def _pools_first(self) -> bool:
-        return self.backbone.global_pool == "token" and self.backbone.attn_pool is None
+    def _pooled(self) -> int | None:
+        """The first so many tokens, None for all."""
+        if self.backbone.global_pool != "token":
+            return None
+        return 1 if getattr(self.backbone, "dist_token", None) is None else 2  # a distilled DeiT takes two tokens' mean
 
 
 class PromptPool(nn.Module):
@@ -172,18 +233,21 @@ def check_blocks(backbone: Any) -> None:
         ValueError: prompts cannot join the blocks of this backbone.
     """
     name = type(backbone).__name__
-    if not isinstance(backbone, VisionTransformer):
-        raise ValueError(f"backbone: expected a timm VisionTransformer, for prompts to join its blocks, got {name}")
+    if not isinstance(backbone, (VisionTransformer, Eva)):
+        raise ValueError(
+            f"backbone: expected a timm VisionTransformer or Eva, for prompts to join its blocks, got {name}"
+        )
     for block in backbone.blocks:
         attention = getattr(block, "attn", None)
-        if type(block) is not Block or type(attention) is not Attention or getattr(attention, "gate", None) is not None:
+        gated = getattr(attention, "gate", None) is not None
+        if gated or (type(block), type(attention)) not in JOINABLE:
             raise ValueError(
                 f"backbone: expected plain pre-normalised blocks, for prompts to join them, got "
-                f"{type(block).__name__} with {type(attention).__name__} in {name}"
+                f"{type(block).__name__} with {'gated ' if gated else ''}{type(attention).__name__} in {name}"
             )
 
 
-def _new_prompts(backbone: VisionTransformer, *shape: int) -> nn.Parameter:
+def _new_prompts(backbone: Any, *shape: int) -> nn.Parameter:
     """Uniform with the variance of a patch embedding's Xavier initialisation, as visual prompt tuning has it."""
     bound = (6 / (backbone.patch_embed.proj.weight[0].numel() + backbone.embed_dim)) ** 0.5
     return nn.Parameter(torch.empty(*shape, backbone.embed_dim).uniform_(-bound, bound))

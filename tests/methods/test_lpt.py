@@ -44,7 +44,7 @@ def test_second_phase_is_two_whole_passes(init):
     every = F.cosine_similarity(query[:, None], pool.keys[None], dim=-1)
     torch.testing.assert_close(cosines, every.topk(2, 1).values)
     assert torch.equal(indices, every.topk(2, 1).indices)
-    tokens = transformer.run(transformer.tokens(images), 0, 1)
+    tokens = transformer.run(transformer.embed(images)[0], 0, 1)
     features = transformer.features(transformer.run(tokens, 1, group=pool.prompts[indices].mean(1)))
     torch.testing.assert_close(scores, network.head(features))
     parts = [

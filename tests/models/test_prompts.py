@@ -1,9 +1,18 @@
+from contextlib import contextmanager
+
 import pytest
 import timm
 import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from torch import nn
 from torch.nn import functional as F
 
+from ltfast.engine import RunSettings
+from ltfast.methods import METHODS, settings_of
+from ltfast.models import PromptedClassifier
 from ltfast.models.prompts import PromptedTransformer, PromptPool, prompted_block
+from methods.conftest import tiny_bundle
 
 VITS = {
     "class token": {},
@@ -17,20 +26,76 @@ VITS = {
         "pre_norm": True,
         "qkv_bias": False,
     },
+    "distilled": {"kind": VisionTransformerDistilled},
 }
+ROPE = {"use_rot_pos_emb": True}
+EVAS = {
+    "eva": {},
+    "eva, class token": {"global_pool": "token"},
+    "eva02": {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, **ROPE},
+    "eva, no biases": {"qkv_bias": False, "swiglu_mlp": True, "ref_feat_shape": (7, 7), **ROPE},
+    "eva, rope and registers": {"class_token": False, "num_reg_tokens": 2, "use_abs_pos_emb": False, **ROPE},
+    "eva, rope and patches alone": {"class_token": False, "init_values": 0.1, **ROPE},
+    "eva, rope and class token": {"global_pool": "token", "use_fc_norm": True, "no_embed_class": True, **ROPE},
+    "eva, rope of halves": {
+        "rope_type": "dinov3",
+        "rope_rotate_half": True,
+        "num_reg_tokens": 4,
+        "init_values": 0.1,
+        "use_abs_pos_emb": False,
+        "global_pool": "token",
+        "dynamic_img_size": True,
+        **ROPE,
+    },
+    "eva, rope of each block": {"rope_type": "mixed", "attn_type": "rope", "init_values": 0.1, **ROPE},
+    "eva, fewer keys than queries": {
+        "rope_type": "mrope",
+        "rope_mrope_section": (1, 1, 2),
+        "embed_dim": 32,
+        "num_heads": 4,
+        "attn_type": "rope",
+        "qkv_fused": False,
+        "num_kv_heads": (4, 2, 2, 1),
+        "qk_norm": True,
+        "init_values": 0.1,
+        "attn_only_layer_scale": True,
+        **ROPE,
+    },
+    "eva, attention pool": {"global_pool": "map", "use_pre_transformer_norm": True, "qk_norm": True, **ROPE},
+}
+MODELS = {**VITS, **{name: {"kind": Eva, **options} for name, options in EVAS.items()}}
 
 
-def vit(depth=4, **options):
+def new(depth=4, kind=timm.models.VisionTransformer, **options):
     torch.manual_seed(torch.seed() % 2**31)
     shape = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "num_classes": 0, "in_chans": 3}
-    return timm.models.VisionTransformer(depth=depth, **shape, **options).double().eval()
+    return kind(depth=depth, **{**shape, **options}).double().eval()
 
 
-def among_tokens(backbone, tokens, prompts, first=0, last=None):
+def vit(**options):
+    model = new(**options)
+    for parameter in model.parameters():  # else biases are zeros, and Eva's tokens attend to all others alike
+        nn.init.normal_(parameter, parameter.mean().item(), 0.3)
+    return model
+
+
+@contextmanager
+def prefixed(block, number):
+    """The first so many tokens more have no place in the image."""
+    block.attn.num_prefix_tokens = getattr(block.attn, "num_prefix_tokens", 0) + number
+    yield
+    block.attn.num_prefix_tokens -= number
+
+
+def among_tokens(backbone, tokens, prompts, first=0, last=None, ropes=None):
     """The published formulation: prompts among the tokens, dropped after each block."""
-    for block, own in zip(backbone.blocks[first:last], prompts, strict=True):
+    for i, own in enumerate(prompts):
+        block, count = backbone.blocks[first:last][i], own.shape[-2]
         whole = torch.cat([own.expand(len(tokens), -1, -1), tokens], 1)
-        tokens = block(whole)[:, own.shape[-2] :]
+        with prefixed(block, count):
+            whole = block(whole) if ropes is None else block(whole, rope=ropes[first + i])
+        tokens = whole[:, count:]
+    assert len(prompts) == len(backbone.blocks[first:last])
     return tokens
 
 
@@ -38,38 +103,39 @@ def head(backbone, tokens):
     return backbone.forward_head(backbone.norm(tokens), pre_logits=True)
 
 
-@pytest.mark.parametrize("options", VITS.values(), ids=VITS)
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_equal_to_prompts_among_the_tokens(options):
     model = PromptedTransformer(vit(**options), 5).double()
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     outputs, gradients = [], []
     for published in (False, True):
         if published:
-            tokens = among_tokens(model.backbone, model.tokens(images), model.prompts)
+            tokens, ropes = model.embed(images)
+            tokens = among_tokens(model.backbone, tokens, model.prompts, ropes=ropes)
             features = head(model.backbone, tokens)
         else:
             features = model(images)
         weights = torch.linspace(-1, 1, features.numel(), dtype=torch.float64).view_as(features)
         outputs.append(features)
-        gradients.append(
-            torch.autograd.grad((features * weights).sum(), [model.prompts, *model.backbone.blocks.parameters()])
-        )
+        learned = list(model.parameters())
+        gradients.append(torch.autograd.grad((features * weights).sum(), learned, materialize_grads=True))
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", VITS.values(), ids=VITS)
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_group_prompts_join_the_shared_ones(options):
     model = PromptedTransformer(vit(**options), 5).double()
     pool = PromptPool(model.backbone, size=6, length=2, blocks=3, matches=2).double()
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     group = pool.select(torch.randint(6, (4, 2)))
-    shared = model.run(model.tokens(images), 0, 1)
-    ours = model.features(model.run(shared, 1, group=group))
+    tokens, ropes = model.embed(images)
+    shared = model.run(tokens, 0, 1, ropes=ropes)
+    ours = model.features(model.run(shared, 1, group=group, ropes=ropes))
     both = [torch.cat([own.expand(4, -1, -1), group[:, i]], 1) for i, own in enumerate(model.prompts[1:])]
-    first = among_tokens(model.backbone, model.tokens(images), model.prompts[:1], last=1)
-    theirs = head(model.backbone, among_tokens(model.backbone, first, both, first=1))
+    first = among_tokens(model.backbone, tokens, model.prompts[:1], last=1, ropes=ropes)
+    theirs = head(model.backbone, among_tokens(model.backbone, first, both, first=1, ropes=ropes))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     for parameter in (pool.prompts, model.prompts):
         mine, other = (torch.autograd.grad(x.square().sum(), parameter, retain_graph=True)[0] for x in (ours, theirs))
@@ -90,16 +156,54 @@ def test_matching_is_the_brute_force_search():
     assert chosen.shape == (11, 2, 2, 24)
 
 
-def test_only_the_wanted_tokens_are_computed():
-    backbone = vit(depth=1)
-    tokens, prompt = torch.randn(2, 17, 24, dtype=torch.float64), torch.randn(3, 24, dtype=torch.float64)
-    whole = prompted_block(backbone.blocks[0], tokens, [prompt])
-    torch.testing.assert_close(prompted_block(backbone.blocks[0], tokens, [prompt], queries=1), whole[:, :1])
-    torch.testing.assert_close(prompted_block(backbone.blocks[0], tokens, []), backbone.blocks[0](tokens))
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_without_prompts_it_is_the_backbone(options):
+    model = PromptedTransformer(vit(**options), 5).double()
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    tokens, ropes = model.embed(images)
+    for i, block in enumerate(model.backbone.blocks):
+        tokens = prompted_block(block, tokens, [], rope=None if ropes is None else ropes[i])
+    torch.testing.assert_close(head(model.backbone, tokens), model.backbone(images), rtol=1e-10, atol=1e-12)
 
 
-def test_half_precision_and_autocast():
-    model = PromptedTransformer(vit().float(), 5)
+@pytest.mark.parametrize("name", ["class token", "eva", "eva, rope of halves", "eva, rope of each block"])
+def test_only_the_wanted_tokens_are_computed(name):
+    model = PromptedTransformer(vit(**MODELS[name]), 5).double()
+    tokens, ropes = model.embed(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    block, rope = model.backbone.blocks[1], None if ropes is None else ropes[1]
+    whole = prompted_block(block, tokens, [model.prompts[1]], rope=rope)
+    for queries in (1, 5, 9):  # before, at and after the first of the patches, where registers precede them
+        some = prompted_block(block, tokens, [model.prompts[1]], rope=rope, queries=queries)
+        torch.testing.assert_close(some, whole[:, :queries])
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({}, 1), ({"kind": VisionTransformerDistilled}, 2), ({"global_pool": "avg"}, 17)]
+    + [
+        ({"kind": Eva, "global_pool": pool, **ROPE}, wanted)
+        for pool, wanted in (("token", 1), ("avg", 17), ("map", 17))
+    ],
+)
+def test_last_block_computes_what_is_pooled(options, wanted):
+    model = PromptedTransformer(vit(**options), 5).double()
+    tokens, ropes = model.embed(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    assert model.run(tokens, 0, ropes=ropes).shape[1] == wanted
+
+
+@pytest.mark.parametrize("rope", ["cat", "mixed"])
+def test_dropped_patches_take_their_positions_along(rope):
+    options = {"kind": Eva, "patch_drop_rate": 0.5, "rope_type": rope, **ROPE}
+    model = PromptedTransformer(vit(**options), 5).double().train()
+    tokens, ropes = model.embed(torch.randn(3, 3, 16, 16, dtype=torch.float64))
+    assert tokens.shape[1] == 1 + 8
+    ours, theirs = model.run(tokens, 0, ropes=ropes), among_tokens(model.backbone, tokens, model.prompts, ropes=ropes)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["class token", "eva02", "eva, rope of halves", "eva, fewer keys than queries"])
+def test_half_precision_and_autocast(name):
+    model = PromptedTransformer(new(**MODELS[name]).float(), 5)  # with weights as small as timm's
     images = torch.randn(2, 3, 16, 16)
     exact = model(images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,12 +212,62 @@ def test_half_precision_and_autocast():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "vit_base_patch16_rpn_224"]
+    ("name", "pool"), [("vit_tiny_patch16_dinov3_qkvb", "token"), ("vit_small_patch16_rope_mixed_224", "avg")]
 )
-def test_backbones_that_prompts_cannot_join_are_named(name):
-    backbone = timm.create_model(name, num_classes=0)
-    with pytest.raises(ValueError, match="backbone: expected"):
-        PromptedTransformer(backbone, 2)
+def test_classifier_of_an_eva(name, pool):
+    model = PromptedClassifier(name, 7, image_size=32, group_blocks=4, global_pool=pool)
+    model.double().eval()
+    transformer, images = model.transformer, torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    nn.init.normal_(transformer.prompts)
+    nn.init.normal_(model.pool.prompts)
+    scores, indices, cosines = model.grouped(images)
+    tokens, ropes = transformer.embed(images)
+    query = head(transformer.backbone, among_tokens(transformer.backbone, tokens, transformer.prompts, ropes=ropes))
+    torch.testing.assert_close(model(images), model.head(query), rtol=1e-10, atol=1e-12)
+    every = F.cosine_similarity(query.float()[:, None], model.pool.keys.float()[None], dim=-1)
+    torch.testing.assert_close((indices, cosines), every.topk(2, 1)[::-1])
+    below = among_tokens(transformer.backbone, tokens, transformer.prompts[:8], last=8, ropes=ropes)
+    group = model.pool.select(indices)
+    both = [torch.cat([own.expand(4, -1, -1), group[:, i]], 1) for i, own in enumerate(transformer.prompts[8:])]
+    features = head(transformer.backbone, among_tokens(transformer.backbone, below, both, first=8, ropes=ropes))
+    torch.testing.assert_close(scores, model.head(features), rtol=1e-10, atol=1e-12)
+
+
+def test_lpt_trains_on_an_eva():
+    settings = settings_of("lpt", {"backbone": "vit_tiny_patch16_dinov3_qkvb", "image_size": 32, "batch_size": 4})
+    for stage in METHODS["lpt"].build(settings, tiny_bundle(), run=RunSettings(seed=3)).stages:
+        stage.train()
+        loss, _ = stage(next(stage.batches.epoch(0, 0)))
+        learned = list(stage.trained())
+        assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, learned))
+
+
+def gated():
+    backbone = vit(kind=Eva)
+    backbone.blocks[2].attn.gate = nn.Linear(24, 24)
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        (lambda: timm.create_model("resnet18"), "VisionTransformer or Eva.*got ResNet"),
+        (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "got SwinTransformer"),
+        (lambda: timm.create_model("beit_base_patch16_224", depth=1), "got Beit"),
+        (lambda: timm.create_model("vit_base_patch16_rpn_224", depth=1), "got ResPostBlock with Attention"),
+        (lambda: vit(kind=Eva, use_post_norm=True), "got EvaBlockPostNorm with EvaAttention in Eva"),
+        (gated, "got EvaBlock with gated EvaAttention in Eva"),
+    ],
+)
+def test_backbones_that_prompts_cannot_join_are_named(backbone, words):
+    with pytest.raises(ValueError, match=f"backbone: expected.*{words}"):
+        PromptedTransformer(backbone(), 2)
+
+
+def test_tokens_of_a_rotary_backbone_need_their_ropes():
+    model = PromptedTransformer(vit(kind=Eva, **ROPE), 2).double()
+    with pytest.raises(ValueError, match="ropes: expected"):
+        model.run(model.embed(torch.randn(1, 3, 16, 16, dtype=torch.float64))[0], 0)
 
 
 def test_bad_arguments_are_named():

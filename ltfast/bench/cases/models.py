@@ -71,7 +71,7 @@ def published_phase(model: PromptedClassifier, images: Tensor) -> tuple[Tensor, 
     first = len(blocks) - pool.prompts.shape[1]  # with group prompts
 
     def features(group: Tensor | None) -> Tensor:
-        tokens = transformer.tokens(images)
+        tokens = transformer.embed(images)[0]
         for i, block in enumerate(blocks):
             prompts = [transformer.prompts[i].expand(len(images), -1, -1)]
             if group is not None and i >= first:
