@@ -1,5 +1,10 @@
 """What the tests of the methods share."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +12,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ltfast.data import ArrayDataset, DataBundle, load
+from ltfast.engine.checkpoint import load_checkpoint
 
 
 def tiny_bundle(counts=(12, 6, 2), size=8, channels=1):
@@ -46,3 +52,21 @@ def _command_line():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(threads)
+
+
+def check_killed_runs(whole, arguments, kills, resumed, out):
+    """`ltfast train ARGUMENTS`, killed after so many steps time and again, resumes in the stages named and ends with
+    the bits and the accuracies of the run that was left alone."""
+    script = Path(__file__).parents[1] / "cli" / "killed_train.py"
+    steps = [str(step) for step in (*kills, 0)]
+    command = [sys.executable, str(script), *steps, "--", *arguments, "--checkpoint-minutes", "0", "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    lines = result.stdout.splitlines()
+    children = [line for line in lines if line.startswith("child")]
+    assert children == ["child -9"] * len(kills) + ["child 0"], result.stderr
+    assert [line.split()[1] for line in lines if line.startswith("resuming")] == resumed
+    alone, stopped = load_checkpoint(whole)["model"], load_checkpoint(out)["model"]
+    assert alone.keys() == stopped.keys()
+    assert all(torch.equal(value, stopped[name]) for name, value in alone.items())
+    first, second = (json.loads((folder / "metrics.json").read_text())["per_class"] for folder in (whole, out))
+    assert first == second

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,13 +11,12 @@ import ltfast
 from ltfast.cli import main
 from ltfast.data import class_groups
 from ltfast.engine import RunSettings
-from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.losses import CompensationLoss
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.decoupled_optimisation import CANDIDATES, Aggregation, PruningStage
 from ltfast.models import SubModels
-from methods.conftest import tiny_bundle
+from methods.conftest import check_killed_runs, tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "do").glob("*.yaml"))
 SMALL = {"batch_size": 5, "backbone": "digits_convnet", "epochs": 2, "later_epochs": 2, "prune_epochs": 2, "lr": 0.05}
@@ -223,19 +220,7 @@ def digits_run(tmp_path_factory):
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_stages_ends_with_the_same_bits(digits_run, tmp_path):
     """Of 32 steps: killed inside the first stage, inside its pruning, inside the second, and before the last."""
-    script = Path(__file__).parents[1] / "cli" / "killed_train.py"
-    arguments = [*DIGITS, "--checkpoint-minutes", "0", "--out", str(tmp_path)]
-    command = [sys.executable, str(script), "3", "9", "8", "12", "0", "--", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    children = [line for line in result.stdout.splitlines() if line.startswith("child")]
-    assert children == ["child -9"] * 4 + ["child 0"], result.stderr
-    resumed = [line for line in result.stdout.splitlines() if line.startswith("resuming")]
-    assert [line.split()[1] for line in resumed] == ["many", "many_pruned", "medium", "few"]
-    whole, stopped = load_checkpoint(digits_run)["model"], load_checkpoint(tmp_path)["model"]
-    assert whole.keys() == stopped.keys()
-    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
-    metrics = [json.loads((out / "metrics.json").read_text())["per_class"] for out in (digits_run, tmp_path)]
-    assert metrics[0] == metrics[1]
+    check_killed_runs(digits_run, DIGITS, (3, 9, 8, 12), ["many", "many_pruned", "medium", "few"], tmp_path)
 
 
 @pytest.mark.usefixtures("_command_line")

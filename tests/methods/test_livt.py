@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.encoders import PRETRAINED, load_encoder, pretrained_encoder
 from ltfast.models import make_backbone
-from methods.conftest import tiny_bundle
+from methods.conftest import check_killed_runs, tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "livt").glob("*.yaml"))
 DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -224,19 +222,7 @@ def digits_run(tmp_path_factory):
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_stages_ends_with_the_same_bits(digits_run, tmp_path):
     """Of 8 and 8 steps: killed inside the first stage, at its end, and inside the second, between mixed batches."""
-    script = Path(__file__).parents[1] / "cli" / "killed_train.py"
-    arguments = [*DIGITS, "--checkpoint-minutes", "0", "--out", str(tmp_path)]
-    command = [sys.executable, str(script), "3", "7", "7", "0", "--", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    children = [line for line in result.stdout.splitlines() if line.startswith("child")]
-    assert children == ["child -9"] * 3 + ["child 0"], result.stderr
-    resumed = [line for line in result.stdout.splitlines() if line.startswith("resuming")]
-    assert [line.split()[1] for line in resumed] == ["pretrain", "finetune", "finetune"]
-    whole, stopped = load_checkpoint(digits_run)["model"], load_checkpoint(tmp_path)["model"]
-    assert whole.keys() == stopped.keys()
-    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
-    metrics = [json.loads((out / "metrics.json").read_text())["per_class"] for out in (digits_run, tmp_path)]
-    assert metrics[0] == metrics[1]
+    check_killed_runs(digits_run, DIGITS, (3, 7, 7), ["pretrain", "finetune", "finetune"], tmp_path)
 
 
 @pytest.mark.usefixtures("_command_line")

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ltfast.engine.loop import make_accelerator, train
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.encoders import pretrained_encoder
 from ltfast.models import PromptedClassifier
-from methods.conftest import tiny_bundle
+from methods.conftest import check_killed_runs, tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "lpt").glob("*.yaml"))
 SMALL = {"batch_size": 4, "backbone": "vit_digits", "epochs": 2, "prompt_length": 3, "group_length": 2, "pool_size": 5}
@@ -183,17 +181,7 @@ def test_eval_takes_the_backbone_from_where_it_was(runs, tmp_path, monkeypatch):
 def test_killed_inside_and_between_phases_ends_with_the_same_bits(runs, tmp_path):
     """Of 8 + 9 steps: killed inside the first phase, before the second, and inside it."""
     _, lpt, command = runs
-    script = Path(__file__).parents[1] / "cli" / "killed_train.py"
-    arguments = [*command, "--checkpoint-minutes", "0", "--out", str(tmp_path)]
-    words = [sys.executable, str(script), "3", "7", "4", "0", "--", *arguments]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=400)
-    children = [line for line in result.stdout.splitlines() if line.startswith("child")]
-    assert children == ["child -9"] * 3 + ["child 0"], result.stderr
-    resumed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("resuming")]
-    assert resumed == ["shared", "group", "group"]
-    whole, stopped = load_checkpoint(lpt)["model"], load_checkpoint(tmp_path)["model"]
-    assert whole.keys() == stopped.keys()
-    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+    check_killed_runs(lpt, command, (3, 7, 4), ["shared", "group", "group"], tmp_path)
 
 
 @pytest.mark.usefixtures("_command_line")
