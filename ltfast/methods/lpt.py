@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, RunSettings, Stage, check, option
@@ -107,7 +108,8 @@ class GroupStage(Stage):
     """The second phase: group prompts, their keys and the classifier.
 
     The loss is the class-balanced half's, and `eta (E - e) / E` times the other half's in epoch e of E, and one minus
-    the mean cosine between queries and the keys that they match.
+    the mean cosine between queries and the keys that they match. The keys start as queries of some images: from random
+    keys, features that point nearly the same way would all choose the same ones, and only those would learn.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class GroupStage(Stage):
         balanced: nn.Module,
         instance: nn.Module,
         eta: float,
+        first: Batches,
     ) -> None:
         """
         Args:
@@ -127,11 +130,22 @@ class GroupStage(Stage):
             network: with the first phase's prompts.
             balanced, instance: losses of the halves.
             eta: see above.
+            first: its first batch has the images that the keys start from, the same in every process.
         """
         super().__init__(name, batches, optimisation)
         self.network = network
         self.balanced, self.instance = balanced, instance
         self.eta = eta
+        self.first = first
+
+    def start(self) -> None:
+        images, _ = next(iter(self.first.epoch(0, 0)))
+        self.first.close()
+        keys = self.network.pool.keys
+        self.eval()
+        with torch.no_grad():
+            queries = self.network.transformer(images.to(keys.device))
+            keys[: len(queries)] = queries
 
     def trained(self) -> Iterable[nn.Parameter]:
         yield from self.network.pool.parameters()
@@ -226,6 +240,13 @@ def build(
         balanced=AGCLLoss(counts, gamma_neg=4.0),
         instance=AGCLLoss(counts, gamma_pos=0.5, gamma_neg=8.0),
         eta=settings.eta,
+        first=train_batches(
+            bundle,
+            transforms,
+            batch_size=min(settings.pool_size, len(bundle.train)),
+            sampler="class_balanced",
+            run=run,
+        ),
     )
     test = evaluation_batches(bundle, size, batch_size=test_batch_size, **shared)
     return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))

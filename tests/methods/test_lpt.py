@@ -52,6 +52,26 @@ def test_second_phase_is_two_whole_passes(init):
     torch.testing.assert_close(*parts)
 
 
+def test_keys_start_as_queries_the_same_in_every_process():
+    plans = [
+        METHODS["lpt"].build(settings_of("lpt", SMALL), tiny_bundle(), run=RunSettings(seed=3), rank=r, world_size=2)
+        for r in (0, 1)
+    ]
+    stages = [plan.stages[1] for plan in plans]
+    stages[1].load_state_dict(stages[0].state_dict())
+    before = stages[0].network.pool.keys.detach().clone()
+    for stage in stages:
+        stage.train()
+        stage.start()
+    keys = stages[0].network.pool.keys
+    assert torch.equal(keys, stages[1].network.pool.keys)
+    assert keys.requires_grad
+    images, _ = next(stages[0].first.epoch(0, 0))
+    assert len(images) == 5
+    torch.testing.assert_close(keys, stages[0].network.transformer(images))
+    assert not torch.isclose(keys, before).all(1).any()
+
+
 def test_the_loss_is_the_sum_of_its_parts():
     stage = build(epochs=4, eta=0.6).stages[1].train()
     assert (stage.balanced.gamma_pos, stage.balanced.gamma_neg) == (0.0, 4.0)
@@ -189,7 +209,8 @@ def test_report_shows_which_keys_classes_choose(runs, tmp_path, capsys):
     livt, lpt, _ = runs
     out = tmp_path / "prompts.png"
     assert main(["report", "prompts", str(lpt), "--out", str(out)]) == 0
-    assert "of 20 keys are chosen" in capsys.readouterr().out
+    chosen = int(capsys.readouterr().out.split(" of 20 keys are chosen")[0].split()[-1])
+    assert chosen > 10  # random keys that never moved: two
     assert out.read_bytes()[:4] == b"\x89PNG"
     rows = json.loads(out.with_suffix(".json").read_text())
     assert len(rows["class_names"]) == len(rows["shares"]) == 10
