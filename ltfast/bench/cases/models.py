@@ -122,7 +122,7 @@ def prompts(device: torch.device, shape: str, backbone: str, images: int, dtype:
         partial(draw, device),
         {
             "ltfast": partial(start, PromptedClassifier.grouped),
-            "eager": partial(start, published_phase),
+            "published": partial(start, published_phase),
         },
     )
 
@@ -175,4 +175,5 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield prompts(device, "imagenet-lt", "vit_base_patch16_224", 256, torch.bfloat16)
     else:
         yield prompts(device, "imagenet-lt", "vit_small_patch16_224", 4, torch.float32)
+        yield prompts(device, "large", "vit_base_patch16_224", 16, torch.float32)
     yield masked_autoencoder(device, "small", "vit_tiny_patch16_224", 8)
