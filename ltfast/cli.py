@@ -312,8 +312,8 @@ def bench(argv: Sequence[str]) -> int:
 
     parser = _parser("bench", bench)
     group = parser.add_argument_group("what to time")
-    group.add_argument("--ops", help=f"some of {','.join(OPS)}; default: all")
-    group.add_argument("--shapes", help=f"some of {','.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
+    group.add_argument("--ops", help=f"some of {', '.join(OPS)}, with commas; default: all")
+    group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
     group.add_argument("--peers", help="implementations beside ltfast, as the tables name them, or none; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for results.json, speedups.png, roofline.png and growth.png")
@@ -364,7 +364,7 @@ def bench_step(argv: Sequence[str]) -> int:
 
     parser = _parser("bench step", bench_step)
     group = parser.add_argument_group("what to time")
-    group.add_argument("--methods", help=f"some of {','.join(step.METHODS)}; default: all")
+    group.add_argument("--methods", help=f"some of {', '.join(step.METHODS)}; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for steps.json")
     args = _parse(parser, argv)

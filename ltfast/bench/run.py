@@ -47,7 +47,22 @@ def bench(
 
     Returns:
         `machine`, `ceilings`; `rows` of `run_case`, `missing`, `growth`: what `results.json` holds.
+
+    Raises:
+        ValueError: no case of these ops has such a shape, or one of these peers.
     """
+    names = {
+        name
+        for op in ops
+        for case in OPS[op].cases(device)
+        if case.op == op and case.shape in shapes
+        for name in case.implementations
+    }
+    if not names:
+        raise ValueError(f"shapes: expected one that {', '.join(ops)} has, got {', '.join(shapes)}")
+    if unknown := set(peers or ()) - names:
+        known = ", ".join(sorted(names - {"ltfast"}))
+        raise ValueError(f"peers: expected some of {known}, got {', '.join(sorted(unknown))}")
     limits = ceilings.measure(device)
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
