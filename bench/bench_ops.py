@@ -4,6 +4,7 @@ pytest bench --benchmark-only -k "agcl and imagenet-lt"
 """
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import pytest
 import torch
@@ -34,11 +35,10 @@ def test_step(benchmark, case, name):
         step = case.implementations[name]()
     except (ModuleNotFoundError, Unavailable) as error:
         pytest.skip(str(error))
-    sets = clock.cold_sets(case.inputs, DEVICE)
-    turn = iter(range(10**9))
+    sets = cycle(clock.cold_sets(case.inputs, DEVICE))
 
     def timed():
-        step(sets[next(turn) % len(sets)])
+        step(next(sets))
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 

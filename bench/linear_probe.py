@@ -23,7 +23,7 @@ RATES = (0.003, 0.03, 0.3, 3.0)
 
 def probe(
     features: list[tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor], head: nn.Module, loss: nn.Module, lr: float
-) -> dict[str, int]:
+) -> list[int]:
     """Correct test images of each class after training on batches of features, by SGD on a cosine schedule."""
     optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(features))
@@ -83,7 +83,9 @@ def main() -> None:
                     loss = AGCLLoss(counts, gamma_neg=4.0) if cosine else nn.CrossEntropyLoss()
                     result = accuracies(probe(scaled, unseen, head, loss, lr), total, class_groups(counts))
                     best = max(best, {**result, "lr": lr}, key=lambda row: row["top1"])
-                groups = "  ".join(f"{key} {value:.1f}" for key in ("many", "medium", "few") if (value := best[key]))
+                groups = "  ".join(
+                    f"{key} {value:.1f}" for key in ("many", "medium", "few") if (value := best[key]) is not None
+                )
                 print(f"{sampler:15} features {kind:13} {name:22} lr {best['lr']:<5} all {best['top1']:.1f}  {groups}")
 
 

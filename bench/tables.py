@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ltfast.bench.results import FLOORS, digits, largest
+from ltfast.bench.results import FLOORS, by_case, digits, largest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
@@ -37,14 +37,6 @@ exponentials at PyTorch's, whichever takes longest) over the time taken; it pass
 Inputs rotate through more memory than the last cache holds; implementations take turns; the first call, with what it
 compiles, stands apart. Memory is the peak of a step beside its inputs. Peers that write
 hundreds of MiB vary by half from run to run, with how they get their pages: a ratio to them does too."""
-
-
-def cases(results: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Case -> implementation -> row."""
-    grouped: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in results["rows"]:
-        grouped.setdefault(row["case"], {})[row["implementation"]] = row
-    return grouped
 
 
 def against(row: dict[str, Any] | None) -> str:
@@ -130,9 +122,9 @@ def steps(rows: list[dict[str, Any]]) -> list[str]:
 def goals(results: dict[str, Any]) -> list[str]:
     lines = ["| case | beside | goal | measured | memory: goal | measured |", "| --- | --- | --- | --- | --- | --- |"]
     for case, peer, least, most in GOALS:
-        if case not in cases(results):
+        rows = by_case(results).get(case)
+        if rows is None:
             continue
-        rows = cases(results)[case]
         share = rows["ltfast"]["peak_mib"] / rows[peer]["peak_mib"] if most else None
         met = "met" if rows[peer]["times_ltfast"] >= least else "missed"
         cells = [case, peer, f"{digits(least)}x", f"{against(rows[peer])}, {met}"]

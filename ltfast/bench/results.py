@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
     Raises:
         ValueError: they have no case in common.
     """
-    old, new = ({row["case"]: row for row in _ours(results["rows"])} for results in (before, after))
+    old, new = (by_case(results) for results in (before, after))
     common = [case for case in old if case in new]
     if not common:
         raise ValueError("compare: expected results with a case in common")
@@ -107,7 +107,7 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
     result.add_column("")
     found = []
     for case in common:
-        a, b = old[case], new[case]
+        a, b = old[case]["ltfast"], new[case]["ltfast"]
         ratio = b["median_ms"] / a["median_ms"]
         if ratio > threshold and b["q1_ms"] > a["q3_ms"]:
             found.append(case)
@@ -123,13 +123,18 @@ def digits(value: float) -> str:
     return f"{value:.{2 - math.floor(math.log10(value))}f}"
 
 
-def largest(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Of each op the largest float32 case that all its implementations have: op -> implementation -> row."""
+def by_case(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Case -> implementation -> row."""
     cases: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in results["rows"]:
         cases.setdefault(row["case"], {})[row["implementation"]] = row
+    return cases
+
+
+def largest(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Of each op the largest float32 case that all its implementations have: op -> implementation -> row."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for rows in cases.values():
+    for rows in by_case(results).values():
         ours = rows["ltfast"]
         if ours["dtype"] == "float32":
             before = found.get(ours["op"], rows)
@@ -144,7 +149,3 @@ def _table(title: str, headings: Mapping[str, int]) -> Table:
     for heading, width in headings.items():
         result.add_column(heading, width=width, no_wrap=True, justify="right", header_style="dim")
     return result
-
-
-def _ours(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["implementation"] == "ltfast"]
