@@ -144,8 +144,14 @@ class GroupStage(Stage):
         keys = self.network.pool.keys
         self.eval()
         with torch.no_grad():
-            queries = self.network.transformer(images.to(keys.device))
+            queries = self.network.query(images.to(keys.device))
             keys[: len(queries)] = queries
+        self.network.group_norm.load_state_dict(self.network.norm.state_dict())
+
+    def train(self, mode: bool = True) -> "GroupStage":
+        super().train(mode)
+        self.network.norm.eval()  # queries stay as the first phase has them
+        return self
 
     def trained(self) -> Iterable[nn.Parameter]:
         yield from self.network.pool.parameters()
@@ -202,7 +208,9 @@ def build(
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
-        global_pool=None if settings.init is None else "avg",  # a masked autoencoder's class token learns nothing
+        # a masked autoencoder's class token learns nothing, and its patches' means lie far from zero
+        global_pool=None if settings.init is None else "avg",
+        standardise=settings.init is not None,
     )
 
     def recall() -> None:

@@ -16,6 +16,9 @@ class PromptedClassifier(nn.Module):
     Args:
         backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; which: `PromptedTransformer`.
         global_pool: features are the class token ("token") or the mean of the patches' ("avg"); None: as timm has it.
+        standardise: BatchNorm without weights (so batches of at least 2) before keys and classifier, as masked
+            autoencoders are probed (He et al., CVPR 2022): else the large direction that their features share is all
+            that a cosine sees.
         length: shared prompts of a block.
         pool_size, group_length, group_blocks, matches: see `PromptPool`.
 
@@ -37,6 +40,7 @@ class PromptedClassifier(nn.Module):
         image_size: int = 224,
         pretrained: bool = False,
         global_pool: Literal["token", "avg"] | None = None,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         whole = ImageClassifier(
@@ -50,11 +54,19 @@ class PromptedClassifier(nn.Module):
         blocks = max(len(vit.blocks) // 2, 1) if group_blocks is None else group_blocks
         self.pool = PromptPool(vit, size=pool_size, length=group_length, blocks=blocks, matches=matches)
         self.head = whole.head
+        # of the features without group prompts, which are also the queries; and of those with them
+        self.norm, self.group_norm = (
+            nn.BatchNorm1d(vit.num_features, affine=False) if standardise else nn.Identity() for _ in range(2)
+        )
         self._first = len(vit.blocks) - blocks  # with group prompts
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, image_size, image_size) -> cosines (B, C), with the shared prompts alone."""
-        return self.head(self.transformer(images))
+        return self.head(self.query(images))
+
+    def query(self, images: Tensor) -> Tensor:
+        """The features that choose keys, with the shared prompts alone: (B, D)."""
+        return self.norm(self.transformer(images))
 
     def grouped(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cosines (B, C) with group prompts too; the keys that each image matches, (B, k), and their cosines, (B, k).
@@ -65,7 +77,7 @@ class PromptedClassifier(nn.Module):
         with torch.no_grad():
             tokens, ropes = self.transformer.embed(images)
             below = self.transformer.run(tokens, 0, self._first, ropes=ropes)
-            query = self.transformer.features(self.transformer.run(below, self._first, ropes=ropes))
+            query = self.norm(self.transformer.features(self.transformer.run(below, self._first, ropes=ropes)))
         indices, cosines = self.pool.match(query)
         tokens = self.transformer.run(below, self._first, group=self.pool.select(indices), ropes=ropes)
-        return self.head(self.transformer.features(tokens)), indices, cosines
+        return self.head(self.group_norm(self.transformer.features(tokens))), indices, cosines

@@ -35,20 +35,23 @@ def test_second_phase_is_two_whole_passes(init):
     """The first blocks run once for query and features; here they run twice."""
     network = build(group_blocks=3, init=init).stages[0].network
     assert network.transformer.backbone.global_pool == ("token" if init is None else "avg")
+    assert isinstance(network.norm, torch.nn.Identity if init is None else torch.nn.BatchNorm1d)
     images = torch.randn(6, 1, 8, 8)
+    for norm in (network.norm, network.group_norm):
+        for statistic in norm.buffers():
+            statistic.copy_(torch.rand(statistic.shape) + 0.5)
+    network.eval()
     scores, indices, cosines = network.grouped(images)
     transformer, pool = network.transformer, network.pool
-    query = transformer(images)
+    query = network.norm(transformer(images))
     every = F.cosine_similarity(query[:, None], pool.keys[None], dim=-1)
     torch.testing.assert_close(cosines, every.topk(2, 1).values)
     assert torch.equal(indices, every.topk(2, 1).indices)
     tokens = transformer.run(transformer.embed(images)[0], 0, 1)
     features = transformer.features(transformer.run(tokens, 1, group=pool.prompts[indices].mean(1)))
-    torch.testing.assert_close(scores, network.head(features))
-    parts = [
-        torch.autograd.grad(x.square().sum(), pool.prompts, retain_graph=True)[0]
-        for x in (scores, network.head(features))
-    ]
+    whole = network.head(network.group_norm(features))
+    torch.testing.assert_close(scores, whole)
+    parts = [torch.autograd.grad(x.square().sum(), pool.prompts, retain_graph=True)[0] for x in (scores, whole)]
     torch.testing.assert_close(*parts)
 
 
@@ -87,6 +90,25 @@ def test_the_loss_is_the_sum_of_its_parts():
         instance = stage.instance(scores[1::2], labels[1::2])
         torch.testing.assert_close(value, balanced + share * instance + 1 - cosines.mean())
         torch.testing.assert_close(logged, {"balanced": balanced, "instance": instance, "matching": 1 - cosines.mean()})
+
+
+def test_features_of_a_masked_encoder_are_standardised():
+    """The first phase's statistics choose the keys in the second, which has statistics of its own for what it adds."""
+    first, second = build(init="a-livt-run").stages
+    network = first.network
+    first.train()
+    first(next(first.batches.epoch(0, 0)))
+    learned = {name: value.clone() for name, value in network.norm.state_dict().items()}
+    assert learned["num_batches_tracked"] == 1
+    assert network.group_norm.num_batches_tracked == 0
+    second.train()
+    second.start()
+    assert all(torch.equal(value, learned[name]) for name, value in network.group_norm.state_dict().items())
+    second.train()
+    second(next(second.batches.epoch(0, 0)))
+    assert all(torch.equal(value, learned[name]) for name, value in network.norm.state_dict().items())
+    assert network.group_norm.num_batches_tracked == 2
+    assert not torch.equal(network.group_norm.running_mean, learned["running_mean"])
 
 
 def test_half_of_a_batch_is_class_balanced():
@@ -164,11 +186,12 @@ def test_a_finished_run_has_no_backbone(runs):
     livt, lpt, _ = runs
     saved = load_checkpoint(lpt)
     assert not saved["whole"]
-    assert {name.partition(".")[2] for name in saved["model"]} == {
-        "network.transformer.prompts", "network.pool.keys", "network.pool.prompts", "network.head.weight"
-    }  # fmt: skip
+    kept = {"transformer.prompts", "pool.keys", "pool.prompts", "head.weight"}
+    for norm in ("norm", "group_norm"):
+        kept |= {f"{norm}.{statistic}" for statistic in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {name.partition("network.")[2] for name in saved["model"]} == kept
     weights = load_file(lpt / "weights.safetensors")
-    assert weights.keys() == {"transformer.prompts", "pool.keys", "pool.prompts", "head.weight"}
+    assert weights.keys() == kept
     plan = METHODS["lpt"].build(
         settings_of("lpt", {"init": str(livt)}), load("digits", imbalance=50), run=RunSettings()
     )
