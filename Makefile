@@ -5,17 +5,17 @@ BIN := $(VENV)/bin
 OUT ?= build/bench
 RUNS ?= runs/demo
 
-.PHONY: help demo test bench tables lint gpu-check clean
+.PHONY: help demo test docs bench tables lint gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | bench | tables | lint | gpu-check OUT=DIR | clean"
+	@echo "make demo | test | docs | bench | tables | lint | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -33,12 +33,17 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Into build/site; a link or an anchor that leads nowhere is an error. `make test` does it too.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench: $(VENV)/.installed
 	$(BIN)/ltfast bench --out $(OUT)
 	$(BIN)/ltfast bench step --out $(OUT)
 
 tables: $(VENV)/.installed
 	$(BIN)/python bench/tables.py
+	$(BIN)/python bench/scaling_model.py
 
 # On a machine with a GPU, its own PyTorch and nvcc, and perhaps no network: uses $(PYTHON) as it is.
 gpu-check:

@@ -1,0 +1,45 @@
+"""What mkdocs needs beside its settings: formulas in docstrings, and pictures of measurements.
+
+mkdocs calls `on_files` and `on_page_markdown`; griffe, which reads the docstrings for mkdocstrings, `MarkdownFormulas`.
+"""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+PICTURES = "bench/results"
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pictures of bench/results, which lie beside docs/, not in it."""
+    root = Path(config.config_file_path).parent
+    for picture in sorted((root / PICTURES).glob("**/*.png")):
+        files.append(File.generated(config, picture.relative_to(root).as_posix(), abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to those pictures hold on GitHub, where docs/ has a folder above it; the site has none."""
+    return markdown.replace(f"](../{PICTURES}/", f"]({PICTURES}/")
+
+
+def with_markdown_formulas(text: str) -> str:
+    r"""The reStructuredText formulas of a docstring, `.. math::` and :math:`x`, as `$$` and `$x$`."""
+
+    def formulas(match: re.Match[str]) -> str:
+        parts = textwrap.dedent(match[1]).strip().split("\n\n")  # an equation each
+        return "\n\n".join(f"$$\n{part}\n$$" for part in parts) + "\n"
+
+    text = re.sub(r"^\.\. math::\n\n((?:[ ]+\S.*(?:\n|\Z)|\n(?=[ ]))+)", formulas, text, flags=re.MULTILINE)
+    return re.sub(r":math:`([^`]+)`", r"$\1$", text)
+
+
+class MarkdownFormulas(griffe.Extension):
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = with_markdown_formulas(obj.docstring.value)
