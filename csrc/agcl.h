@@ -40,6 +40,25 @@ inline void cloud(const T* __restrict logits, const A* __restrict spread, const 
   }
 }
 
+// The same for any count of columns, of which the first has the noise of column `first`; then -inf up to a multiple of
+// kWidth.
+template <class T, class A>
+inline void noisy_block(const T* logits, const A* spread, int64_t first, int64_t count, int64_t row, uint64_t seed,
+                        A* u) {
+  const int64_t whole = count / kWidth * kWidth, skipped = first % 4;
+  float drawn[kNoiseBlock];
+  const float* noise = drawn + skipped;
+  if (spread) half_normal_block(drawn, first - skipped, padded(count) + skipped, uint64_t(row), seed);
+  cloud(logits, spread, noise, u, whole);
+  if (whole == count) return;
+  T last[kWidth] = {};
+  A last_spread[kWidth] = {};
+  std::memcpy(last, logits + whole, (count - whole) * sizeof(T));
+  if (spread) std::memcpy(last_spread, spread + whole, (count - whole) * sizeof(A));
+  cloud(last, spread ? last_spread : nullptr, noise + whole, u + whole, kWidth);
+  for (int64_t c = count; c < whole + kWidth; ++c) u[c] = -std::numeric_limits<A>::infinity();
+}
+
 // dL/dx for count columns (a multiple of kWidth).
 template <int Squarings, class T, class A>
 inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __restrict e, int64_t count, A gamma,
@@ -57,18 +76,8 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
   const A* spread = static_cast<const A*>(a.class_noise);
   A peak = -std::numeric_limits<A>::infinity();
   for (int64_t start = 0; start < classes; start += kNoiseBlock) {
-    const int64_t count = std::min(kNoiseBlock, classes - start), whole = count / kWidth * kWidth;
-    float noise[kNoiseBlock];
-    if (spread) half_normal_block(noise, start, padded(count), uint64_t(row), a.seed);
-    cloud(logits + start, spread ? spread + start : nullptr, noise, u + start, whole);
-    if (whole < count) {
-      T last[kWidth] = {};
-      A last_spread[kWidth] = {};
-      std::memcpy(last, logits + start + whole, (count - whole) * sizeof(T));
-      if (spread) std::memcpy(last_spread, spread + start + whole, (count - whole) * sizeof(A));
-      cloud(last, spread ? last_spread : nullptr, noise + whole, u + start + whole, kWidth);
-      for (int64_t c = count; c < whole + kWidth; ++c) u[start + c] = -std::numeric_limits<A>::infinity();
-    }
+    const int64_t count = std::min(kNoiseBlock, classes - start);
+    noisy_block(logits + start, spread ? spread + start : nullptr, start, count, row, a.seed, u + start);
     if (start <= y && y < start + count) u[y] -= A(a.margin);
 #pragma omp simd reduction(max : peak)
     for (int64_t c = start; c < start + padded(count); ++c) peak = u[c] > peak ? u[c] : peak;
@@ -145,6 +154,113 @@ void agcl(const AgclArguments& a) {
   if (a.gamma_neg == 4) return agcl_rows<2, T>(a);
   if (a.gamma_neg == 8) return agcl_rows<3, T>(a);
   return agcl_rows<kGeneral, T>(a);
+}
+
+// A share of a row's classes, a block at a time. Room for unaligned noise is left in kNoiseBlock.
+constexpr int64_t kShareBlock = kNoiseBlock - kWidth;
+
+// The block's noisy logits; returns the label's place in it, or -1.
+template <class T, class A>
+inline int64_t share_block(const AgclShareArguments& a, int64_t row, int64_t start, int64_t count, A* __restrict u) {
+  const A* spread = static_cast<const A*>(a.class_noise);
+  noisy_block(static_cast<const T*>(a.logits) + row * a.row_stride + start, spread ? spread + start : nullptr,
+              a.first + start, count, row, a.seed, u);
+  const int64_t own = a.target[row] - start;
+  if (own < 0 || own >= count) return -1;
+  u[own] -= A(a.margin);
+  return own;
+}
+
+template <int Squarings, class T>
+void agcl_share_statistics(const AgclShareArguments& a) {
+  using A = typename Arithmetic<T>::type;
+  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
+  parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
+    A peak = -std::numeric_limits<A>::max();  // not -inf: all of a block's logits may be that
+    double own_logit = 0, mass = 0, weight = 0, weighted = 0;
+    for (int64_t start = 0; start < a.classes; start += kShareBlock) {
+      const int64_t count = std::min(kShareBlock, a.classes - start), whole = padded(count);
+      A u[kShareBlock];
+      const int64_t own = share_block<T>(a, row, start, count, u);
+      A higher = peak;
+#pragma omp simd reduction(max : higher)
+      for (int64_t c = 0; c < whole; ++c) higher = u[c] > higher ? u[c] : higher;
+      if (own >= 0) {
+        own_logit = u[own];
+        u[own] = -std::numeric_limits<A>::infinity();  // left out of the sums, as the padding is
+      }
+      const double shift = std::max(a.scale * (double(peak) - double(higher)), kLowest);
+      const double faded = shift > kLowest ? std::exp(a.gamma_neg * shift) : 0;  // all of them left out, or none before
+      weighted = faded * (weighted + shift * weight);
+      weight *= faded;
+      mass *= std::exp(shift);
+      peak = higher;
+      A block_mass = 0, block_weight = 0, block_weighted = 0;
+#pragma omp simd reduction(+ : block_mass, block_weight, block_weighted)
+      for (int64_t c = 0; c < whole; ++c) {
+        const A difference = scale * (u[c] - peak);
+        const A t = difference < lowest ? lowest : difference;
+        const A e = exp_negative(t);
+        const A w = power<Squarings>(e, t, gamma);
+        block_mass += e;
+        block_weight += w;
+        block_weighted += w * t;
+      }
+      mass += block_mass;
+      weight += block_weight;
+      weighted += block_weighted;
+    }
+    double* statistics = a.statistics + 5 * row;
+    statistics[0] = peak, statistics[1] = own_logit;
+    statistics[2] = mass, statistics[3] = weight, statistics[4] = weighted;
+  });
+}
+
+template <int Squarings, class T>
+void agcl_share_gradient(const AgclShareArguments& a) {
+  using A = typename Arithmetic<T>::type;
+  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
+  parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
+    const A peak = A(a.statistics[5 * row]);
+    const double* incoming = a.incoming + 5 * row;
+    const A slope = A(a.scale * a.gamma_neg * incoming[4]);
+    const A offset = A(a.scale * (a.gamma_neg * incoming[3] + incoming[4]));
+    const A pull = A(-a.scale * incoming[2]);
+    for (int64_t start = 0; start < a.classes; start += kShareBlock) {
+      const int64_t count = std::min(kShareBlock, a.classes - start), whole = count / kWidth * kWidth;
+      A t[kShareBlock], e[kShareBlock];
+      const int64_t own = share_block<T>(a, row, start, count, t);
+#pragma omp simd
+      for (int64_t c = 0; c < padded(count); ++c) {
+        const A difference = scale * (t[c] - peak);
+        t[c] = difference < lowest ? lowest : difference;
+        e[c] = exp_negative(t[c]);
+      }
+      T* gradient = static_cast<T*>(a.gradient) + row * a.classes + start;
+      gradients<Squarings>(gradient, t, e, whole, gamma, slope, offset, pull);
+      if (whole < count) {
+        T last[kWidth];
+        gradients<Squarings>(last, t + whole, e + whole, kWidth, gamma, slope, offset, pull);
+        std::memcpy(gradient + whole, last, (count - whole) * sizeof(T));
+      }
+      if (own >= 0) store(gradient[own], A(incoming[1]));
+    }
+  });
+}
+
+template <int Squarings, class T>
+void agcl_share_rows(const AgclShareArguments& a) {
+  a.gradient ? agcl_share_gradient<Squarings, T>(a) : agcl_share_statistics<Squarings, T>(a);
+}
+
+template <class T>
+void agcl_share(const AgclShareArguments& a) {
+  if (a.gamma_neg == 0) return agcl_share_rows<kConstant, T>(a);
+  if (a.gamma_neg == 1) return agcl_share_rows<0, T>(a);
+  if (a.gamma_neg == 2) return agcl_share_rows<1, T>(a);
+  if (a.gamma_neg == 4) return agcl_share_rows<2, T>(a);
+  if (a.gamma_neg == 8) return agcl_share_rows<3, T>(a);
+  return agcl_share_rows<kGeneral, T>(a);
 }
 
 }  // namespace

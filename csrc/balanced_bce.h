@@ -13,24 +13,25 @@ constexpr int32_t kSumBlock = 1024;  // columns summed in the arithmetic type be
 constexpr int32_t kTail = 16;        // what is left of a row is padded to whole vectors
 
 // The loss of one logit z against the target t, and its derivative in z. With q = 1 + (pos_weight - 1) t:
-// L = (1 - t) z + q softplus(-z),  dL/dz = (1 - t) - q sigmoid(-z).
+// L = (1 - t) z + q softplus(-z),  dL/dz = (1 - t) - q sigmoid(-z). Below 0, where (1 - t) z nearly cancels -q z, that is
+// L = pos_weight t |z| + q log1p(e^z),  dL/dz = q sigmoid(z) - pos_weight t.
 template <class A>
 struct BceTerm {
   A loss, derivative;
 };
 template <class A>
-LTFAST_INLINE BceTerm<A> bce_term(A z, A t, A q) {
+LTFAST_INLINE BceTerm<A> bce_term(A z, A t, A positive, A q) {  // positive = pos_weight t
   const A limit = A(1e30);  // so that finite logits give a finite sum
   const A low = z < -limit ? -limit : z;
   const A bounded = (low > limit ? limit : low) + (z - z);  // z - z is 0, or NaN for an infinite logit
   const A magnitude = bounded < 0 ? -bounded : bounded;
+  const A slope = bounded < 0 ? positive : 1 - t;
   const A e = exp_negative(-magnitude);
   const A inverse = A(1) / ((1 + e) * (2 + e));  // one division for both 1 / (1 + e) and 1 / (2 + e)
   const A s = e * (1 + e) * inverse;
   const A log1p_e = s * atanh_series(s * s);
-  const A sigmoid_negative = (bounded < 0 ? A(1) : e) * (2 + e) * inverse;  // sigmoid(-z)
-  const A hinge = bounded < 0 ? magnitude : A(0);
-  return {(1 - t) * bounded + q * (log1p_e + hinge), (1 - t) - q * sigmoid_negative};
+  const A rise = slope - q * (e * (2 + e) * inverse);  // e / (1 + e) = sigmoid(-|z|)
+  return {slope * magnitude + q * log1p_e, bounded < 0 ? -rise : rise};
 }
 
 // The targets of a span of columns: a label's (own is its place in the span, or -1) or soft ones, perhaps cut.
@@ -60,12 +61,13 @@ A bce_span(int32_t count, int32_t valid, const T* __restrict logits, const A* __
 #pragma omp simd reduction(+ : sum)
   for (int32_t c = 0; c < count; ++c) {
     const A t = target(c);
-    A q = A(1), w = A(1);
+    A positive = t, q = A(1), w = A(1);
     if constexpr (Weighted) {
+      positive = pos_weight[c] * t;
       q = A(1) + (pos_weight[c] - 1) * t;
       w = weight[c];
     }
-    const auto term = bce_term<A>(load(logits[c]) + bias[c], t, q);
+    const auto term = bce_term<A>(load(logits[c]) + bias[c], t, positive, q);
     sum += c < valid ? w * term.loss : A(0);
     if constexpr (Gradient) store(gradient[c], w * term.derivative * unit);
   }

@@ -124,6 +124,16 @@ void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintpt
   losses.reduce();
 }
 
+void agcl_share(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
+                uint64_t seed, int64_t first, uintptr_t statistics, uintptr_t incoming, uintptr_t gradient, int64_t rows,
+                int64_t classes, double scale, double margin, double gamma_neg, int threads) {
+  const AgclShareArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
+                             first, at<double>(statistics), at<double>(incoming), at(gradient), rows, classes, scale,
+                             margin, gamma_neg, useful_threads(threads, rows, classes)};
+  py::gil_scoped_release release;
+  current().agcl_share(a);
+}
+
 void balanced_bce(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target,
                   uintptr_t soft_target, int64_t soft_target_stride, uintptr_t bias, uintptr_t weight,
                   uintptr_t pos_weight, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
@@ -193,7 +203,7 @@ void vmf_cross_entropy(const std::string& dtype, double order, double inverse_te
                        uintptr_t products, int64_t stride, uintptr_t features, uintptr_t directions, uintptr_t kappa,
                        uintptr_t log_prior, uintptr_t target, uintptr_t state, uintptr_t loss, uintptr_t gradient,
                        int64_t rows, int64_t classes, int64_t width, int64_t start, int64_t count, int threads) {
-  if (start == 0) check_labels(at<int64_t>(target), rows, classes);
+  if (target && start == 0) check_labels(at<int64_t>(target), rows, classes);
   threads = useful_threads(threads, rows, count);
   const auto scratch = vmf_scratch(dtype, count, threads);
   const VmfCrossEntropyArguments a{parse_dtype(dtype), order, inverse_temperature, unit, at(products), stride,
@@ -282,6 +292,7 @@ py::list cuda_launches(const py::buffer& table) {
 
 PYBIND11_MODULE(_native, m) {
   m.def("agcl", &agcl);
+  m.def("agcl_share", &agcl_share);
   m.def("balanced_bce", &balanced_bce);
   m.def("scale_rows", &scale_rows);
   m.def("half_normal", &half_normal);

@@ -52,6 +52,7 @@ void half_normal_rows(const NoiseArguments& a) {
 extern const Kernels LTFAST_JOIN(kernels_, LTFAST_ISA) = {
     LTFAST_TEXT(LTFAST_ISA),
     LTFAST_BY_DTYPE(AgclArguments, agcl),
+    LTFAST_BY_DTYPE(AgclShareArguments, agcl_share),
     LTFAST_BY_DTYPE(BalancedBceArguments, balanced_bce),
     LTFAST_BY_DTYPE(ScaleRowsArguments, scale_rows),
     half_normal_rows,

@@ -22,6 +22,25 @@ struct AgclArguments {
   int threads;
 };
 
+// The same of a share of the classes: of each row the largest noisy logit, the label's (0 where it is elsewhere), and over
+// the others, with t = scale (u - largest), the sums of e^t, e^(gamma t) and t e^(gamma t); or, given the gradient in
+// these statistics, that in the logits.
+struct AgclShareArguments {
+  Dtype dtype;
+  const void* logits;         // (rows, classes)
+  int64_t row_stride;
+  const int64_t* target;      // (rows,): the label's place in the share; outside [0, classes) it is in another
+  const void* class_noise;    // (classes,) or null
+  uint64_t seed;
+  int64_t first;              // the share's first class: its noise is that of a column `first`
+  double* statistics;         // (rows, 5): written where gradient is null, else read
+  const double* incoming;     // (rows, 5)
+  void* gradient;             // (rows, classes), contiguous, or null
+  int64_t rows, classes;
+  double scale, margin, gamma_neg;
+  int threads;
+};
+
 struct BalancedBceArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)
@@ -106,7 +125,7 @@ struct VmfCrossEntropyArguments {
   const void* directions;     // (classes, width)
   const void* kappa;          // (classes,)
   const void* log_prior;      // (classes,) or null
-  const int64_t* target;      // (rows,), in [0, classes)
+  const int64_t* target;      // (rows,), in [0, classes); null for the log-sum-exp without labels
   double* state;              // (rows, 5): peak, sum, pull, the label's logit and slope
   void* loss;                 // (rows,), written by the last block
   void* gradient;             // (rows, width), what the earlier blocks left; null where nobody wants it
@@ -175,6 +194,7 @@ struct TaylorKernels {
 struct Kernels {
   const char* isa;
   void (*agcl)(const AgclArguments&);
+  void (*agcl_share)(const AgclShareArguments&);
   void (*balanced_bce)(const BalancedBceArguments&);
   void (*scale_rows)(const ScaleRowsArguments&);
   void (*half_normal)(const NoiseArguments&);

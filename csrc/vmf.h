@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "debye.h"
 #include "dtypes.h"
@@ -31,6 +32,17 @@ struct VmfOrder {
     for (int m = 1; m <= powers; ++m) value[m - 1] = A(c[m]), weighted[m - 1] = A(m * c[m]);
   }
 };
+
+// k and, squared, its increments saturate here, so that products of three lengths stay in range.
+template <class A>
+constexpr A kVmfLongest = A(std::is_same<A, float>::value ? 1e12 : 1e100);
+template <class A>
+constexpr A kVmfLargest = kVmfLongest<A> * kVmfLongest<A>;
+
+template <class A>
+LTFAST_INLINE A vmf_saturated(A kappa) {
+  return (kappa > kVmfLongest<A> ? kVmfLongest<A> : kappa) + (kappa - kappa);  // the difference is 0, or NaN
+}
 
 // What of F remains beside its leading terms in d = s' - s, and B = 2 dF / d(k^2), at k^2 = square.
 // p = 1 / s and q = 1 / (v + s).
@@ -79,6 +91,7 @@ void vmf_classes(const VmfOrder<A>& order, const A* kappa, const A* log_prior, d
     if (log_prior) std::memcpy(prior, log_prior + start, std::min(count, classes - start) * sizeof(A));
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
+      k[i] = vmf_saturated(k[i]);
       const A square = k[i] * k[i], s = std::sqrt(order.v * order.v + square);
       const A p = A(1) / s, q = A(1) / (order.v + s);
       A tail, slope;
@@ -98,7 +111,8 @@ void vmf_classes(const VmfOrder<A>& order, const A* kappa, const A* log_prior, d
 template <bool Low, class A>
 LTFAST_INLINE void vmf_element(const VmfOrder<A>& order, const VmfClasses<A>& c, int64_t i, A increment, A& ratio,
                                A& slope) {
-  const A lowest = -c.square[i], inside = lowest > increment ? lowest : increment;  // NaN stays NaN
+  const A lowest = -c.square[i], above = lowest > increment ? lowest : increment;  // NaN stays NaN
+  const A inside = above > kVmfLargest<A> ? kVmfLargest<A> : above;
   const A sum = c.square[i] + inside, square = A(0) > sum ? A(0) : sum;
   const A s = std::sqrt(order.v * order.v + square), v_s = order.v + s, both = s + c.s[i];
   const A inverse = A(1) / (s * v_s * both);  // one division for the three
@@ -167,13 +181,17 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     A* __restrict products = static_cast<A*>(a.products) + row * a.stride;
     const A* __restrict z = static_cast<const A*>(a.features) + row * width;
     double square = 0;
-#pragma omp simd reduction(+ : square)
-    for (int64_t j = 0; j < width; ++j) square += double(z[j]) * double(z[j]);
-    const A shift = A(square * a.inverse_temperature * a.inverse_temperature);
+    A broken = 0;  // NaN if a feature is not finite
+#pragma omp simd reduction(+ : square, broken)
+    for (int64_t j = 0; j < width; ++j) square += double(z[j]) * double(z[j]), broken += z[j] - z[j];
+    const double whole = square * a.inverse_temperature * a.inverse_temperature, largest = kVmfLargest<A>;
+    const A shift = A(whole > largest ? largest : whole) + broken;
+    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // what is left of longer features
     std::fill(products + count, products + padded, A(0));
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i)
-      vmf_element<Low>(order, classes, i, products[i] * classes.product_scale[i] + shift, logits[i], slopes[i]);
+      vmf_element<Low>(order, classes, i, products[i] * shortened * classes.product_scale[i] + shift, logits[i],
+                       slopes[i]);
     std::fill(logits + count, logits + padded, -std::numeric_limits<A>::infinity());
 
     double* state = a.state + 5 * row;
@@ -186,8 +204,12 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     const double faded = first ? 0 : exp_negative(double(before) - double(peak));
     const double total_sum = (first ? 0 : state[1] * faded) + sum, total_pull = (first ? 0 : state[2] * faded) + pull;
     state[0] = peak, state[1] = total_sum, state[2] = total_pull;
-    const int64_t y = a.target[row] - a.start;
-    if (y >= 0 && y < count) state[3] = logits[y], state[4] = slopes[y];
+    if (a.target) {
+      const int64_t y = a.target[row] - a.start;
+      if (y >= 0 && y < count) state[3] = logits[y], state[4] = slopes[y];
+    } else {
+      state[3] = state[4] = 0;
+    }
     if (last) static_cast<A*>(a.loss)[row] = A(std::log(total_sum) + (double(peak) - state[3]));
     if (!a.gradient) return;
 
@@ -202,10 +224,11 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     // the softmax's part less the label's; the product of `products` with the directions is still to be added
     const A scale = A(a.unit / total_sum), earlier = first ? A(0) : A(faded) * scale;
     const double label = a.unit * state[4] * a.inverse_temperature;
-    const A own = A(label * double(kappa[a.target[row]]));
+    const int64_t target = a.target ? a.target[row] : 0;
+    const A own = A(label * double(vmf_saturated(kappa[target])));
     const A radial = A((a.unit * total_pull / total_sum - a.unit * state[4]) * a.inverse_temperature *
-                       a.inverse_temperature);
-    const A* __restrict direction = static_cast<const A*>(a.directions) + a.target[row] * width;
+                       a.inverse_temperature) * shortened;
+    const A* __restrict direction = static_cast<const A*>(a.directions) + target * width;
     if (first)
       for (int64_t j = 0; j < width; ++j) gradient[j] = radial * z[j] - own * direction[j];
     else

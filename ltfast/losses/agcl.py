@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
 from ltfast.ops.agcl import check_settings
 from ltfast.ops.checks import check_label_smoothing, check_number
+from ltfast.ops.distributed import class_ranges, rank
 
 
 class AGCLLoss(nn.Module):
@@ -27,10 +28,13 @@ class AGCLLoss(nn.Module):
         variant: "official" is the authors' code; "paper" is equations 6 to 8: both terms weigh 1, no margin,
             and the clouds' widths log n_max - log n_c are not brought to [0, 1].
         reduction: "mean", "sum" or "none".
+        class_parallel: whether the classes are split over the processes of ``torch.distributed``, as
+            ``ltfast.models.ClassParallelCosineClassifier`` splits them: cosine is then (W B, C_r), the joined batch's
+            for this process's classes, and target (B,), this process's; ``ltfast.ops.class_parallel_agcl`` has more.
 
     Shapes: cosine (B, C), any float dtype; target (B,), int64; the loss is float32 (float64 for float64).
 
-    Example:
+    Examples:
         >>> loss = AGCLLoss(class_counts=[500, 50, 5])(torch.rand(8, 3), torch.randint(3, (8,)))
     """
 
@@ -48,6 +52,7 @@ class AGCLLoss(nn.Module):
         label_smoothing: float = 0.1,
         variant: Literal["official", "paper"] = "official",
         reduction: Literal["mean", "sum", "none"] = "mean",
+        class_parallel: bool = False,
     ) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
@@ -68,18 +73,24 @@ class AGCLLoss(nn.Module):
         self.scale, self.margin = scale, margin
         self.gamma_pos, self.gamma_neg = gamma_pos, gamma_neg
         self.reduction = reduction
+        self.class_parallel = class_parallel
 
     def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        return ops.agcl(
-            cosine,
-            target,
-            self.class_noise if self.noisy else None,
-            scale=self.scale,
-            margin=self.margin,
-            weight_pos=self.weight_pos,
-            weight_neg=self.weight_neg,
-            gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-            reduction=self.reduction,
-            generator=generator,
-        )
+        class_noise = self.class_noise if self.noisy else None
+        options: dict[str, Any] = {
+            "scale": self.scale,
+            "margin": self.margin,
+            "weight_pos": self.weight_pos,
+            "weight_neg": self.weight_neg,
+            "gamma_pos": self.gamma_pos,
+            "gamma_neg": self.gamma_neg,
+            "reduction": self.reduction,
+            "generator": generator,
+        }
+        if not self.class_parallel:
+            return ops.agcl(cosine, target, class_noise, **options)
+        num_classes = len(self.class_noise)
+        if class_noise is not None:
+            classes = class_ranges(num_classes)[rank()]
+            class_noise = class_noise[classes.start : classes.stop]
+        return ops.class_parallel_agcl(cosine, target, num_classes, class_noise, **options)

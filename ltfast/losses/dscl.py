@@ -2,9 +2,9 @@ import torch
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses.distributed import gather, rank
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.ops.checks import check_labels, check_matrix, check_number, check_positive
+from ltfast.ops.distributed import gather, rank
 
 
 class SupConQueueLoss(nn.Module):
@@ -60,9 +60,9 @@ class SupConQueueLoss(nn.Module):
         check_labels(labels, query, "labels", classes=queue.num_classes or 2**62)
         (from_queue,) = queue.attend(query, temperature=self.temperature) if attended is None else (attended,)
         queries, keys, all_labels = gather(query), gather(key), gather(labels.long())
-        both = torch.cat([queries, keys.to(queries.dtype)])
+        both = torch.cat([queries, keys])  # of two dtypes, in one that holds both
         itself = torch.arange(len(query), device=query.device) + rank() * len(query)
-        lse, _ = ops.queue_softmax(query, both, temperature=self.temperature, exclude=itself)
+        lse, _ = ops.queue_softmax(query.to(both.dtype), both, temperature=self.temperature, exclude=itself)
         # classes by their rank among the batch's labels, so that their number is the batch's at most
         order = all_labels.argsort()
         changes = all_labels[order].diff(prepend=all_labels[order[:1]]) != 0

@@ -9,8 +9,9 @@ class FixedDtype(nn.Module):
     growing, and a queue's dtype is its own."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return super()._apply(lambda tensor: self._move(fn, tensor), recurse)
 
-        return super()._apply(move, recurse)
+    @staticmethod
+    def _move(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)

@@ -1,15 +1,17 @@
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltfast import ops
-from ltfast.losses.distributed import gather
-from ltfast.losses.fixed_dtype import FixedDtype
+from ltfast.losses.sharded_state import ShardedState
 from ltfast.ops.checks import FLOATS, INTEGERS, check_label_values, check_matrix
+from ltfast.ops.distributed import gather, gather_together, hand_back, rank, world_size
+from ltfast.ops.queue_softmax import merge
 
 
-class MemoryQueue(FixedDtype):
+class MemoryQueue(ShardedState):
     """The keys of the last batches, the newest in the place of the oldest (He et al., "MoCo", CVPR 2020), with a label
     beside each, as supervised contrastive losses need.
 
@@ -26,11 +28,18 @@ class MemoryQueue(FixedDtype):
         size: the most keys it holds, at least 1.
         num_classes: C; labels are then in [0, C). None: as many as come up, but each ``enqueue`` then waits for a GPU.
         dtype: of the keys: float32, bfloat16, float16 or float64. It stays when the module's dtype changes.
+        sharded: under ``torch.distributed`` with W processes, each keeps every W-th key, and together they hold those
+            that each would hold otherwise. Every query meets the keys of all. Each process then receives, of b queries
+            a process and B keys, (W - 1) b (2 D + 1) values in ``attend`` and about 2 (W - 1) B (D + 1) in ``enqueue``;
+            the gradient needs no exchange, and can be differentiated no further. All processes must call ``attend`` and
+            ``enqueue`` equally often, with batches of one size.
 
     In ``state_dict``: ``keys`` (size, D), ``labels`` (size,), how many are ``filled`` and the next one's ``position``.
+    If ``sharded`` with several processes, all of them must call ``collect()`` before it; the state is that of a queue
+    that is not, and either takes up the other's.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range.
+        ValueError, TypeError: an argument is out of its range, or there are fewer keys than processes.
     """
 
     keys: Tensor
@@ -40,7 +49,13 @@ class MemoryQueue(FixedDtype):
     sums: Tensor
 
     def __init__(
-        self, feature_dim: int, size: int, *, num_classes: int | None = None, dtype: torch.dtype = torch.float32
+        self,
+        feature_dim: int,
+        size: int,
+        *,
+        num_classes: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         if feature_dim < 1:
@@ -52,18 +67,26 @@ class MemoryQueue(FixedDtype):
         if dtype not in FLOATS:
             raise TypeError(f"dtype is {dtype}: expected float32, float64, bfloat16 or float16")
         self.feature_dim, self.size, self.num_classes = feature_dim, size, num_classes
-        self.register_buffer("keys", torch.zeros(size, feature_dim, dtype=dtype))
-        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        if sharded:
+            processes = world_size()
+            if size < processes:
+                raise ValueError(f"size is {size}: expected at least {processes}, a key a process")
+            # in turn, so that the processes have equally many while the queue fills
+            self.share_out(size, [slice(number, size, processes) for number in range(processes)])
+        # this process's places: the first of the whole queue's, and how far they are apart
+        self.first, self.step = (rank(), self.processes) if sharded else (0, 1)
+        places = len(range(self.first, size, self.step))
+        self.hold("keys", torch.zeros(places, feature_dim, dtype=dtype))
+        self.hold("labels", torch.zeros(places, dtype=torch.int64))
         # tensors, so that nothing waits for a GPU and nothing is compiled or captured anew as the queue fills
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         # a row a class: the sum of its keys, and in one more column their number
         sums = torch.zeros(num_classes or 1, feature_dim + 1, dtype=torch.float64)
         self.register_buffer("sums", sums, persistent=False)
-        self.register_load_state_dict_post_hook(lambda queue, _: queue._count_anew())
 
     def __len__(self) -> int:
-        """The number of keys in it; waits for a GPU."""
+        """The number of keys in it, in all processes; waits for a GPU."""
         return int(self.filled)
 
     @torch.no_grad()
@@ -80,21 +103,41 @@ class MemoryQueue(FixedDtype):
         Raises:
             ValueError, TypeError: a bad argument, named. Labels are not checked on a GPU where ``num_classes`` is set.
         """
+        self.check_processes()
         self._check(keys, labels)
         keys = keys.to(self.keys.dtype)
         keys = keys.where(keys.isfinite().all(dim=1, keepdim=True), 0)
-        keys, labels = gather(keys)[-self.size :], gather(labels.long())[-self.size :]
-        at = (self.position + torch.arange(len(keys), device=keys.device)) % self.size
-        gone = (at < self.filled).double()  # of those in these places, what was filled was counted
+        number = min(len(keys) * world_size(), self.size)  # that stay
+        # Those of them that may come here, with one to spare where the ring closes. Every process hands out as many,
+        # though some have a place less than others: it is then the first place again, with the same key, not counted.
+        share = number if self.step == 1 else min(-(-self.size // self.step), -(-number // self.step) + 1)
+        turn = torch.arange(share, device=keys.device)
+        place = ((self.position - self.first + self.step - 1) // self.step + turn) % len(self.keys)
+        in_whole = self.first + place * self.step
+        row = (in_whole - self.position) % self.size
+        comes = row < number
+        gone = (comes & (turn < len(self.keys)) & (in_whole < self.filled)).double()  # what was filled was counted
+        old_keys, old_labels = self.keys[place], self.labels[place]
+        if self.step == 1:
+            keys, labels = gather_together(keys, labels.long())
+            gone_keys, gone_labels = old_keys, old_labels
+        else:  # the sums are of all keys: what falls out anywhere is taken from them everywhere
+            keys, labels, gone_keys, gone_labels, gone = gather_together(
+                keys, labels.long(), old_keys, old_labels, gone
+            )
+        keys, labels = keys[-number:], labels[-number:]
         self._count(
-            torch.cat([keys.double(), -gone[:, None] * self.keys[at]]),
-            torch.cat([labels, self.labels[at]]),
-            torch.cat([torch.ones_like(gone), -gone]),
+            torch.cat([keys.double(), -gone[:, None] * gone_keys]),
+            torch.cat([labels, gone_labels]),
+            torch.cat([torch.ones_like(labels, dtype=torch.float64), -gone]),
         )
-        self.keys[at] = keys
-        self.labels[at] = labels
-        self.position.add_(len(keys)).remainder_(self.size)
-        self.filled.add_(len(keys)).clamp_(max=self.size)
+        row = row.clamp(max=number - 1)
+        self.keys[place] = keys[row].where(comes[:, None], old_keys)
+        self.labels[place] = labels[row].where(comes, old_labels)
+        self.position.add_(number).remainder_(self.size)
+        self.filled.add_(number).clamp_(max=self.size)
+        if self.step > 1:
+            self.changed()
 
     def attend(self, *queries: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:
         """``ltfast.ops.queue_softmax`` over the keys, for several sets of queries (B_i, D) in one launch.
@@ -102,7 +145,13 @@ class MemoryQueue(FixedDtype):
         Returns:
             For each set its log-sum-exp (B_i,) and weighted mean of the keys (B_i, D).
         """
-        lse, mean = ops.queue_softmax(torch.cat(queries), self.keys, temperature=temperature, valid=self.filled)
+        self.check_processes()
+        joined = torch.cat(queries)
+        if self.step == 1:
+            lse, mean = ops.queue_softmax(joined, self.keys, temperature=temperature, valid=self.filled)
+        else:
+            here = (self.filled - self.first + self.step - 1) // self.step
+            lse, mean = _ShardedSoftmax.apply(joined, self.keys, here, temperature)
         sizes = [len(part) for part in queries]
         return list(zip(lse.split(sizes), mean.split(sizes), strict=True))
 
@@ -122,12 +171,17 @@ class MemoryQueue(FixedDtype):
     def extra_repr(self) -> str:
         return f"{self.feature_dim}, {self.size}, num_classes={self.num_classes}"
 
-    def _count_anew(self) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        keys, labels = (state_dict.get(prefix + name) for name in ("keys", "labels"))
         self.sums.zero_()
+        if keys is None or labels is None or len(keys) != self.size or len(labels) != self.size:
+            return  # it was refused, or is when all is read
         filled, step = len(self), 2**20  # a queue of millions is not converted whole
         for start in range(0, filled, step):
             part = slice(start, min(start + step, filled))
-            self._count(self.keys[part].double(), self.labels[part], torch.ones_like(self.labels[part]))
+            some = keys[part].to(self.sums.device, self.keys.dtype).double()
+            self._count(some, labels[part].to(self.sums.device), some.new_ones(len(some)))
 
     def _count(self, keys: Tensor, labels: Tensor, numbers: Tensor) -> None:
         """Add keys to the sums of their classes, and ``numbers`` to the counts."""
@@ -151,7 +205,7 @@ class MemoryQueue(FixedDtype):
         for name, tensor in (("keys", keys), ("labels", labels)):
             if tensor.device != self.keys.device:
                 raise ValueError(f"{name} is on {tensor.device}: expected it where the queue is, on {self.keys.device}")
-        if self.num_classes is None or not labels.is_cuda:
+        if self.num_classes is None or not (labels.is_cuda or torch.compiler.is_compiling()):
             self.check_labels(labels)
 
     def check_labels(self, labels: Tensor) -> None:
@@ -164,3 +218,24 @@ class MemoryQueue(FixedDtype):
             check_label_values(labels, self.num_classes, "labels")
         elif labels.min() < 0:
             raise ValueError(f"labels has {int(labels.min())}: expected labels of 0 or more")
+
+
+class _ShardedSoftmax(torch.autograd.Function):
+    """``ltfast.ops.queue_softmax`` over the keys of all processes, of which the first ``here`` of these are in use."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, here: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        lse, mean = ops.queue_softmax(gather(queries), keys, temperature=temperature, valid=here)
+        parts = hand_back(torch.cat([mean, lse[:, None]], dim=1))
+        lse, mean = reduce(merge, [(part[:, -1], part[:, :-1]) for part in parts])
+        ctx.save_for_backward(mean)
+        ctx.temperature, ctx.dtype = temperature, queries.dtype
+        ctx.mark_non_differentiable(mean)
+        return lse, mean
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph=True: the gradient of a sharded queue's log-sum-exp has none of its own")
+        (mean,) = ctx.saved_tensors
+        return (mean * (grad_lse / ctx.temperature)[:, None]).to(ctx.dtype), None, None, None

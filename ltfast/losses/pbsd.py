@@ -4,7 +4,6 @@ from torch import Tensor, nn
 from ltfast.losses.dscl import check_pair
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.ops.checks import check_positive
-from ltfast.ops.fused_loss import accumulator
 from ltfast.ops.queue_softmax import merge
 
 
@@ -67,7 +66,7 @@ class PBSDLoss(nn.Module):
         c, s = pooled.detach().flatten(0, 1), cropped.flatten(0, 1)
         check_pair(s, c, "pooled", queue)
         of_c, of_s = queue.attend(c, s, temperature=self.temperature) if attended is None else attended
-        own = key.to(accumulator(s.dtype)).repeat_interleave(pooled.shape[1], dim=0)
+        own = key.to(of_s[0].dtype).repeat_interleave(pooled.shape[1], dim=0)
         return self.from_attended(c, s, own, of_c, of_s).mean()
 
     def from_attended(
@@ -77,6 +76,7 @@ class PBSDLoss(nn.Module):
         c, s = c.to(own.dtype), s.to(own.dtype)
         with torch.no_grad():
             target = merge(of_c, ((c * own).sum(1) / self.temperature, own))[1]
+            target = target + (c - c)  # with an empty queue it would hide that c is not finite
         lse = torch.logaddexp(of_s[0], (s * own).sum(1) / self.temperature)
         return lse - (s * target).sum(1) / self.temperature
 

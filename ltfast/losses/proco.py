@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -6,15 +7,15 @@ from torch.nn import functional as F
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
-from ltfast.losses.distributed import world_size
-from ltfast.losses.fixed_dtype import FixedDtype
-from ltfast.ops.checks import check_matrix, check_positive
+from ltfast.losses.sharded_state import ShardedState
+from ltfast.ops.checks import check_label_values, check_labels, check_matrix, check_positive
+from ltfast.ops.distributed import class_ranges, gather, gather_together, world_size
 
 _LARGEST_KAPPA = 1e5
 _START = 0.9  # the length of the mean of a class that was not seen yet
 
 
-class ProCoLoss(FixedDtype):
+class ProCoLoss(ShardedState):
     """Probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere of features.
 
     Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The direction of the
@@ -40,6 +41,11 @@ class ProCoLoss(FixedDtype):
         temperature: tau, over 0.
         class_counts: (C,), training images of each class: their log-frequencies are added to the logits of the loss
             (logit adjustment), but not to those of ``logits``; None adds nothing.
+        class_parallel: under ``torch.distributed``, each process has the statistics of its own share of the classes
+            (``ltfast.ops.distributed.class_ranges``), for more classes than one device holds: memory C_r x D. The loss
+            is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits`` gives
+            those of the joined batch for these classes. All processes must call each method equally often, with batches
+            of one size, and ``collect()`` before ``state_dict()``, which is that of the whole loss.
 
     Shapes: features (B, D) of length 1, any float dtype; labels (B,), int64; the loss is float32 (float64 for float64).
 
@@ -66,6 +72,7 @@ class ProCoLoss(FixedDtype):
         *,
         temperature: float = 0.1,
         class_counts: Sequence[int] | Tensor | None = None,
+        class_parallel: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -83,15 +90,24 @@ class ProCoLoss(FixedDtype):
         # a generator of its own: the same on every process, whatever their seeds
         generator = torch.Generator("cpu").manual_seed(0)
         start = torch.randn(num_classes, feature_dim, generator=generator, device="cpu", dtype=torch.float32)
-        self.register_buffer("start", _START * F.normalize(start), persistent=False)
-        self.register_buffer("log_prior", log_prior, persistent=False)
+        self.first = 0  # class
+        if class_parallel:
+            ranges = class_ranges(num_classes)
+            own = self.share_out(num_classes, [slice(classes.start, classes.stop) for classes in ranges])
+            self.first, start = own.start, start[own].clone()
+            log_prior = None if log_prior is None else log_prior[own].clone()
+        self.hold("start", _START * F.normalize(start), persistent=False)
+        if log_prior is None:
+            self.log_prior = None
+        else:
+            self.hold("log_prior", log_prior, persistent=False)
         # of this epoch, and of the one before or, where that saw nothing of a class, its start
-        self.register_buffer("sums", torch.zeros_like(start))
-        self.register_buffer("counts", start.new_zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("past_sums", self.start.clone())
-        self.register_buffer("past_counts", self.counts.clone())
-        self.register_buffer("directions", torch.empty_like(start))
-        self.register_buffer("kappa", start.new_empty(num_classes))
+        self.hold("sums", torch.zeros_like(start))
+        self.hold("counts", start.new_zeros(len(start), dtype=torch.int64))
+        self.hold("past_sums", self.start.clone())
+        self.hold("past_counts", self.counts.clone())
+        self.hold("directions", torch.empty_like(start))
+        self.hold("kappa", start.new_empty(len(start)))
         self._estimate()
 
     @torch.no_grad()
@@ -121,8 +137,16 @@ class ProCoLoss(FixedDtype):
         # one more column holds 1 where a feature counts: its sums are the counts, and one collective adds up both
         finite = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite()
         rows = torch.cat([features.where(finite, 0), finite.to(features.dtype)], dim=1)
-        both = ops.class_sums(rows, labels, self.num_classes)[0].float()
-        if world_size() > 1:
+        if self.processes > 1:
+            check_labels(labels, features, "labels", classes=self.num_classes)
+            rows, labels = gather_together(rows, labels.long())
+            if labels.device.type == "cpu":  # in all processes alike: none is left waiting for another
+                check_label_values(labels, self.num_classes, "labels")
+            labels = labels - self.first
+            here = (labels >= 0) & (labels < len(self.sums))
+            rows, labels = rows.where(here[:, None], 0), labels.where(here, 0)
+        both = ops.class_sums(rows, labels, len(self.sums))[0].float()
+        if self.processes == 1 and world_size() > 1:
             distributed.all_reduce(both)
         self.sums += both[:, :-1]
         self.counts += both[:, -1].long()
@@ -135,7 +159,10 @@ class ProCoLoss(FixedDtype):
             ValueError, TypeError: a bad argument, named.
         """
         self._check(features)
-        return ops.vmf_logits(features, *self._distributions(features), temperature=self.temperature)
+        directions, kappa = self._distributions(features)
+        if self.processes > 1:
+            features = gather(features)
+        return ops.vmf_logits(features, directions, kappa, temperature=self.temperature)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of the logits, with the classes' log-frequencies; ``update`` is called by you, before it.
@@ -145,14 +172,18 @@ class ProCoLoss(FixedDtype):
         """
         self._check(features)
         directions, kappa = self._distributions(features)
-        return ops.vmf_cross_entropy(
-            features, labels, directions, kappa, log_prior=self.log_prior, temperature=self.temperature
-        )
+        options: dict[str, Any] = {"log_prior": self.log_prior, "temperature": self.temperature}
+        if self.processes > 1:
+            return ops.class_parallel_vmf_cross_entropy(
+                features, labels, directions, kappa, self.num_classes, **options
+            )
+        return ops.vmf_cross_entropy(features, labels, directions, kappa, **options)
 
     def extra_repr(self) -> str:
         return f"{self.num_classes}, {self.feature_dim}, temperature={self.temperature}"
 
     def _check(self, features: Tensor) -> None:
+        self.check_processes()
         check_matrix(features, "features", f"(batch, {self.feature_dim})")
         if features.shape[1] != self.feature_dim:
             raise ValueError(f"features has shape {tuple(features.shape)}: expected (batch, {self.feature_dim})")
@@ -167,6 +198,8 @@ class ProCoLoss(FixedDtype):
 
     def _estimate(self) -> None:
         """Directions and concentrations from both epochs' sums."""
+        if self.processes > 1:
+            self.changed()
         # what a class started with counts for nothing once it is seen
         kept = (self.past_counts > 0) | (self.counts == 0)
         torch.addcmul(self.sums, self.past_sums, kept[:, None].float(), out=self.directions)

@@ -4,6 +4,7 @@ autoencoder.
 Importing this package registers its networks with timm, so `timm.create_model("resnet32_cifar")` works.
 """
 
+from ltfast.models.class_parallel_classifier import ClassParallelCosineClassifier
 from ltfast.models.classifier import ImageClassifier, default_backbone, make_backbone
 from ltfast.models.cosine_classifier import CosineClassifier
 from ltfast.models.digits_convnet import DigitsConvNet
@@ -17,6 +18,7 @@ from ltfast.models.small_vit import default_vit
 from ltfast.models.sub_models import SubModels
 
 __all__ = [
+    "ClassParallelCosineClassifier",
     "CosineClassifier",
     "DigitsConvNet",
     "ImageClassifier",

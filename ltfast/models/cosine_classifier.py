@@ -36,8 +36,8 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[-1] != self.in_features:
             raise ValueError(f"features must have {self.in_features} columns, got shape {tuple(features.shape)}")
-        # the norms in float32: under autocast, half-precision features would lose digits or overflow
-        unit = F.normalize(features.float(), dim=-1).to(features.dtype)
+        # the norms in float32 at least: under autocast, half-precision features would lose digits or overflow
+        unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1).to(features.dtype)
         # rounding can leave [-1, 1] by an ulp; the clamp keeps acos and the like finite downstream
         return F.linear(unit, F.normalize(self.weight, dim=-1).to(features.dtype)).clamp(-1.0, 1.0)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltfast.models.classifier import ImageClassifier
+from ltfast.ops.fused_loss import accumulator
 
 
 class ProjectionHead(nn.Module):
@@ -20,8 +21,8 @@ class ProjectionHead(nn.Module):
         hidden_dim: width of the hidden layer; None means in_features.
         batch_norm: with BatchNorm.
 
-    Shapes: features (B, in_features) -> (B, feature_dim) float32, rows of length 1. With BatchNorm B is at least 2 in
-    training.
+    Shapes: features (B, in_features) -> (B, feature_dim) float32 (float64 for float64), rows of length 1. With
+    BatchNorm B is at least 2 in training.
 
     Raises:
         ValueError: a size below 1.
@@ -43,7 +44,9 @@ class ProjectionHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.layers(features).float(), dim=-1)  # half precision would lose the length's digits
+        projection = self.layers(features)
+        # half precision would lose the length's digits
+        return F.normalize(projection.to(accumulator(projection.dtype)), dim=-1)
 
 
 class TwoBranchClassifier(ImageClassifier):

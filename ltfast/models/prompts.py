@@ -40,7 +40,7 @@ def prompted_block(
     for prompt in prompts:
         more = _keys_values(attention, block.norm1(prompt))
         keys, values = (
-            torch.cat([extra.expand(len(tokens), -1, -1, -1), own], 2)
+            torch.cat([extra.expand(tokens.shape[0], -1, -1, -1), own], 2)  # torch.export fixes a len()
             for extra, own in zip(more, (keys, values), strict=True)
         )
     tokens, normed = tokens[:, :queries], normed[:, :queries]
@@ -218,12 +218,14 @@ class PromptPool(nn.Module):
 
     def match(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, D) -> the keys nearest by cosine, (B, k) int64, nearest first; and the cosines, (B, k)."""
-        cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(self.keys.float(), dim=-1).T
+        with torch.autocast(queries.device.type, enabled=False):  # it would multiply in half precision
+            cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(self.keys.float(), dim=-1).T
         values, indices = cosines.topk(self.matches, 1)
         return indices, values
 
     def select(self, indices: Tensor) -> Tensor:
         """The mean of the prompts that are matched: (B, k) -> (B, blocks, P, D)."""
+        # not self.prompts[indices].mean(1), whose gradient has other bits each time on several threads of a CPU
         return self.prompts[indices].mean(1)
 
 

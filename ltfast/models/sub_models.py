@@ -46,7 +46,8 @@ class SubModels(nn.Module):
             raise ValueError("network has no parameters of two dimensions or more: expected weights to share out")
         self._others = [name for name, p in network.named_parameters() if p.dim() < 2]
         self._others += [name for name, _ in network.named_buffers()]
-        self.register_buffer("_stage", torch.ones((), dtype=torch.int64))
+        self.stage = 1
+        self.register_buffer("_stage", torch.ones((), dtype=torch.int64))  # the same, for checkpoints
         tensors = {**self.weights, **self._own()}
         for i, name in enumerate(self._names):
             self.register_buffer(f"_owner_{i}", torch.ones_like(tensors[name], dtype=torch.uint8))
@@ -54,16 +55,12 @@ class SubModels(nn.Module):
             for i, name in enumerate(self._others):
                 self.register_buffer(f"_kept_{t}_{i}", tensors[name].detach().clone())
         self._still: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None
-        self.register_load_state_dict_post_hook(SubModels._forget)
+        self.register_load_state_dict_post_hook(SubModels._loaded)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         parameters = dict(self.network.named_parameters())
         return {name: parameters[name] for name in self._names}
-
-    @property
-    def stage(self) -> int:
-        return int(self._stage)
 
     def owners(self) -> list[Tensor]:
         """For each of `weights`, the stage that keeps or trains each of its elements, uint8 of its shape; one more
@@ -90,8 +87,9 @@ class SubModels(nn.Module):
             self.get_buffer(f"_kept_{self.stage}_{self._others.index(name)}").copy_(tensor)
         new = dict(fresh.named_parameters())
         weights = self.weights
-        apply_masks_(list(weights.values()), pruned, [new[name].detach().to(w.device) for name, w in weights.items()])
+        apply_masks_(list(weights.values()), pruned, [new[name].detach().to(w) for name, w in weights.items()])
         self._stage.fill_(stage)
+        self.stage = stage
         self._still = None
 
     @torch.no_grad()
@@ -141,8 +139,9 @@ class SubModels(nn.Module):
             self._still = [(w, mask, w.detach().clone()) for w, mask in masked if mask.any()]
         return self._still
 
-    def _forget(self, _: object) -> None:
+    def _loaded(self, _: object) -> None:
         """What is held still has new values."""
+        self.stage = int(self._stage)
         self._still = None
 
     def tensors(self, stage: int) -> dict[str, Tensor]:

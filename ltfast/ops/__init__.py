@@ -3,6 +3,7 @@
 from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
+from ltfast.ops.class_parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
 from ltfast.ops.class_sums import class_sums
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
@@ -14,6 +15,8 @@ __all__ = [
     "apply_masks_",
     "balanced_bce",
     "bessel_ratio",
+    "class_parallel_agcl",
+    "class_parallel_vmf_cross_entropy",
     "class_sums",
     "importance_threshold",
     "log_iv",

@@ -26,7 +26,11 @@ except ImportError as error:
     if importlib.util.find_spec("ltfast._native") is not None:
         _NO_NATIVE = f"its C++ kernels do not load: {error}"
 
-_has_triton = importlib.util.find_spec("triton") is not None
+_NO_TRITON: str | None = None
+if importlib.util.find_spec("triton") is None:
+    _NO_TRITON = "the package triton is not installed"
+elif torch.__version__ < (2, 9):  # each version of PyTorch has its own of Triton: products of float64 came with 3.5
+    _NO_TRITON = f"its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch {torch.__version__}"
 _override: str | None = os.environ.get("LTFAST_BACKEND") or None
 
 
@@ -57,8 +61,8 @@ def why_not(name: str, device: torch.device, *, in_cuda: bool = False) -> str | 
         if device.type != "cpu":
             return f"its kernels run on the CPU, the tensor is on {device}"
     if name == "triton":
-        if not _has_triton:
-            return "the package triton is not installed"
+        if _NO_TRITON is not None:
+            return _NO_TRITON
         if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             return "it needs a GPU tensor, or Triton's interpreter (TRITON_INTERPRET=1 before the first import)"
         if device.type not in ("cpu", "cuda"):
@@ -68,7 +72,7 @@ def why_not(name: str, device: torch.device, *, in_cuda: bool = False) -> str | 
 
 def default_backend(device: torch.device) -> str:
     """The backend that a device gets when nobody asks for another."""
-    if device.type == "cuda" and _has_triton:
+    if device.type == "cuda" and _NO_TRITON is None:
         return "triton"
     if device.type == "cpu" and _native is not None:
         return "native"
@@ -116,7 +120,7 @@ _warned: set[str] = set()
 def _warn_once(device_type: str) -> None:
     if device_type not in _warned:
         _warned.add(device_type)
-        missing = {"cpu": _NO_NATIVE, "cuda": "triton is not installed"}
+        missing = {"cpu": _NO_NATIVE, "cuda": f"backend 'triton' cannot run: {_NO_TRITON}"}
         reason = missing.get(device_type, f"no kernels exist for {device_type}")
         warnings.warn(f"ltfast runs its slow plain PyTorch reference on {device_type}: {reason}", stacklevel=4)
 
@@ -165,7 +169,7 @@ def describe() -> list[dict[str, str]]:
     rows.append({"name": "native", "status": reason or "available", "detail": detail})
     reason = why_not("triton", torch.device("cuda" if cuda else "cpu"))
     detail = ""
-    if _has_triton:
+    if _NO_TRITON is None:
         import triton
 
         detail = f"Triton {triton.__version__}" + (f" on {torch.cuda.get_device_name()}" if cuda else "")

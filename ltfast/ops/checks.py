@@ -46,6 +46,7 @@ def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classe
 
 def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
     """Read the labels and refuse any outside [0, num_classes)."""
+    target = target.long()  # uint8 would wrap num_classes
     bad = ((target < 0) | (target >= num_classes)).nonzero()
     if bad.numel():
         row = int(bad[0])
@@ -68,18 +69,31 @@ def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None
     check_device(vector, logits, name)
 
 
+def check_real(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is {value!r}: expected a number")
+
+
+def check_integer(name: str, value: int) -> None:
+    if not isinstance(value, int) and not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}: expected an integer")
+
+
 def check_number(name: str, value: float, *, at_least: float = -math.inf) -> None:
+    check_real(name, value)
     if not (math.isfinite(value) and value >= at_least):
         expected = "a finite number" if at_least == -math.inf else f"a finite number of {at_least} or more"
         raise ValueError(f"{name} is {value}: expected {expected}")
 
 
 def check_positive(name: str, value: float) -> None:
+    check_real(name, value)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value}: expected a number over 0")
 
 
 def check_label_smoothing(value: float) -> None:
+    check_real("label_smoothing", value)
     if not 0 <= value < 1:
         raise ValueError(f"label_smoothing is {value}: expected a number in [0, 1)")
 

@@ -1,7 +1,3 @@
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 import torch._dynamo.testing
@@ -186,52 +182,6 @@ def test_the_queue_may_move_on_before_the_backward_pass():
     assert torch.equal(gradient(True), gradient(False))
     with pytest.raises(RuntimeError, match="keys changed in place since the forward pass"):
         gradient("twice")
-
-
-def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    """The mean of their losses, each query's gradient, and the queue."""
-    script = """
-        import sys
-        import torch
-        from torch import distributed
-        from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-        out, rank = sys.argv[1], int(sys.argv[2])
-        distributed.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
-        queue = MemoryQueue(8, 20, num_classes=3, dtype=torch.float64)
-        results = []
-        for batch in torch.load(f"{out}/batches.pt"):
-            query, key, cropped, pooled, labels = (x.chunk(2)[rank] for x in batch)
-            query.requires_grad_()
-            loss = DSCLLoss()(query, key, labels, queue) + PBSDLoss()(pooled, cropped, key, queue)
-            loss.backward()
-            queue.enqueue(key, labels)
-            results.append((loss.detach(), query.grad / 2))  # DistributedDataParallel averages
-        torch.save((results, queue.state_dict()), f"{out}/result{rank}.pt")
-        distributed.destroy_process_group()
-    """
-    batches = [(unit(6, 8), unit(6, 8), unit(6, 2, 8), unit(6, 2, 8), torch.randint(3, (6,))) for _ in range(5)]
-    torch.save(batches, tmp_path / "batches.pt")
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    (one, state), (two, other_state) = (torch.load(tmp_path / f"result{rank}.pt") for rank in range(2))
-    queue = MemoryQueue(8, 20, num_classes=3, dtype=torch.float64)
-    for (query, key, cropped, pooled, labels), first, second in zip(batches, one, two, strict=True):
-        query.requires_grad_()
-        loss = DSCLLoss()(query, key, labels, queue) + PBSDLoss()(pooled, cropped, key, queue)
-        loss.backward()
-        queue.enqueue(key, labels)
-        torch.testing.assert_close((first[0] + second[0]) / 2, loss.detach())
-        torch.testing.assert_close(torch.cat([first[1], second[1]]), query.grad)
-    for name, value in queue.state_dict().items():
-        for process in (state, other_state):
-            assert torch.equal(process[name], value) if isinstance(value, torch.Tensor) else process[name] == value
 
 
 def test_compiled_whole():

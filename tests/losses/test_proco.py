@@ -3,9 +3,6 @@ import ctypes
 import math
 import os
 import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -183,45 +180,6 @@ def test_an_update_needs_no_tensor_of_rows_by_classes_by_width():
     before = resident("VmRSS")
     loss.update(features, labels)
     assert resident("VmHWM") - before < 32
-
-
-def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    script = """
-        import sys
-        import torch
-        from torch import distributed
-        from ltfast.losses import ProCoLoss
-        out, rank = sys.argv[1], int(sys.argv[2])
-        distributed.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
-        torch.manual_seed(100 + rank)
-        loss = ProCoLoss(9, 16)
-        for step, (features, labels) in enumerate(torch.load(f"{out}/batches.pt")):
-            if step == 2:
-                loss.start_epoch()
-            loss.update(features[rank::2], labels[rank::2])
-        torch.save(loss.state_dict(), f"{out}/state{rank}.pt")
-        distributed.destroy_process_group()
-    """
-    batches = [batch(11 + i, 16) for i in range(4)]  # of 9 classes, two are never seen
-    torch.save(batches, tmp_path / "batches.pt")
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    whole = ProCoLoss(9, 16)
-    for step, (features, labels) in enumerate(batches):
-        if step == 2:
-            whole.start_epoch()
-        whole.update(features, labels)
-    states = [torch.load(tmp_path / f"state{rank}.pt") for rank in range(2)]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_every_view_has_the_statistics_of_its_call():

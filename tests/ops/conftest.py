@@ -1,4 +1,3 @@
-import importlib.util
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +7,7 @@ import ltfast
 from ltfast.ops import backends
 
 HAS_CUDA = torch.cuda.is_available()
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = backends.why_not("triton", torch.device("cuda")) is None
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,9 @@ PLACES = [
     pytest.param(
         Place("triton", "cpu"),
         id="triton-interpreter",
-        marks=pytest.mark.skipif(HAS_CUDA or not HAS_TRITON, reason="a GPU runs the same kernels, or no triton"),
+        marks=pytest.mark.skipif(
+            HAS_CUDA or not HAS_TRITON, reason="a GPU runs the same kernels, or Triton does not run"
+        ),
     ),
     pytest.param(Place("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
 ]

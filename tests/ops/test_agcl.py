@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import ltfast
 from ltfast.ops import agcl
 from ltfast.ops.agcl import agcl_op, reference
-from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
+from ops.compare import loss_and_gradient, opcheck, relative_error, row_error, tolerances
 
 SHAPES = [(1, 1), (1, 2), (5, 1), (3, 7), (37, 101), (2, 1024), (9, 1031), (2, 8192), (3, 9001)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -227,7 +227,7 @@ def test_opcheck(place, reduction, dtype):
         for with_gradient in (True, False):
             arguments = (cosine.requires_grad_(with_gradient), target, noise, None if noise is None else seed)
             options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, reduction, with_gradient)
-            torch.library.opcheck(torch.ops.ltfast.agcl.default, (*arguments, *options), rtol=1e-2, atol=1e-3)
+            opcheck(torch.ops.ltfast.agcl.default, (*arguments, *options), rtol=1e-2, atol=1e-3)
 
 
 BAD = [

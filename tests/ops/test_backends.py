@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from ltfast.ops import agcl, backends, balanced_bce, class_sums, log_iv, patch_r
 from ltfast.ops.backends import BackendUnavailableError
 
 CPU = torch.device("cpu")
+NO_TRITON = backends.why_not("triton", torch.device("cuda"))
 
 
 def call():
@@ -24,7 +24,7 @@ def python(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_device_decides():
     assert backends.resolve(CPU) == "native"
-    assert backends.default_backend(torch.device("cuda")) == ("triton" if find_spec("triton") else "reference")
+    assert backends.default_backend(torch.device("cuda")) == ("reference" if NO_TRITON else "triton")
     assert backends.default_backend(torch.device("mps")) == "reference"
 
 
@@ -61,8 +61,7 @@ def test_the_variable_overrides(name):
 
 def test_the_variable_overrides_with_a_reason_where_it_cannot():
     script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.zeros(3).long())"
-    no_triton = "it needs a GPU tensor" if find_spec("triton") else "the package triton is not installed"
-    for name, reason in [("triton", no_triton), ("fast", "there is no such backend")]:
+    for name, reason in [("triton", NO_TRITON or "it needs a GPU tensor"), ("fast", "there is no such backend")]:
         result = python(script, LTFAST_BACKEND=name)
         assert result.returncode != 0
         assert f"backend '{name}' cannot run: {reason}" in result.stderr
@@ -162,8 +161,21 @@ print(threads() - before)
     assert python(THREADS + script).stdout.strip() == "0"
 
 
+def test_a_triton_that_is_too_old_is_not_used():
+    script = """
+import torch
+torch.__version__ = torch.torch_version.TorchVersion("2.8.0+cu128")
+import importlib.util
+importlib.util.find_spec = lambda name: name
+from ltfast.ops import backends
+print(backends.default_backend(torch.device("cuda")), backends.why_not("triton", torch.device("cuda")))
+"""
+    reason = "its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch 2.8.0+cu128"
+    assert python(script).stdout.strip() == f"reference {reason}"
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
 def test_checks_of_values_where_kernels_make_none():
-    pytest.importorskip("triton")
     script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.tensor([0, 4, 1]))"
     variables = {"LTFAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
     assert python(script, **variables).returncode == 0

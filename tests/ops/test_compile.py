@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-pytest.importorskip("triton")
+from ltfast.ops.backends import why_not
+
+NO_TRITON = why_not("triton", torch.device("cuda"))
+pytestmark = pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
 SCRIPT = Path(__file__).parent / "triton_compile.py"
 
 

@@ -65,7 +65,8 @@ def test_native_noise_is_the_reference(shape, isa):
 def test_triton_noise_is_the_reference(shape, device):
     if device == "cpu" and torch.cuda.is_available():
         pytest.skip("the GPU runs the same kernel")
-    pytest.importorskip("triton")
+    if no_triton := backends.why_not("triton", torch.device("cuda")):
+        pytest.skip(no_triton)
     from ltfast.ops.noise.triton import half_normal as triton_noise
 
     seed = draw_seed(torch.device("cpu"))

@@ -220,6 +220,20 @@ def cases(target: str) -> Iterator[tuple]:
                  "ACC": accumulator, **options},
                 warps,
             )  # fmt: skip
+        if classes == CLASSES[-1]:
+            for kernel in (agcl._share_kernel, agcl._share_gradient_kernel):
+                options = agcl.share_options(None, 0.0, torch_acc)
+                warps = options.pop("num_warps")
+                yield (
+                    f"agcl{kernel.__name__} {dtype}",
+                    kernel,
+                    {"logits": f"*{dtype}", "target": "*i64", "class_noise": f"*{acc}", "seed": "*i64",
+                     "statistics": "*fp64", "incoming": "*fp64", "gradient": f"*{dtype}"},
+                    {"row_stride": "i32", "first": "i32", "classes": "i32", "scale": "fp64", "margin": "fp64",
+                     "gamma": "fp64"},
+                    {**options, "NOISY": True, "POWER": agcl.power_kind(1.5)},
+                    warps,
+                )  # fmt: skip
         options = balanced_bce.launch_options(classes, torch_acc)
         warps = options.pop("num_warps")
         scalars = ("on_value", "off_value", "threshold", "unit")
@@ -311,6 +325,7 @@ def cases(target: str) -> Iterator[tuple]:
                 dict.fromkeys(("stride", "start", "count", "classes", "width"), "i32")
                 | dict.fromkeys(("v", "inverse_temperature", "unit"), "fp64"),
                 {
+                    "LABELLED": True,
                     "PRIOR": True,
                     "FIRST": bool(first),
                     "LAST": bool(last),

@@ -14,6 +14,7 @@ row's logits gives its loss and its gradient.
 """
 
 import math
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ltfast.ops import backends, checks
 from ltfast.ops.agcl import reference
-from ltfast.ops.fused_loss import register, wants_gradient
+from ltfast.ops.fused_loss import accumulator, register, wants_gradient
 from ltfast.ops.noise import draw_seed
 
 __all__ = ["agcl"]
@@ -113,3 +114,81 @@ agcl_op = register(
     reference.agcl,
     bound=_gradient_bound,
 )
+
+
+def _run_share(
+    logits: Tensor, target: Tensor, class_noise: Tensor | None, *options: Any, statistics: Tensor, incoming: Any = None
+) -> Any:
+    run = import_module(f"ltfast.ops.agcl.{backends.resolve_kernel(logits.device)}").agcl_share
+    if class_noise is not None:
+        class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        return run(logits, target.long().contiguous(), class_noise, *options, statistics, incoming)
+
+
+@torch.library.custom_op("ltfast::agcl_share", mutates_args=())
+def agcl_share_op(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    first: int,
+    scale: float,
+    margin: float,
+    gamma_neg: float,
+) -> Tensor:
+    """What the loss needs of a share of the classes, (B, 5) float64: of the noisy logits u, with the margin, the
+    largest; the label's, 0 where it is in another share; and over the other classes, with t = scale (u - largest), the
+    sums of e^t, e^(gamma t) and t e^(gamma t). Target is the label's place in the share, or outside [0, C); the share's
+    first class has the noise of column ``first``. The largest counts as a constant: no gradient flows through it.
+    """
+    statistics = torch.empty(len(logits), 5, dtype=torch.float64, device=logits.device)
+    _run_share(logits, target, class_noise, seed, first, scale, margin, gamma_neg, statistics=statistics)
+    return statistics
+
+
+@agcl_share_op.register_fake
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(len(logits), 5, dtype=torch.float64)
+
+
+@torch.library.custom_op("ltfast::agcl_share_gradient", mutates_args=())
+def agcl_share_gradient_op(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    first: int,
+    scale: float,
+    margin: float,
+    gamma_neg: float,
+    statistics: Tensor,
+    incoming: Tensor,
+) -> Tensor:
+    """Of sum(incoming * statistics) in the logits: like them, contiguous."""
+    options = (seed, first, scale, margin, gamma_neg)
+    incoming = incoming.contiguous()
+    return _run_share(logits, target, class_noise, *options, statistics=statistics, incoming=incoming)
+
+
+@agcl_share_gradient_op.register_fake
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup_share(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, target, class_noise, seed, *ctx.options = inputs
+    ctx.save_for_backward(logits, target, class_noise, seed, output)
+
+
+def _backward_share(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, statistics = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True
+        again = reference.agcl_share(*tensors, *ctx.options)
+        (gradient,) = torch.autograd.grad(again, tensors[0], incoming, create_graph=True)
+    else:
+        gradient = agcl_share_gradient_op(*tensors, *ctx.options, statistics, incoming)
+    return gradient, *[None] * 7
+
+
+agcl_share_op.register_autograd(_backward_share, setup_context=_setup_share)

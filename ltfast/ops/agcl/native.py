@@ -49,3 +49,40 @@ def agcl(
         torch.get_num_threads(),
     )
     return loss, gradient
+
+
+def agcl_share(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    first: int,
+    scale: float,
+    margin: float,
+    gamma_neg: float,
+    statistics: Tensor,
+    incoming: Tensor | None,
+) -> Tensor | None:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    rows, classes = logits.shape
+    gradient = None if incoming is None else empty_gradient(logits, True)
+    backends.native().agcl_share(
+        str(logits.dtype)[6:],
+        logits.data_ptr(),
+        logits.stride(0),
+        target.data_ptr(),
+        0 if class_noise is None else class_noise.data_ptr(),
+        0 if seed is None else seed.item(),
+        first,
+        statistics.data_ptr(),
+        0 if incoming is None else incoming.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        rows,
+        classes,
+        scale,
+        margin,
+        gamma_neg,
+        torch.get_num_threads(),
+    )
+    return gradient

@@ -41,3 +41,27 @@ def agcl(
     left_out = own | (t <= LOWEST)
     negative = torch.where(left_out, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
     return reduce(-(weight_pos * positive + weight_neg * negative), reduction)
+
+
+def agcl_share(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    first: int,
+    scale: float,
+    margin: float,
+    gamma_neg: float,
+) -> Tensor:
+    """The arguments of the op ``ltfast::agcl_share``; differentiable any number of times in the logits."""
+    u = logits.to(accumulator(logits.dtype))
+    own = torch.arange(u.shape[1], device=u.device) == target[:, None]
+    if class_noise is not None and seed is not None:
+        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed, first)
+    u = torch.where(own, u - margin, u)
+    peak = u.detach().amax(1).clamp(min=torch.finfo(u.dtype).min)
+    t = (scale * (u - peak[:, None])).clamp(min=LOWEST)
+    left_out = own | (t <= LOWEST)
+    power = torch.exp(gamma_neg * t)
+    sums = (torch.where(left_out, 0, x).sum(1, dtype=torch.float64) for x in (t.exp(), power, power * t))
+    return torch.stack([peak.double(), torch.where(own, u, 0).sum(1).double(), *sums], dim=1)

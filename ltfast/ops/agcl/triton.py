@@ -1,6 +1,8 @@
 """The GPU kernels. A row that fits in registers is read once; a longer one is read block by block, twice, and its
 noise redrawn."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -157,6 +159,93 @@ def _row_kernel(
                 )
 
 
+@triton.jit
+def _share_block(logits, class_noise, seed, row, row_stride, first, start, classes, y, margin, NOISY: tl.constexpr,
+                 ACC: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The noisy logits of a share whose first class is column ``first`` of the noise, which is drawn four at a time."""
+    skipped = first % 4
+    column = start - skipped + tl.arange(0, BLOCK)
+    inside = (column >= 0) & (column < classes)
+    u = tl.load(logits + row.to(tl.int64) * row_stride + column, mask=inside, other=-float("inf")).to(ACC)
+    if NOISY:
+        noise = half_normal_block(seed, row, first - skipped + start, BLOCK).to(ACC)
+        u -= tl.load(class_noise + column, mask=inside, other=0.0) * noise
+    return tl.where(column == y, u - margin, u), column, inside
+
+
+@triton.jit
+def _share_kernel(
+    logits, target, class_noise, seed, statistics, row_stride, first, classes,
+    scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
+    NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    y = tl.load(target + row)
+    scale, margin, gamma = tl.cast(scale, ACC), tl.cast(margin, ACC), tl.cast(gamma, ACC)
+    key = 0
+    if NOISY:
+        key = tl.load(seed)
+    peak = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
+    mass = tl.full((), 0.0, ACC)
+    weight = tl.full((), 0.0, ACC)
+    weighted = tl.full((), 0.0, ACC)
+    u_own = tl.full((), 0.0, ACC)
+    for start in range(0, classes + first % 4, BLOCK):
+        u, column, inside = _share_block(
+            logits, class_noise, key, row, row_stride, first, start, classes, y, margin, NOISY, ACC, BLOCK
+        )
+        higher = tl.maximum(peak, tl.max(u))
+        shift = _relative(peak, higher, scale)
+        faded = tl.where(shift > LOWEST, tl.exp(gamma * shift), 0.0)
+        peak = higher
+        t = _relative(u, peak, scale)
+        e = tl.exp(t)
+        others = inside & (column != y)
+        w = tl.where(others, _power(e, t, gamma, POWER), 0.0)
+        weighted = faded * (weighted + shift * weight) + tl.sum(tl.where(others, w * t, 0.0))
+        weight = faded * weight + tl.sum(w)
+        mass = tl.exp(shift) * mass + tl.sum(tl.where(others, e, 0.0))
+        u_own += tl.sum(tl.where(inside & (column == y), u, 0.0))
+    statistics += 5 * row.to(tl.int64)
+    tl.store(statistics, peak.to(tl.float64))
+    tl.store(statistics + 1, u_own.to(tl.float64))
+    tl.store(statistics + 2, mass.to(tl.float64))
+    tl.store(statistics + 3, weight.to(tl.float64))
+    tl.store(statistics + 4, weighted.to(tl.float64))
+
+
+@triton.jit
+def _share_gradient_kernel(
+    logits, target, class_noise, seed, statistics, incoming, gradient, row_stride, first, classes,
+    scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
+    NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    start = tl.program_id(1) * BLOCK
+    y = tl.load(target + row)
+    incoming += 5 * row.to(tl.int64)
+    of_own = tl.load(incoming + 1)
+    of_mass = tl.load(incoming + 2)
+    of_weight = tl.load(incoming + 3)
+    of_weighted = tl.load(incoming + 4)
+    scale, gamma = tl.cast(scale, tl.float64), tl.cast(gamma, tl.float64)
+    slope = (scale * gamma * of_weighted).to(ACC)
+    offset = (scale * (gamma * of_weight + of_weighted)).to(ACC)
+    pull = (scale * of_mass).to(ACC)
+    scale, margin, gamma = scale.to(ACC), tl.cast(margin, ACC), gamma.to(ACC)
+    key = 0
+    if NOISY:
+        key = tl.load(seed)
+    u, column, inside = _share_block(
+        logits, class_noise, key, row, row_stride, first, start, classes, y, margin, NOISY, ACC, BLOCK
+    )
+    t = _relative(u, tl.load(statistics + 5 * row.to(tl.int64)).to(ACC), scale)
+    e = tl.exp(t)
+    g = _power(e, t, gamma, POWER) * (slope * t + offset) + e * pull
+    g = tl.where(column == y, of_own.to(ACC), g)
+    tl.store(gradient + row.to(tl.int64) * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
+
+
 def launch_options(classes: int, acc: torch.dtype) -> dict[str, int | bool]:
     """Block size and warps for a row length: 16 elements a thread."""
     one_block = classes <= LONGEST_ROW[acc.itemsize]
@@ -202,3 +291,43 @@ def agcl(
         **launch_options(classes, acc),
     )  # fmt: skip
     return reduce(loss, reduction), gradient
+
+
+def share_options(class_noise: Tensor | None, gamma_neg: float, acc: torch.dtype) -> dict[str, Any]:
+    return {
+        "NOISY": class_noise is not None,
+        "POWER": power_kind(gamma_neg),
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "BLOCK": 2048,
+        "num_warps": 4,
+    }
+
+
+def agcl_share(
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    seed: Tensor | None,
+    first: int,
+    scale: float,
+    margin: float,
+    gamma_neg: float,
+    statistics: Tensor,
+    incoming: Tensor | None,
+) -> Tensor | None:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    rows, classes = logits.shape
+    options = share_options(class_noise, gamma_neg, accumulator(logits.dtype))
+    if incoming is None:
+        _share_kernel[(rows,)](
+            logits, target, class_noise, seed, statistics, logits.stride(0), first, classes, scale, margin, gamma_neg,
+            **options,
+        )  # fmt: skip
+        return None
+    gradient = empty_gradient(logits, True)
+    _share_gradient_kernel[(rows, triton.cdiv(classes + first % 4, options["BLOCK"]))](
+        logits, target, class_noise, seed, statistics, incoming, gradient, logits.stride(0), first, classes,
+        scale, margin, gamma_neg, **options,
+    )  # fmt: skip
+    return gradient

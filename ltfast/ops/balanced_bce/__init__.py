@@ -10,8 +10,6 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
-import math
-
 from torch import Tensor
 
 from ltfast.ops import backends, checks
@@ -57,8 +55,8 @@ def balanced_bce(
     checks.check_logits(logits)
     checks.check_reduction(reduction)
     checks.check_label_smoothing(label_smoothing)
-    if target_threshold is not None and not math.isfinite(target_threshold):
-        raise ValueError(f"target_threshold is {target_threshold}: expected a finite number or None")
+    if target_threshold is not None:
+        checks.check_number("target_threshold", target_threshold)
     labels = not (isinstance(target, Tensor) and target.dim() == 2)
     if labels:
         checks.check_labels(target, logits)

@@ -52,17 +52,21 @@ def _row_kernel(
         z = tl.where(z < -LIMIT, -LIMIT, z)
         z = tl.where(z > LIMIT, LIMIT, z) + finite  # unlike clamp, keeps NaN
         q = tl.full((BLOCK,), 1.0, ACC)
+        positive = t
         if POS_WEIGHTED:
-            q += (tl.load(pos_weight + column, mask=inside, other=1.0) - 1.0) * t
+            p = tl.load(pos_weight + column, mask=inside, other=1.0)
+            q += (p - 1.0) * t
+            positive = p * t
         softplus, e = _softplus_negative(tl.abs(z), TERMS)
-        term = (1.0 - t) * z + q * (softplus + tl.where(z < 0, -z, 0.0))
+        slope = tl.where(z < 0, positive, 1.0 - t)  # below 0, (1 - t) z would nearly cancel -q z
+        term = slope * tl.abs(z) + q * softplus
         w = tl.full((BLOCK,), 1.0, ACC)
         if WEIGHTED:
             w = tl.load(class_weight + column, mask=inside, other=0.0)
         total += tl.sum(tl.where(inside, w * term, 0.0))
         if WITH_GRADIENT:
-            sigmoid_negative = tl.where(z < 0, 1.0, e) / (1.0 + e)
-            g = w * ((1.0 - t) - q * sigmoid_negative) * unit
+            rise = slope - q * (e / (1.0 + e))
+            g = w * tl.where(z < 0, -rise, rise) * unit
             tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
     tl.store(loss + row, total)
 

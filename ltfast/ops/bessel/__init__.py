@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops import backends, checks
 
 __all__ = ["bessel_ratio", "log_iv"]
 
@@ -70,6 +70,7 @@ def _arguments(nu: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x has dtype {x.dtype}: expected float32 or float64")
     if not isinstance(nu, Tensor):
+        checks.check_real("nu", nu)
         if not (math.isfinite(nu) and nu >= 0):
             raise ValueError(f"nu is {nu}: expected a finite order of 0 or more")
         return torch.full((), nu, dtype=torch.float64, device=x.device), x

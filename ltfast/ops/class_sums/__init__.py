@@ -34,6 +34,7 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
             class, and raise under ``LTFAST_CHECKS=1``.
     """
     checks.check_matrix(features, "features", "(number, width)")
+    checks.check_integer("num_classes", num_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: expected at least 1")
     checks.check_labels(labels, features, "labels", classes=num_classes)

@@ -29,21 +29,22 @@ def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor) -> tupl
     return c0, c1, c2, c3
 
 
-def half_normal(rows: int, columns: int, seed: Tensor) -> Tensor:
+def half_normal(rows: int, columns: int, seed: Tensor, first: int = 0) -> Tensor:
     """``|e|`` for ``e ~ N(0, 1/3)`` clipped to [-1, 1].
 
     Args:
         rows, columns: the shape.
         seed: int64, shape (1,); its device is the result's.
+        first: the column to begin with.
 
     Returns:
         float32, shape (rows, columns).
     """
     row = torch.arange(rows, device=seed.device)[:, None]
-    counter = torch.arange((columns + 3) // 4, device=seed.device)[None, :]
+    counter = torch.arange(first // 4, (first + columns + 3) // 4, device=seed.device)[None, :]
     counter, row = torch.broadcast_tensors(counter, row)
     words = philox(counter, row & WORD, row >> 32, torch.zeros_like(row), seed)
-    word = torch.stack(words, dim=-1).reshape(rows, -1)[:, :columns]
+    word = torch.stack(words, dim=-1).reshape(rows, -1)[:, first % 4 : first % 4 + columns]
     u = (word >> 8).float() * 2.0**-24
     x = -torch.log(((1 - u) * (1 + u)).clamp(min=CLIPPED)) - 2.6
     p = torch.full_like(x, COEFFICIENTS[-1])

@@ -56,7 +56,7 @@ def queue_softmax(
         ValueError, TypeError: a bad argument, named. A column out of range excludes nothing.
     """
     _check(queries, keys, temperature, valid, exclude)
-    if isinstance(valid, int):
+    if valid is not None and not isinstance(valid, Tensor):
         keys, valid = keys[:valid], None
     if torch.is_autocast_enabled(queries.device.type) and queries.dtype == torch.float32:
         queries = queries.to(torch.get_autocast_dtype(queries.device.type))
@@ -92,8 +92,10 @@ def _check(
         if valid.shape != () or valid.dtype not in checks.INTEGERS or valid.device != queries.device:
             got = f"{valid.dtype}, shape {tuple(valid.shape)}, on {valid.device}"
             raise ValueError(f"valid is a tensor of {got}: expected integers, shape (), on {queries.device}")
-    elif valid is not None and not 0 <= valid <= len(keys):
-        raise ValueError(f"valid is {valid}: expected 0 to {len(keys)}, the number of keys")
+    elif valid is not None:
+        checks.check_integer("valid", valid)
+        if not 0 <= valid <= len(keys):
+            raise ValueError(f"valid is {valid}: expected 0 to {len(keys)}, the number of keys")
     if exclude is not None:
         if not isinstance(exclude, Tensor) or exclude.dtype not in checks.INTEGERS:
             kind = exclude.dtype if isinstance(exclude, Tensor) else type(exclude).__name__

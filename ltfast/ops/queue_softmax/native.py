@@ -37,7 +37,10 @@ def queue_softmax(
                 else (_plain(q, part, temperature))
             )
             result = merge(result, found)
-    return result
+    # PyTorch's attention takes a few products that are all NaN for masked ones
+    lse, mean = result
+    broken = ((q - q).sum(1) + (mean - mean).sum(1)).masked_fill_(lse.isneginf(), 0)
+    return lse + broken, mean + broken[:, None]
 
 
 def key_gradient(
@@ -56,7 +59,8 @@ def key_gradient(
     size = max(_BUDGET // len(q), 256)
     for start in range(0, len(keys), size):
         part = keys.detach()[start : start + size].to(q.dtype)
-        p = torch.mm(q, part.T).div_(temperature).sub_(lse[:, None]).exp_()
+        # not over 1, though the rounding of a large lse says so
+        p = torch.mm(q, part.T).div_(temperature).sub_(lse[:, None]).clamp_(max=0).exp_()
         p.masked_fill_(lse.isneginf()[:, None], 0)
         if exclude is not None:
             p.masked_fill_(torch.arange(start, start + len(part)) == exclude[:, None], 0)

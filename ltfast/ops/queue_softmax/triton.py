@@ -120,7 +120,8 @@ def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient,
                                COMPUTE, ACC, PRECISION, COLUMNS)  # fmt: skip
         else:
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
-        p = tl.exp2(logits * factor - row_lse[None, :])
+        logits = logits * factor - row_lse[None, :]
+        p = tl.exp2(tl.where(logits > 0, 0.0, logits))  # not over 1, though the rounding of a large lse says so
         p = tl.where((column < counting)[:, None] & (row_lse != float("-inf"))[None, :], p, 0.0)
         if EXCLUDE:
             out = tl.load(exclude + row, mask=row < rows, other=-1)

@@ -85,6 +85,7 @@ def importance_threshold(
             )
     if masks is not None:
         _check_list("masks", chosen, accumulators, MASKS, "bool or uint8")
+    checks.check_real("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}: expected a number in (0, 1]")
     if not any(values.numel() for values in accumulators):
@@ -206,9 +207,25 @@ def _apply(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[
     write_back(tensors, lists[0])
 
 
-taylor_op = torch.library.custom_op("ltfast::taylor_importance_", _update, mutates_args=("accumulators",))
-threshold_op = torch.library.custom_op("ltfast::importance_threshold", _threshold, mutates_args=())
-apply_op = torch.library.custom_op("ltfast::apply_masks_", _apply, mutates_args=("tensors",))
+# the schemas are written out: PyTorch 2.6 cannot read collections.abc.Sequence
+taylor_op = torch.library.custom_op(
+    "ltfast::taylor_importance_",
+    _update,
+    mutates_args=("accumulators",),
+    schema="(Tensor(a0!)[] accumulators, Tensor[] parameters, Tensor[] gradients) -> ()",
+)
+threshold_op = torch.library.custom_op(
+    "ltfast::importance_threshold",
+    _threshold,
+    mutates_args=(),
+    schema="(Tensor[] accumulators, Tensor[] masks, float fraction) -> Tensor",
+)
+apply_op = torch.library.custom_op(
+    "ltfast::apply_masks_",
+    _apply,
+    mutates_args=("tensors",),
+    schema="(Tensor(a0!)[] tensors, Tensor[] masks, Tensor[] values) -> ()",
+)
 
 
 @taylor_op.register_fake

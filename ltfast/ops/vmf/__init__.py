@@ -49,10 +49,10 @@ def vmf_logits(features: Tensor, directions: Tensor, kappa: Tensor, *, temperatu
     Raises:
         ValueError, TypeError: a bad argument, named.
     """
-    _check(features, directions, kappa, temperature)
+    check_arguments(features, directions, kappa, temperature)
     dtype, nu = accumulator(features.dtype), features.shape[1] / 2 - 1
     with torch.autocast(features.device.type, enabled=False):  # half-precision products would not do
-        z, k = features.to(dtype), kappa.to(dtype)
+        z, k = reference.saturated(features.to(dtype)), reference.saturated(kappa.to(dtype))
         scaled = directions.to(dtype) * (2 / temperature * k)[:, None]
         increments = torch.addmm(z.square().sum(1, keepdim=True) / temperature**2, z, scaled.T)
         if backends.resolve(features.device) == "reference":
@@ -89,7 +89,7 @@ def vmf_cross_entropy(
             row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the features were changed in place after the loss.
     """
-    _check(features, directions, kappa, temperature)
+    check_arguments(features, directions, kappa, temperature)
     checks.check_reduction(reduction)
     checks.check_labels(target, features, classes=len(directions))
     if log_prior is not None:
@@ -102,7 +102,8 @@ def vmf_cross_entropy(
     return loss
 
 
-def _check(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
+def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
+    """Refuse what the functions cannot take, with an error that names it."""
     checks.check_matrix(features, "features", "(batch, width)")
     checks.check_matrix(directions, "directions", "(classes, width)")
     if features.shape[1] < 2:
@@ -154,5 +155,14 @@ vmf_cross_entropy_op = register(
     "str reduction, bool with_gradient",
     reference.vmf_cross_entropy,
     bound=lambda *inputs: 2 / inputs[5],  # each logit's gradient is shorter than 1 / temperature
+    folder="vmf",
+)
+
+vmf_log_sum_exp_op = register(
+    "vmf_log_sum_exp",
+    "Tensor features, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, str reduction, "
+    "bool with_gradient",
+    reference.vmf_log_sum_exp,
+    bound=lambda *inputs: 1 / inputs[4],
     folder="vmf",
 )

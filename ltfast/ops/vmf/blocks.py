@@ -20,7 +20,7 @@ def block_size(rows: int, classes: int, dtype: torch.dtype) -> int:
 def cross_entropy(
     epilogue: Callable[..., None],
     features: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     directions: Tensor,
     kappa: Tensor,
     log_prior: Tensor | None,
@@ -29,7 +29,7 @@ def cross_entropy(
     with_gradient: bool,
     unit: float,
 ) -> tuple[Tensor, Tensor]:
-    """The op ``ltfast::vmf_cross_entropy`` with a backend's epilogue.
+    """The op ``ltfast::vmf_cross_entropy`` with a backend's epilogue; without targets ``ltfast::vmf_log_sum_exp``.
 
     ``epilogue(products, start, count, features, target, directions, kappa, log_prior, state, loss, gradient,
     temperature, unit)`` turns the products of the features with the directions [start, start + count) into the

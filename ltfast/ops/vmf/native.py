@@ -32,12 +32,16 @@ def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments, **options)
 
 
+def vmf_log_sum_exp(features: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, features, None, *arguments, **options)
+
+
 def _epilogue(
     products: Tensor,
     start: int,
     count: int,
     features: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     directions: Tensor,
     kappa: Tensor,
     log_prior: Tensor | None,
@@ -59,7 +63,7 @@ def _epilogue(
         directions.data_ptr(),
         kappa.data_ptr(),
         0 if log_prior is None else log_prior.data_ptr(),
-        target.data_ptr(),
+        0 if target is None else target.data_ptr(),
         state.data_ptr(),
         loss.data_ptr(),
         0 if gradient is None else gradient.data_ptr(),

@@ -7,7 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltfast.ops.bessel.debye import COEFFICIENTS, ORDER
-from ltfast.ops.fused_loss import reduce
+from ltfast.ops.fused_loss import accumulator, reduce
+
+
+def saturated(x: Tensor) -> Tensor:
+    """Features and concentrations, limited so that nothing overflows; infinite ones become NaN."""
+    limit = 1e100 if x.dtype == torch.float64 else 1e12
+    return x.clamp(-limit, limit) + (x - x).detach()
 
 
 def log_partition(nu: float, square: Tensor) -> Tensor:
@@ -39,6 +45,14 @@ def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float) -> Tensor:
     return ratio.to(increments.dtype)
 
 
+def logits(features: Tensor, directions: Tensor, kappa: Tensor, log_prior: Tensor | None, temperature: float) -> Tensor:
+    """(B, C), float64."""
+    z, mu, k = saturated(features.double()), directions.double(), saturated(kappa.double())
+    increments = 2 / temperature * k * (z @ mu.T) + z.square().sum(1, keepdim=True) / temperature**2
+    ratio = vmf_ratio(increments, k, features.shape[1] / 2 - 1)
+    return ratio if log_prior is None else ratio + log_prior.double()
+
+
 def vmf_cross_entropy(
     features: Tensor,
     target: Tensor,
@@ -49,10 +63,19 @@ def vmf_cross_entropy(
     reduction: str,
 ) -> Tensor:
     """The arguments of the op ``ltfast::vmf_cross_entropy``."""
-    z, mu, k = features.double(), directions.double(), kappa.double()
-    increments = 2 / temperature * k * (z @ mu.T) + z.square().sum(1, keepdim=True) / temperature**2
-    logits = vmf_ratio(increments, k, features.shape[1] / 2 - 1)
-    if log_prior is not None:
-        logits = logits + log_prior.double()
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return reduce(F.cross_entropy(logits, target.long(), reduction="none").to(dtype), reduction)
+    scores = logits(features, directions, kappa, log_prior, temperature)
+    rows = F.cross_entropy(scores, target.long(), reduction="none")
+    return reduce(rows.to(accumulator(features.dtype)), reduction)
+
+
+def vmf_log_sum_exp(
+    features: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    """The arguments of the op ``ltfast::vmf_log_sum_exp``."""
+    rows = logits(features, directions, kappa, log_prior, temperature).logsumexp(1)
+    return reduce(rows.to(accumulator(features.dtype)), reduction)

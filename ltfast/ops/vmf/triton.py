@@ -11,6 +11,20 @@ from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
 from ltfast.ops.vmf import blocks
 
+LONGEST, LONGEST_DOUBLE = tl.constexpr(1e12), tl.constexpr(1e100)  # k and, squared, its increments saturate here
+
+
+@triton.jit
+def _longest(ACC: tl.constexpr):
+    return tl.full((), LONGEST_DOUBLE if tl.float64 == ACC else LONGEST, ACC)
+
+
+@triton.jit
+def _saturated(kappa):
+    """The difference is 0, or NaN where kappa is not finite."""
+    longest = _longest(kappa.dtype)
+    return tl.where(kappa > longest, longest, kappa) + (kappa - kappa)
+
 
 @triton.jit
 def _square_root(x):
@@ -45,7 +59,9 @@ def _tail(square, p, q, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
 def _ratio(increment, kappa, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
     """F(k') - F(k) and 2 dF / d(k^2) at k'^2 = k^2 + increment, by STEPS of the recurrence down from order v."""
     square = kappa * kappa
+    largest = _longest(kappa.dtype) * _longest(kappa.dtype)
     inside = tl.where(increment < -square, -square, increment)  # unlike maximum, keeps NaN
+    inside = tl.where(inside > largest, largest, inside)
     raised = square + inside
     raised = tl.where(raised < 0, 0.0, raised)
     s = _square_root(v * v + square)
@@ -76,7 +92,7 @@ def _ratio_kernel(increments, kappa, ratio, slope, classes, v: "fp64",  # noqa: 
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < classes
     here = tl.program_id(0).to(tl.int64) * classes + column
-    k = tl.load(kappa + column, mask=inside, other=0.0)
+    k = _saturated(tl.load(kappa + column, mask=inside, other=0.0))
     value, b = _ratio(tl.load(increments + here, mask=inside, other=0.0), k, _number(v, ACC), STEPS, TERMS)
     tl.store(ratio + here, value, mask=inside)
     if WITH_SLOPE:
@@ -88,7 +104,7 @@ def _cross_entropy_kernel(
     products, features, target, directions, kappa, log_prior, state, loss, gradient,
     stride, start, count, classes, width,
     v: "fp64", inverse_temperature: "fp64", unit: "fp64",  # noqa: F821
-    PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    LABELLED: tl.constexpr, PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -107,22 +123,29 @@ def _cross_entropy_kernel(
         own_slope = tl.load(state + 4).to(ACC)
 
     squares = tl.zeros((WIDTH,), ACC)
+    broken = tl.zeros((WIDTH,), ACC)  # NaN if a feature is not finite
     for j in range(0, width, WIDTH):
         column = j + tl.arange(0, WIDTH)
         z = tl.load(features + row * width + column, mask=column < width, other=0.0)
         squares += z * z
+        broken += z - z
     shift = tl.sum(squares) * inverse_temperature * inverse_temperature
+    largest = _longest(ACC) * _longest(ACC)
+    shortened = tl.where(shift > largest, _longest(ACC) / tl.sqrt(shift), 1.0)  # what is left of longer features
+    shift = tl.where(shift > largest, largest, shift) + tl.sum(broken)
 
     c = tl.arange(0, BLOCK)
     inside = c < count
     here = products + row * stride + c
-    k = tl.load(kappa + start + c, mask=inside, other=0.0)
-    increment = tl.load(here, mask=inside, other=0.0) * (2.0 * inverse_temperature * k) + shift
+    k = _saturated(tl.load(kappa + start + c, mask=inside, other=0.0))
+    increment = tl.load(here, mask=inside, other=0.0) * shortened * (2.0 * inverse_temperature * k) + shift
     logits, slopes = _ratio(increment, k, _number(v, ACC), STEPS, TERMS)
     if PRIOR:
         logits += tl.load(log_prior + start + c, mask=inside, other=0.0)
     logits = tl.where(inside, logits, -float("inf"))
-    y = tl.load(target + row)
+    y = tl.full((), -1, tl.int64)
+    if LABELLED:
+        y = tl.load(target + row)
     own = inside & (c == y - start)
     own_logit += tl.sum(tl.where(own, logits, 0.0))
     own_slope += tl.sum(tl.where(own, slopes, 0.0))
@@ -137,12 +160,12 @@ def _cross_entropy_kernel(
     if LAST:
         valid = (y >= 0) & (y < classes)
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
-        missing = tl.where(valid, 0.0, float("nan")).to(ACC)
+        missing = tl.where(valid | (not LABELLED), 0.0, float("nan")).to(ACC)
         tl.store(loss + row, tl.log(total) + (peak - own_logit) + missing)
         # the softmax's part less the label's; the product of `products` with the directions is still to be added
         scale = unit / total
-        radial = (unit * (pull / total - own_slope) + missing) * inverse_temperature * inverse_temperature
-        pull_own = unit * own_slope * inverse_temperature * tl.load(kappa + y, mask=valid, other=0.0)
+        radial = (unit * (pull / total - own_slope) + missing) * inverse_temperature * inverse_temperature * shortened
+        pull_own = unit * own_slope * inverse_temperature * _saturated(tl.load(kappa + y, mask=valid, other=0.0))
     else:
         scale = 1.0
         tl.store(state, peak)
@@ -206,12 +229,16 @@ def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments, **options)
 
 
+def vmf_log_sum_exp(features: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, features, None, *arguments, **options)
+
+
 def _epilogue(
     products: Tensor,
     start: int,
     count: int,
     features: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     directions: Tensor,
     kappa: Tensor,
     log_prior: Tensor | None,
@@ -227,6 +254,7 @@ def _epilogue(
     _cross_entropy_kernel[(rows,)](
         products, features, target, directions, kappa, log_prior, state, loss, gradient,
         products.stride(0), start, count, classes, width, v, 1 / temperature, unit,
+        LABELLED=target is not None,
         PRIOR=log_prior is not None,
         FIRST=start == 0,
         LAST=start + count == classes,

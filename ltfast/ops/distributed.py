@@ -1,0 +1,86 @@
+"""What ops, losses and models need of ``torch.distributed``; without it, or with one process, nothing happens."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes, in their order; as many of each. Gradients go back to where the rows came from."""
+    if world_size() == 1:
+        return tensor
+    if torch.compiler.is_compiling():  # which cannot see into the others
+        from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+        world: Any = distributed.group.WORLD
+        return all_gather_tensor_autograd(tensor.contiguous(), 0, world)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return _Gather.apply(tensor)
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_together(*tensors: Tensor) -> list[Tensor]:
+    """``gather`` of several tensors, of any dtypes, in one exchange and without gradients."""
+    processes = world_size()
+    if processes == 1:
+        return list(tensors)
+    blocks = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    everyone = gather(torch.cat(blocks)[None]).split([len(block) for block in blocks], dim=1)
+    return [
+        parts.contiguous().view(tensor.dtype).view(processes * len(tensor), *tensor.shape[1:])
+        for parts, tensor in zip(everyone, tensors, strict=True)
+    ]
+
+
+def hand_back(rows: Tensor) -> Tensor:
+    """Of rows of the joined batch, (W B, ...), each of the W processes gets its own from all of them: (W, B, ...).
+    Gradients go back to where they came from."""
+    processes = world_size()
+    if processes > 1:
+        received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        if rows.requires_grad and torch.is_grad_enabled():
+            from torch.distributed.nn.functional import all_to_all_single
+
+            rows = all_to_all_single(received, rows.contiguous())
+        else:
+            distributed.all_to_all_single(received, rows.contiguous())
+            rows = received
+    return rows.view(processes, len(rows) // processes, *rows.shape[1:])
+
+
+def class_ranges(num_classes: int) -> list[range]:
+    """The classes of each process: equal shares in a row, the first ones larger by 1 where it does not come out even.
+
+    Raises:
+        ValueError: there are fewer classes than processes.
+    """
+    processes = world_size()
+    if num_classes < processes:
+        raise ValueError(f"num_classes is {num_classes}: expected at least {processes}, a class a process")
+    share, rest = divmod(num_classes, processes)
+    starts = [number * share + min(number, rest) for number in range(processes + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
+
+
+class _Gather(torch.autograd.Function):
+    """torch.distributed.nn's all_gather fails in the backward pass where gloo is the backend of a device alone."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> Tensor:
+        return hand_back(incoming).sum(0)

@@ -1,0 +1,7 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fresh_random_numbers():
+    print(f"torch.manual_seed({torch.seed()})")  # shown where a test fails

@@ -1,0 +1,206 @@
+"""Losses captured in CUDA graphs, forward and backward, and replayed with other inputs.
+
+Where there is no GPU, the same forward passes run on tensors without contents that say they are on one: whatever reads
+a value, and so would wait for the GPU and break a capture, fails.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from ltfast.losses import (
+    AGCLLoss,
+    BalancedBCELoss,
+    CompensationLoss,
+    DSCLLoss,
+    LogitAdjustedLoss,
+    MemoryQueue,
+    PBSDLoss,
+    ProCoLoss,
+    SupConQueueLoss,
+)
+
+COUNTS = [500, 200, 100, 50, 20, 10, 5]
+CLASSES, WIDTH, ROWS = len(COUNTS), 16, 24
+
+
+class OfLogits(nn.Module):
+    """A loss of logits and labels."""
+
+    shapes = ((ROWS, CLASSES),)
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, labels, logits):
+        return self.loss(logits, labels)
+
+
+class OfSoftTargets(OfLogits):
+    shapes = ((ROWS, CLASSES), (ROWS, CLASSES))
+
+    def forward(self, labels, logits, target):
+        return self.loss(logits, target.detach().softmax(1))
+
+
+class OfStatistics(nn.Module):
+    """ProCo, which learns its statistics in the same step."""
+
+    shapes = ((ROWS, WIDTH),)
+
+    def __init__(self):
+        super().__init__()
+        self.loss = ProCoLoss(CLASSES, WIDTH, class_counts=COUNTS)
+
+    def forward(self, labels, features):
+        features = F.normalize(features, dim=1)
+        self.loss.update(features.detach(), labels)
+        return self.loss(features, labels)
+
+
+class OfQueue(nn.Module):
+    """A contrastive loss, and the keys put into the queue: it is full in the third step."""
+
+    shapes = ((ROWS, WIDTH), (ROWS, WIDTH))
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss, self.queue = loss, MemoryQueue(WIDTH, 2 * ROWS + 5, num_classes=CLASSES)
+
+    def forward(self, labels, query, key):
+        query, key = F.normalize(query, dim=1), F.normalize(key.detach(), dim=1)
+        loss = self.loss(query, key, labels, self.queue)
+        self.queue.enqueue(key, labels)
+        return loss
+
+
+class OfPatches(OfQueue):
+    shapes = ((ROWS, WIDTH), (ROWS, WIDTH), (ROWS, 2, WIDTH), (ROWS, 2, WIDTH))
+
+    def forward(self, labels, query, key, pooled, cropped):
+        key, pooled, cropped = (F.normalize(x, dim=-1) for x in (key.detach(), pooled, cropped))
+        loss = self.loss(pooled, cropped, key, self.queue) + query.square().mean()
+        self.queue.enqueue(key, labels)
+        return loss
+
+
+STEPS = {
+    "agcl": lambda: OfLogits(AGCLLoss(COUNTS, noise_mul=0.0)),
+    "balanced_bce": lambda: OfLogits(BalancedBCELoss(COUNTS, label_smoothing=0.1)),
+    "balanced_bce soft": lambda: OfSoftTargets(BalancedBCELoss(COUNTS)),
+    "logit_adjusted": lambda: OfLogits(LogitAdjustedLoss(COUNTS)),
+    "compensation": lambda: OfLogits(CompensationLoss(COUNTS, 3)),
+    "proco": OfStatistics,
+    "supcon": lambda: OfQueue(SupConQueueLoss()),
+    "dscl": lambda: OfQueue(DSCLLoss()),
+    "pbsd": lambda: OfPatches(PBSDLoss()),
+}
+
+
+class Step:
+    """Forward and backward of one of `STEPS`, always in the same memory."""
+
+    def __init__(self, module, device):
+        self.module = module
+        self.inputs = [torch.zeros(shape, device=device, requires_grad=True) for shape in module.shapes]
+        self.labels = torch.zeros(ROWS, dtype=torch.int64, device=device)
+
+    def forward(self):
+        return self.module(self.labels, *self.inputs)
+
+    def __call__(self):
+        loss = self.forward()
+        gradients = torch.autograd.grad(loss, self.inputs, allow_unused=True)
+        return loss.detach(), [gradient for gradient in gradients if gradient is not None]
+
+    @torch.no_grad()
+    def put(self, labels, inputs):
+        self.labels.copy_(labels)
+        for place, value in zip(self.inputs, inputs, strict=True):
+            place.copy_(value)
+
+    def draw(self, device):
+        return torch.randint(CLASSES, (ROWS,), device=device), [torch.randn_like(x) for x in self.inputs]
+
+
+def capture(step):
+    """A graph of the step, and what it gives: tensors that each replay fills anew."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels compile, cuBLAS gets its workspace
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outcome = step()
+    return graph, outcome
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", STEPS)
+def test_replayed_steps_are_the_eager_ones(name):
+    """Also what they leave behind: statistics, and a queue that fills and then wraps around."""
+    eager, captured = (Step(STEPS[name]().to("cuda"), "cuda") for _ in range(2))
+    captured.put(*captured.draw("cuda"))
+    fresh = copy.deepcopy(captured.module.state_dict())
+    graph, outcome = capture(captured)
+    captured.module.load_state_dict(fresh)  # in place: the graph's memory
+    for _ in range(4):
+        batch = eager.draw("cuda")
+        eager.put(*batch)
+        captured.put(*batch)
+        expected = eager()
+        graph.replay()
+        torch.testing.assert_close(outcome, expected)
+    torch.testing.assert_close(captured.module.state_dict(), eager.module.state_dict())
+
+
+@pytest.mark.gpu
+def test_replayed_noise_is_fresh():
+    step = Step(OfLogits(AGCLLoss(COUNTS)).to("cuda"), "cuda")
+    step.put(*step.draw("cuda"))
+    graph, (loss, _) = capture(step)
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        seen.append(loss.item())
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", STEPS)
+def test_no_step_waits_for_the_gpu(name):
+    step = Step(STEPS[name]().to("cuda"), "cuda")
+    step.put(*step.draw("cuda"))
+    step()  # kernels compile
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_forward_pass_reads_a_value(name):
+    module = STEPS[name]()
+    with FakeTensorMode() as mode:
+        module._apply(lambda buffer: mode.from_tensor(buffer).to("cuda"))
+        loss = Step(module, "cuda").forward()
+    assert loss.device.type == "cuda"
+    assert loss.shape == ()
+
+
+def test_reading_a_value_is_noticed():
+    """What the test above stands on: a queue without `num_classes` has to look at the labels."""
+    module = OfQueue(DSCLLoss())
+    module.queue = MemoryQueue(WIDTH, 40)
+    with FakeTensorMode() as mode:
+        module._apply(lambda buffer: mode.from_tensor(buffer).to("cuda"))
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            Step(module, "cuda").forward()
