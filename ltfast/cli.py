@@ -1,4 +1,4 @@
-"""The command line: `ltfast train | eval | report | bench | info`."""
+"""The command line: `ltfast train | eval | export | report | bench | info`."""
 
 import argparse
 import dataclasses
@@ -123,7 +123,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
 
-    accelerator = loop.make_accelerator(run.precision)
+    accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
         bundle = load(args["data"], imbalance=args["imbalance"], profile=args["profile"], root=args["root"])
     counts = bundle.class_counts
@@ -149,14 +149,12 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         out=out,
         accelerator=accelerator,
     )
-    if accelerator.is_main_process:
-        if metrics is None:
-            return 130
+    if accelerator.is_main_process and metrics is not None:
         _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
         weights = "" if plan.adapted is None else "weights.safetensors, "
         print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, {weights}TensorBoard events")
     accelerator.end_training()
-    return 0
+    return 130 if accelerator.is_main_process and metrics is None else 0
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -215,6 +213,50 @@ def evaluate(argv: Sequence[str]) -> int:
         _print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
         print(f"written to {out}")
     accelerator.end_training()
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """write a trained model as a PyTorch program, which needs no ltfast to run"""
+    from ltfast.engine import RunSettings
+
+    parser = _parser("export", export)
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
+    parser.add_argument(
+        "--out",
+        default="model.pt2",
+        help="file to write, for torch.export.load: images (B, channels, H, W), normalised, to class scores (B, C); "
+        "ltfast.json in it has the classes, mean and std",
+    )
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument(
+        "--aggregate",
+        choices=("instance", "group", "average"),
+        help="weights of the sub-models of method do, see `ltfast eval`; instance takes two augmented views of each "
+        "image as well, group learns from the test images now; default: the run's",
+    )
+    args = _parse(parser, argv)
+    out = Path(args.out)
+    if out.is_dir():
+        raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
+    _check_writable(out.parent)
+
+    import torch
+
+    from ltfast.engine.export import export_predictor, save_program
+    from ltfast.methods.restore import restore
+
+    trained = restore(Path(args.checkpoint), run=RunSettings(), root=args.root, aggregate=args.aggregate)
+    if trained.unfinished is not None:
+        print(f"{args.checkpoint}: {trained.unfinished}")
+    predictor, facts = trained.predictor.eval(), trained.facts
+    with torch.no_grad():
+        predictor.adapt(batch[:-1] for batch in trained.plan.test)
+    image = next(iter(trained.plan.test))[0][0]
+    names = ("class_names", "mean", "std")
+    about = {**{name: facts[name] for name in names}, "image_shape": list(image.shape), "views": predictor.views}
+    save_program(out, export_predictor(predictor, image.shape), about)
+    print(f"written to {out}: {predictor.views} x {tuple(image.shape)} -> {len(facts['class_names'])} class scores")
     return 0
 
 
@@ -416,6 +458,7 @@ def info(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
+    "export": export,
     "report": compare,
     "bench": bench,
     "info": info,
@@ -442,6 +485,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ltfast: {error.name} is not installed; the command line needs pip install 'ltfast[train]'",
                   file=sys.stderr)  # fmt: skip
             return 2
+        if lost := _lost_process(error):
+            print(f"ltfast: error: {lost} ({type(error).__name__}: {_one_line(error)})", file=sys.stderr)
+            return 1
         bad_input = isinstance(
             error, (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, argparse.ArgumentError)
         )
@@ -647,6 +693,16 @@ def _read_recipe(name: str) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise UsageError(f"--config {name}: expected names and values, a pair a line")
     return recipe
+
+
+def _lost_process(error: Exception) -> str | None:
+    """What to say of an error that is another process's death; gloo and the DataLoader have no class for it."""
+    name, text = type(error).__name__, str(error)
+    if name in ("DistBackendError", "DistNetworkError") or (isinstance(error, RuntimeError) and "/gloo/" in text):
+        return "another process of this run has ended, and has said why if it could"
+    if isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in text:
+        return "a process that loads images has ended; if memory was short, fewer --workers need less"
+    return None
 
 
 def _version(package: str) -> str:

@@ -1,15 +1,13 @@
 """The authors' class names and call signatures, so that a published training script runs with one import changed.
 
-========================  ==================================================================
-name                      replaces
-========================  ==================================================================
-``AGCL``                  ``cb_loss.AGCL`` of LPT
-``LogitAdjust``           ``LogitAdjust`` of BCL, PaCo and ProCo
-``ProCoLoss``             ``loss.proco.ProCoLoss`` of ProCo
-``BCE_loss``              ``util.loss.BCE_loss`` of LiVT
-``DSCLLoss``              ``dscl.DSCL.DSCLLoss`` of DSCL
-``PBSDLoss``              ``dscl.DSCL.PBSDLoss`` of DSCL
-========================  ==================================================================
+| name | replaces |
+| --- | --- |
+| ``AGCL`` | ``cb_loss.AGCL`` of LPT |
+| ``LogitAdjust`` | ``LogitAdjust`` of BCL, PaCo and ProCo |
+| ``ProCoLoss`` | ``loss.proco.ProCoLoss`` of ProCo |
+| ``BCE_loss`` | ``util.loss.BCE_loss`` of LiVT |
+| ``DSCLLoss`` | ``dscl.DSCL.DSCLLoss`` of DSCL |
+| ``PBSDLoss`` | ``dscl.DSCL.PBSDLoss`` of DSCL |
 """
 
 from ltfast.compat.agcl import AGCL

@@ -69,7 +69,8 @@ def load(
         3 (grey files are decoded to RGB).
 
     Raises:
-        ValueError: the source is unknown or malformed, a class has no training images, or the long tail cannot be cut.
+        ValueError: the source is unknown or malformed, there is one class alone, a class has no training images, or the
+            long tail cannot be cut.
         TypeError: an array has the wrong dtype.
         FileNotFoundError: a file or folder is missing, or could not be downloaded.
         ModuleNotFoundError: `hfds/` without Hugging Face's package `datasets`.
@@ -110,6 +111,8 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
 
 
 def _check_classes(source: str, train: ImageDataset) -> None:
+    if len(train.class_names) < 2:
+        raise ValueError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
     empty = [label for label, count in enumerate(train.class_counts) if count == 0]
     if empty:
         names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")

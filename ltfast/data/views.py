@@ -67,8 +67,8 @@ class SeededViews(Dataset[tuple[Any, ...]]):
 class NumberedBatches(Sampler[list[tuple[int, int]]]):
     """Batches of `(draw, index)` pairs from a sampler's indices: the `batch_sampler` of a loader of `SeededViews`.
 
-    A draw's number is its place in the stream of all epochs and processes, so it is unique, and for every sampler but
-    the dual one it is the same on any number of processes. `len()` is the number of batches of a whole epoch.
+    A draw's number is its place in the stream of all epochs and processes, so it is unique, and the same on any number
+    of processes. `len()` is the number of batches of a whole epoch.
     """
 
     def __init__(
@@ -117,8 +117,10 @@ class NumberedBatches(Sampler[list[tuple[int, int]]]):
         return len(self.sampler) // self.batch_size if self.drop_last else -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first = self.start_draw + self.sampler.epoch * self.draws_per_epoch + self.sampler.rank
-        draws = range(first, first + self.draws_per_epoch, self.sampler.world_size)
+        first = self.start_draw + self.sampler.epoch * self.draws_per_epoch
+        width = 2 if isinstance(self.sampler, DualSampler) else 1  # processes take turns by pairs, or by images
+        turns = range(self.sampler.rank * width, self.draws_per_epoch, self.sampler.world_size * width)
+        draws = (first + turn + i for turn in turns for i in range(width))
         numbered = zip(draws, self.sampler, strict=True)
         pairs = islice(numbered, self._skip * self.batch_size, None)
         while batch := list(islice(pairs, self.batch_size)):

@@ -1,15 +1,14 @@
-"""Checkpoints: one file, written beside the old one, synced and renamed; so there is always a whole one."""
+"""Checkpoints: one file, replaced when the new one is whole."""
 
-import os
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltfast.engine.files import replace_file
 from ltfast.engine.stage import Adapted, Plan
 
 CHECKPOINT = "checkpoint.pt"
@@ -27,7 +26,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written (the disk is full, say); the old one is as it was.
     """
-    _replace(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
+    replace_file(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def save_adapted(path: Path, adapted: Adapted) -> None:
 
     left_out = adapted.left_out(adapted.network)
     state = {name: value.contiguous() for name, value in adapted.network.state_dict().items() if name not in left_out}
-    _replace(path, lambda file: file.write(save(state, {"format": "pt"})))
+    replace_file(path, lambda file: file.write(save(state, {"format": "pt"})))
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -110,30 +109,3 @@ def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
             "Run with the settings it was started with, or choose another --out"
         )
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        before = "the one before it is whole" if path.exists() else "there is no earlier one"
-        raise OSError(f"cannot write {path}: {cause}; {before}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut. Windows cannot open a folder, and does not need to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -26,8 +26,9 @@ def parameter_importance(
     Args:
         scores: images (B, channels, H, W) -> class scores (B, C).
         parameters: whose importance is asked for, on one device; zero for those that the scores do not depend on.
-        batches: this process's, `(images, labels)`; the mean is over those of all processes.
-        loss: of scores and labels, a scalar.
+        batches: `(images, labels)`; under several processes each one's share of them, which may be of any sizes: the
+            batches are those of all processes joined.
+        loss: of scores and labels, a mean over the batch.
 
     Returns:
         A tensor of each parameter's shape, float32 or float64.
@@ -38,21 +39,32 @@ def parameter_importance(
     sums = [torch.zeros_like(p, dtype=accumulator(p.dtype), requires_grad=False) for p in parameters]
     asked = [p.requires_grad for p in parameters]
     device = parameters[0].device
-    number = torch.zeros((), dtype=torch.int64, device=device)
+    shares, number = iter(batches), 0
     try:
         for p in parameters:
             p.requires_grad_(True)
-        with torch.enable_grad():
-            for batch in batches:
+        while True:
+            batch = next(shares, None)
+            own = 0 if batch is None else len(batch[1])
+            rows = int(reduce(torch.tensor(own, device=device), "sum"))
+            if rows == 0:
+                break
+            if batch is None:
+                gradients = [torch.zeros_like(p) for p in parameters]
+            else:
                 images, labels = send_to_device(batch, device, non_blocking=True)
-                gradients = torch.autograd.grad(loss(scores(images), labels), parameters, allow_unused=True)
-                used = [i for i, gradient in enumerate(gradients) if gradient is not None]
-                taylor_importance_([sums[i] for i in used], [parameters[i] for i in used], [gradients[i] for i in used])
-                number += 1
+                with torch.enable_grad():
+                    value = loss(scores(images), labels) * (own / rows)
+                gradients = list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
+            if own < rows:  # the others have the rest
+                joined = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+                parts = joined.split([p.numel() for p in parameters])
+                gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+            taylor_importance_(sums, parameters, gradients)
+            number += 1
     finally:
         for p, required in zip(parameters, asked, strict=True):
             p.requires_grad_(required)
-    reduced = [reduce(tensor, "sum") for tensor in (number, *sums)]
-    if int(reduced[0]) == 0:
+    if number == 0:
         raise ValueError("batches: expected images to measure the importance on, got none")
-    return [total / reduced[0] for total in reduced[1:]]
+    return [total / number for total in sums]

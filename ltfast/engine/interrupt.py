@@ -1,4 +1,4 @@
-"""Ctrl-C, taken at the end of a step."""
+"""Ctrl-C, and what clusters send before they kill, taken at the end of a step."""
 
 import signal
 from collections.abc import Iterator
@@ -7,25 +7,23 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether a stop was asked for."""
+    """Whether a stop was asked for, of this process."""
 
     def __init__(self) -> None:
         self.asked = False
 
 
 @contextmanager
-def graceful_interrupt(enabled: bool) -> Iterator[Interrupt]:
-    """Turn the first SIGINT or SIGTERM (what a cluster sends before it kills) into a request to stop.
+def graceful_interrupt(alone: bool) -> Iterator[Interrupt]:
+    """Turn the first SIGINT or SIGTERM into a request to stop.
 
-    A second one stops at once.
+    A second one stops at once, if the process is alone. One of several gets each signal twice, from its launcher and
+    with it: they all stop together at the first.
     """
     interrupt = Interrupt()
-    if not enabled:
-        yield interrupt
-        return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if interrupt.asked:
+        if interrupt.asked and alone:
             raise KeyboardInterrupt
         interrupt.asked = True
 

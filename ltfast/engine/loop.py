@@ -6,6 +6,7 @@ with the weights of one that was not: bit for bit on a CPU.
 """
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, send_to_device
+from accelerate.utils import broadcast, reduce, send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.nn.parallel import DistributedDataParallel
 
 from ltfast.engine.checkpoint import (
     CHECKPOINT,
@@ -31,21 +32,25 @@ from ltfast.engine.checkpoint import (
     save_adapted,
     save_checkpoint,
 )
+from ltfast.engine.events import Events
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import locked
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
+from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import loss_milliseconds
 
 _LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
+_LEAST_SCALE = 1e-4  # of fp16's losses; it begins at 65536, and is halved at each step whose gradient overflows
 _START, _EPOCH, _STEP = range(3)  # what a seed is for
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss or a weight is not finite."""
+    """Training cannot go on: a loss, a gradient or a weight is not finite."""
 
 
 @dataclass
@@ -58,8 +63,12 @@ class Position:
     """Optimiser steps done in this epoch."""
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelerator:
     """The devices and processes of this run, as `accelerate launch` or `torchrun` set them up.
+
+    Args:
+        precision: see `RunSettings`.
+        deterministic: whether torch may use deterministic algorithms alone, in this process from now on.
 
     Raises:
         ValueError: fp16 without a GPU.
@@ -67,6 +76,10 @@ def make_accelerator(precision: str) -> Accelerator:
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    join_group()
     # DistributedDataParallel's broadcast_buffers stays on: the checkpoint holds the first process's buffers, so the
     # others must not train with others, or a run that was killed and started again would be a different one
     # without cpu=True, Accelerate overlooks the other processes of torchrun on a machine without a GPU
@@ -126,6 +139,8 @@ class _Run:
         self.settings = {**settings, "processes": accelerator.num_processes}
         self.class_counts, self.groups = class_counts, groups
         self.modules = nn.ModuleList(plan.stages)
+        if run.sync_batchnorm and accelerator.num_processes > 1:
+            synchronise_batch_norm(self.modules, accelerator.device)
         self.steps_per_epoch = [math.ceil(len(stage.batches) / run.accumulate) for stage in plan.stages]
         self.position = Position()
         self.loss_sum = 0.0  # over the steps of this epoch
@@ -136,7 +151,7 @@ class _Run:
             quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False, markup=False, emoji=False
         )
         self.interrupt = Interrupt()
-        self.writer: SummaryWriter | None = None
+        self.events: Events | None = None
 
     def execute(self) -> dict[str, Any] | None:
         with locked(self.out) if self.accelerator.is_main_process else nullcontext():
@@ -152,22 +167,18 @@ class _Run:
                 (self.out / name).unlink(missing_ok=True)
         if self.accelerator.is_main_process:
             # what a killed run logged after its checkpoint is logged again: purge it
-            self.writer = SummaryWriter(str(self.out), purge_step=self._global_step() if saved else None)
-        try:
-            # several processes cannot agree on a step to stop at; they leave it to the last checkpoint
-            with graceful_interrupt(self.accelerator.num_processes == 1) as self.interrupt:
-                for stage in self.plan.stages[self.position.stage :]:
-                    finished = self._train_stage(stage, saved)
-                    stage.batches.close()
-                    if not finished:
-                        where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
-                        self.console.print(f"stopped at {where}; the same command continues from there")
-                        return None
-                    saved = None
-            return self._report()
-        finally:
-            if self.writer:
-                self.writer.close()
+            purge_step = self._global_step() if saved else None
+            self.events = Events(self.out, purge_step=purge_step, say=self.console.print)
+        with graceful_interrupt(alone=self.accelerator.num_processes == 1) as self.interrupt:
+            for stage in self.plan.stages[self.position.stage :]:
+                finished = self._train_stage(stage, saved)
+                stage.batches.close()
+                if not finished:
+                    where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+                    self.console.print(f"stopped at {where}; the same command continues from there")
+                    return None
+                saved = None
+        return self._report()
 
     def _train_stage(self, stage: Stage, saved: dict[str, Any] | None) -> bool:
         """Train a stage to its end; False if the user interrupted it."""
@@ -178,6 +189,12 @@ class _Run:
         if not resumed:
             seed_everything(self.run.seed, number, _START)
             stage.start()
+        if self.run.compile:
+            torch.compiler.reset()  # of the stage before
+            stage.compile(fullgraph=True)  # in place, so that no name changes
+        own = {id(buffer) for buffer in stage.replicated()}
+        replicated = {name for name, buffer in stage.named_buffers() if id(buffer) in own}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, replicated)
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, steps)
         if saved is not None and resumed:
@@ -192,12 +209,13 @@ class _Run:
             loss = self._train_epoch(stage, model, optimizer, scheduler)
             if loss is None:
                 return False
-            broadcast(list(stage.buffers()))  # all processes evaluate what the checkpoint holds
+            sent = [buffer for name, buffer in stage.named_buffers() if name not in replicated]
+            broadcast(sent)  # all processes evaluate what the checkpoint holds
             last = epoch + 1 == stage.optimisation.epochs
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
             self._end_epoch(stage, epoch, loss)
-            if self.interrupt.asked and self.position.stage < len(self.plan.stages):
+            if self.position.stage < len(self.plan.stages) and self._stopping():
                 return False
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # it holds on to this stage's optimiser
@@ -225,15 +243,17 @@ class _Run:
                 total += logged["loss"]
                 window.append(logged)
                 progress.advance(task)
-                due = time.monotonic() - saved >= 60 * self.run.checkpoint_minutes
-                if self.interrupt.asked or due or self.position.step % _LOG_STEPS == 0 or self.position.step == steps:
+                last = self.position.step == steps
+                due = self._due(saved)
+                stopping = not last and self._stopping(self.position.step)
+                if stopping or due or last or self.position.step % _LOG_STEPS == 0:
                     self._log(stage, window, optimizer.param_groups[0]["lr"])
-                if self.position.step < steps and (self.interrupt.asked or due):
+                if not last and (stopping or due):
                     self.train_seconds += time.monotonic() - begun
                     self.loss_sum = float(total)
                     self._save(optimizer)
                     begun = saved = time.monotonic()
-                    if self.interrupt.asked:
+                    if stopping:
                         return None
         self.train_seconds += time.monotonic() - begun
         self.loss_sum = 0.0
@@ -256,7 +276,7 @@ class _Run:
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             seed_everything(self.run.seed, number, _STEP, done, i, self.accelerator.process_index)
             with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
-                loss, logged = model(batch)
+                loss, logged = model(stage.prepare(batch))
                 self.accelerator.backward(loss / len(window))
             for name, value in {"loss": loss, **logged}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(window)
@@ -268,18 +288,24 @@ class _Run:
         return sums
 
     def _log(self, stage: Stage, window: list[dict[str, Tensor]], lr: float) -> None:
-        """Read the losses since the last time, and stop if one is not finite."""
+        """Read the losses since the last time, and stop if one is not finite or no gradient is."""
         losses = torch.stack([logged["loss"] for logged in window]).tolist()
+        where = f"stage {stage.name!r}, epoch {self.position.epoch + 1}, step"
         for step, loss in enumerate(losses, self.position.step - len(losses) + 1):
             if not math.isfinite(loss):
-                where = f"stage {stage.name!r}, epoch {self.position.epoch + 1}, step {step}"
-                raise TrainingError(f"the loss is {loss} at {where}; {self._kept()}. A lower --lr often helps")
-        if self.writer:
+                raise TrainingError(f"the loss is {loss} at {where} {step}; {self._kept()}. A lower --lr often helps")
+        scaler = self.accelerator.scaler
+        if scaler is not None and (scale := scaler.get_scale()) < _LEAST_SCALE:
+            raise TrainingError(
+                f"the gradient overflows at {where} {self.position.step}, with the loss times {scale:.0e} too; "
+                f"{self._kept()}. A lower --lr often helps, or --precision bf16"
+            )
+        if self.events:
             step = self._global_step()
             for name in window[-1]:
                 value = torch.stack([logged[name] for logged in window]).float().mean()
-                self.writer.add_scalar(f"{stage.name}/{name}", value.item(), step)
-            self.writer.add_scalar(f"{stage.name}/lr", lr, step)
+                self.events.add(f"{stage.name}/{name}", value.item(), step)
+            self.events.add(f"{stage.name}/lr", lr, step)
         window.clear()
 
     def _end_epoch(self, stage: Stage, epoch: int, loss: float) -> None:
@@ -290,9 +316,27 @@ class _Run:
             for name in ("top1", *groups):
                 value = self.metrics[name]
                 line += f"  {name} {'-' if value is None else f'{value:.1f}'}"
-                if self.writer and value is not None:
-                    self.writer.add_scalar(f"{stage.name}/{name}", value, self._global_step())
+                if self.events and value is not None:
+                    self.events.add(f"{stage.name}/{name}", value, self._global_step())
         self.console.print(line)
+
+    def _stopping(self, step: int = 0) -> bool:
+        """Whether to stop after this step of an epoch."""
+        return self._any(self.interrupt.asked, step)
+
+    def _due(self, saved: float) -> bool:
+        """Whether a checkpoint is to be written after this step, the last one having been at this time."""
+        minutes = self.run.checkpoint_minutes
+        return minutes == 0 or self._any(time.monotonic() - saved >= 60 * minutes, self.position.step)
+
+    def _any(self, wish: bool, step: int) -> bool:
+        """Whether it is a process's wish after this step of an epoch. Several processes, which stop and save at the
+        same one or wait for each other, ask each other as often as they read losses."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        if step % _LOG_STEPS != 0:
+            return False
+        return int(reduce(torch.tensor(int(wish), device=self.accelerator.device), "sum")) > 0
 
     def _report(self) -> dict[str, Any] | None:
         last = self.plan.stages[-1]
@@ -344,6 +388,8 @@ class _Run:
     def _save(self, optimizer: Any | None) -> None:
         if not all(bool(p.isfinite().all()) for p in self.modules.parameters()):
             raise TrainingError(f"a weight is not finite; {self._kept()}. A lower --lr often helps")
+        for stage in self.plan.stages:
+            stage.before_save()
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler

@@ -9,6 +9,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from ltfast.engine.files import replace_file
+
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _INK, _GREY, _GRID = "#262626", "#6e6e6e", "#e6e6e6"
 _NAMED = 30  # up to so many classes, each has its name and its numbers
@@ -94,7 +96,7 @@ def plot_per_class(
     patches = [Patch(color=_COLOURS[name], label=f"{name}  {value:.1f} %") for name, value in shown.items()]
     figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle(f"All {report['top1']:.1f} %", x=0.012, ha="left", fontsize=12, fontweight="bold")
-    figure.savefig(path, format="png")
+    replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
 def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -129,7 +131,7 @@ def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     axes.tick_params(length=0, colors=_INK)
     handles = [Patch(color=colour, label=f"{group} classes") for group, colour in _COLOURS.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
-    figure.savefig(path)
+    replace_file(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
 def plot_choices(path: Path, shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> None:
@@ -155,4 +157,4 @@ def plot_choices(path: Path, shares: Sequence[Sequence[float]], class_names: Seq
     axes.tick_params(length=0, colors=_INK)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label="share of the class's choices (%)")
-    figure.savefig(path)
+    replace_file(path, lambda file: figure.savefig(file, format=path.suffix[1:]))

@@ -1,7 +1,6 @@
 """What a run leaves behind: `metrics.json` and `per_class.png`; and the tables made of them."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ltfast.engine.files import replace_file
 from ltfast.engine.plot import plot_per_class
 
 METRICS, PICTURE = "metrics.json", "per_class.png"
@@ -27,14 +27,13 @@ def write_report(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the file and rename, so that it is never half there.
+    """Write a JSON file, which is never half there.
 
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -24,10 +24,15 @@ class RunSettings:
     """
 
     seed: int = option(0, "seed of everything random: same seed, same machine, same weights")
+    deterministic: bool = option(
+        False, "torch's deterministic algorithms alone: same bits from run to run on a GPU too, where it is slower"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "arithmetic of the model; fp16 needs a GPU")
     accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step")
     clip_norm: float | None = option(None, "largest gradient norm; none leaves gradients as they are")
+    sync_batchnorm: bool = option(False, "under several processes, BatchNorm's statistics are of all their batches")
     workers: int = option(0, "processes that decode and augment images; 0 does it in the training process")
+    compile: bool = option(False, "compile each stage's forward and backward pass whole, by torch.compile")
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
 
     def __post_init__(self) -> None:

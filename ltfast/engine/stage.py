@@ -26,6 +26,9 @@ class Batches(Protocol):
 class Predictor(nn.Module):
     """What gives the test images their class scores."""
 
+    views: int = 1
+    """How many of the views that a test batch has, from the first, `predict` looks at."""
+
     def adapt(self, views: Iterable[Sequence[Tensor]]) -> None:
         """Called before the test images are predicted, with this process's, without their labels: for methods that
         learn from them as a whole. Images are loaded as `views` is iterated."""
@@ -54,7 +57,8 @@ class Stage(Predictor):
             return self
 
     Under several processes, the others' buffers are overwritten with those of the first before each step and after
-    each epoch. So a buffer that collects from the batches of all processes is computed of gathered values.
+    each epoch. So a buffer that collects from the batches of all processes is computed of gathered values; it is then
+    the same everywhere, and `replicated` saves the exchange.
 
     Args:
         name: shown in progress, logs and messages; one of its own for each stage of a method.
@@ -78,6 +82,11 @@ class Stage(Predictor):
         """The parameters this stage trains (all of its own, unless overridden); the engine freezes the others."""
         return self.parameters()
 
+    def replicated(self) -> Iterable[Tensor]:
+        """Buffers that every process computes the same bits of, and the engine need not send: queues, statistics, masks
+        (none of its own, unless overridden)."""
+        return ()
+
     def train(self, mode: bool = True) -> "Stage":
         """Training mode, except for submodules whose parameters are all frozen; or evaluation mode, of everything."""
         super().train(mode)
@@ -99,8 +108,16 @@ class Stage(Predictor):
     def start_epoch(self) -> None:
         """Called once at the start of each epoch: to exchange estimators, prune a step further, ..."""
 
+    def prepare(self, batch: Any) -> Any:
+        """What `forward` gets of a batch: for what the compiler cannot take in, as mixing by NumPy's random numbers."""
+        return batch
+
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, a scalar to minimise (a mean over the batch), and named scalars to log."""
+        """The loss of a prepared batch, a scalar to minimise (a mean over the batch), and named scalars to log.
+
+        With `--compile` it is compiled whole: it reads no tensor's value, and numbers that change from epoch to epoch
+        are tensors.
+        """
         raise NotImplementedError
 
     def after_backward(self) -> None:
@@ -108,6 +125,10 @@ class Stage(Predictor):
 
     def after_step(self) -> None:
         """Called after each optimiser step: to move a momentum encoder, restore frozen weights, ..."""
+
+    def before_save(self) -> None:
+        """Called in all processes before the first writes a checkpoint: to collect what is shared out to them. The
+        stage's state dict holds it afterwards."""
 
     def losses(self) -> Sequence[nn.Module]:
         """The loss modules that `forward` calls; of the last stage that names any, the engine measures their time."""

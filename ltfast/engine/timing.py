@@ -36,7 +36,7 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
     handles = [loss.register_forward_pre_hook(catch, with_kwargs=True) for loss in stage.losses()]
     try:
         with accelerator.autocast():
-            stage(batch)
+            stage.forward(stage.prepare(batch))  # itself, not what it was compiled to
     finally:
         for handle in handles:
             handle.remove()

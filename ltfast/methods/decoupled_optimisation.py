@@ -129,6 +129,9 @@ class GroupStage(SupervisedStage):
         self.number = number
         self.fresh = fresh
 
+    def replicated(self) -> Iterable[Tensor]:
+        return self.network.buffers(recurse=False)
+
     def start(self) -> None:
         if self.number > 1:
             self.network.begin(self.number, self.fresh())
@@ -235,6 +238,7 @@ class Aggregation(Predictor):
         super().__init__()
         self.network = network
         self.kind = kind
+        self.views = 3 if kind == "instance" else 1
         members = torch.zeros(sum(map(len, groups)), dtype=torch.int64)
         for number, classes in enumerate(groups):
             members[list(classes)] = number
@@ -260,15 +264,16 @@ class Aggregation(Predictor):
         self.group_weights = aggregation_weights(sums / counts.clamp(min=1)[:, None, None])
 
     @torch.no_grad()
-    def weights(self, image: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Of the sub-models, (B, T)."""
+    def weights(self, image: Tensor, *augmented: Tensor) -> Tensor:
+        """Of the sub-models, (B, T); kind `instance` takes two augmented views of the image."""
         from ltfast.models.aggregation import aggregation_weights, agreement
 
         if self.kind == "instance":
-            return aggregation_weights(agreement(self._probabilities(first), self._probabilities(second)))
+            first, second = map(self._probabilities, augmented)
+            return aggregation_weights(agreement(first, second))
         if self.kind == "group":
             return self.group_weights[self._group(self._probabilities(image))]
-        return torch.full((len(image), self.network.stages), 1 / self.network.stages, device=image.device)
+        return torch.full((image.shape[0], self.network.stages), 1 / self.network.stages, device=image.device)
 
     def predict(self, *views: Tensor) -> Tensor:
         weights = self.weights(*views)

@@ -38,6 +38,7 @@ class Settings(BackboneSettings):
     temperature: float = option(0.07, "temperature of both losses")
     beta: float = option(8.0, "weight of the other positives together, where an image's own key has 1")
     queue_size: int | None = option(None, "keys in the memory queue; none: 65536, or the number of training images")
+    queue_sharded: bool = option(False, "under several processes, each holds a share of the queue, not all of it")
     key_momentum: float = option(0.999, "share of the key encoder that stays at each step")
     feature_dim: int = option(128, "width of the projection head's output")
     pbsd_weight: float = option(1.5, "weight of the patches' self-distillation; 0 leaves it and the patches out")
@@ -49,7 +50,7 @@ class Settings(BackboneSettings):
     classifier_epochs: int = option(40, "epochs of the classifier's stage")
     classifier_lr: float | None = option(
         None,
-        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for a batch of 2048",
+        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for 2048 a step",
     )
     classifier_batch_size: int = option(2048, "its images a batch and process, or as many as there are")
     classifier_augment: Literal["none", "basic", "cifar", "imagenet"] | None = option(
@@ -73,14 +74,14 @@ class Settings(BackboneSettings):
         check(self.classifier_epochs >= 1, "classifier_epochs", "at least 1", self.classifier_epochs)
         check(self.classifier_batch_size >= 1, "classifier_batch_size", "at least 1", self.classifier_batch_size)
 
-    def of_classifier(self, batch_size: int) -> Optimisation:
-        """How the second stage is optimised, with batches of this size."""
+    def of_classifier(self, batch_size: int, world_size: int = 1) -> Optimisation:
+        """How the second stage is optimised, with batches of this size in each of so many processes."""
         milestones = sorted({self.classifier_epochs // 2, self.classifier_epochs * 3 // 4} - {0})
         return Optimisation(
             epochs=self.classifier_epochs,
             batch_size=batch_size,
             optimizer="momentum",
-            lr=10 * batch_size / 2048 if self.classifier_lr is None else self.classifier_lr,
+            lr=10 * batch_size * world_size / 2048 if self.classifier_lr is None else self.classifier_lr,
             weight_decay=0.0,
             schedule="multistep" if milestones else "constant",
             milestones=tuple(milestones),
@@ -148,6 +149,9 @@ class ContrastStage(Stage):
         yield from self.network.backbone.parameters()
         yield from self.network.projection.parameters()
 
+    def replicated(self) -> Iterable[Tensor]:
+        return self.queue_losses.buffers()
+
     def train(self, mode: bool = True) -> "ContrastStage":
         super().train(mode)
         self.key_network.train(mode)
@@ -181,6 +185,9 @@ class ContrastStage(Stage):
             total, logged = contrast + self.pbsd_weight * distillation, {"distillation": distillation}
         self.queue_losses.queue.enqueue(key, labels)
         return total, {"contrast": contrast, **logged}
+
+    def before_save(self) -> None:
+        self.queue_losses.queue.collect()
 
     def losses(self) -> Sequence[nn.Module]:
         return [self.queue_losses]
@@ -255,6 +262,7 @@ def build(
                 settings.feature_dim,
                 settings.queue_size or min(65536, len(bundle.train)),
                 num_classes=bundle.num_classes,
+                sharded=settings.queue_sharded,
             ),
         ),
         pbsd_weight=settings.pbsd_weight,
@@ -273,7 +281,7 @@ def build(
     classifier = ClassifierStage(
         "classifier",
         classifier_batches,
-        settings.of_classifier(batch_size),
+        settings.of_classifier(batch_size, world_size),
         network=network,
         loss=nn.CrossEntropyLoss(),
     )

@@ -146,7 +146,7 @@ class Pretraining(Stage):
 
 
 class FineTuning(SupervisedStage):
-    """The loss of mixed images and targets."""
+    """The loss of mixed images and targets, as `prepare` gives them."""
 
     network: "VisionTransformer"
 
@@ -187,15 +187,13 @@ class FineTuning(SupervisedStage):
         if self.initial is not None:
             load_encoder(self.network, self.initial())
 
-    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def prepare(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         from timm.data.mixup import mixup_target
 
         images, labels = batch
         if self.mix is None:
-            target = mixup_target(labels, self.network.num_classes, smoothing=self.label_smoothing)
-        else:
-            images, target = self.mix(images.clone(), labels)  # it mixes in place
-        return self.loss(self.network(images), target), {}
+            return images, mixup_target(labels, self.network.num_classes, smoothing=self.label_smoothing)
+        return self.mix(images.clone(), labels)  # it mixes in place
 
 
 def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:

@@ -112,6 +112,8 @@ class GroupStage(Stage):
     keys, features that point nearly the same way would all choose the same ones, and only those would learn.
     """
 
+    share: Tensor  # of the other half's loss in this epoch
+
     def __init__(
         self,
         name: str,
@@ -137,6 +139,7 @@ class GroupStage(Stage):
         self.balanced, self.instance = balanced, instance
         self.eta = eta
         self.first = first
+        self.register_buffer("share", torch.tensor(eta), persistent=False)
 
     def start(self) -> None:
         images, _ = next(iter(self.first.epoch(0, 0)))
@@ -151,6 +154,7 @@ class GroupStage(Stage):
     def train(self, mode: bool = True) -> "GroupStage":
         super().train(mode)
         self.network.norm.eval()  # queries stay as the first phase has them
+        self.share.fill_(self.eta * (1 - self.epoch / self.optimisation.epochs))
         return self
 
     def trained(self) -> Iterable[nn.Parameter]:
@@ -163,9 +167,8 @@ class GroupStage(Stage):
         balanced = self.balanced(scores[0::2], labels[0::2])
         instance = self.instance(scores[1::2], labels[1::2])
         matching = 1 - cosines.mean()
-        share = self.eta * (1 - self.epoch / self.optimisation.epochs)
         parts = {"balanced": balanced, "instance": instance, "matching": matching}
-        return balanced + share * instance + matching, parts
+        return balanced + self.share * instance + matching, parts
 
     def predict(self, *views: Tensor) -> Tensor:
         (images,) = views

@@ -5,7 +5,7 @@ image, and a projection head, trained on two more views with ProCo's expected co
 used afterwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +94,9 @@ class ProCoStage(Stage):
         self.contrast_loss = UpdatedProCoLoss(contrast_loss)
         self.contrast_weight = contrast_weight
         self.scale = scale
+
+    def replicated(self) -> Iterable[Tensor]:
+        return self.contrast_loss.buffers()
 
     def start_epoch(self) -> None:
         self.contrast_loss.loss.start_epoch()

@@ -17,6 +17,7 @@ from ltfast.data import (
     make_sampler,
     square_root_probabilities,
 )
+from ltfast.data.samplers import SAMPLERS as NAMES
 
 COUNTS = [300, 150, 0, 60, 30, 12, 3]  # two many classes, an empty one, two medium ones, two few
 ORDER = torch.from_numpy(np.random.RandomState(0).permutation(sum(COUNTS)))
@@ -43,6 +44,10 @@ def merged(name, world_size, **arguments):
         shares = [list(zip(share[::2], share[1::2], strict=True)) for share in shares]
         return [index for row in zip(*shares, strict=True) for pair in row for index in pair]
     return [index for row in zip(*shares, strict=True) for index in row]
+
+
+def test_every_sampler_is_here():
+    assert tuple(SAMPLERS) == NAMES
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -121,12 +121,13 @@ def test_draws_are_unique_across_epochs_ranks_and_stages(views, sampler, world_s
     assert sorted(draws) == list(range(start))  # unique, and none left out
 
 
+@pytest.mark.parametrize("sampler", ["instance", "class_balanced", "dual"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_draws_do_not_depend_on_the_number_of_processes(views, world_size):
-    (alone,) = [dict(pair for batch in batches_of(views) for pair in batch)]
+def test_draws_do_not_depend_on_the_number_of_processes(views, sampler, world_size):
+    (alone,) = [dict(pair for batch in batches_of(views, sampler) for pair in batch)]
     together = {}
     for rank in range(world_size):
-        together.update(pair for batch in batches_of(views, world_size=world_size, rank=rank) for pair in batch)
+        together.update(pair for batch in batches_of(views, sampler, world_size, rank) for pair in batch)
     assert {draw: together[draw] for draw in alone} == alone
 
 

@@ -233,7 +233,7 @@ def test_two_processes_evaluate_every_image_once_with_the_same_weights(tmp_path)
         assert metrics["settings"]["processes"] == 2
         assert metrics["loss_ms"] is None  # a loss may wait for the other process
         for rank in (0, 1):
-            buffers = torch.load(out / f"buffers{rank}.pt")
+            buffers = torch.load(out / f"buffers{rank}.pt", weights_only=True)
             assert "encoder.0.running_mean" in buffers
             assert all(torch.equal(value, buffers[name]) for name, value in stage.named_buffers())
 

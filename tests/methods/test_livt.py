@@ -74,7 +74,7 @@ def test_the_loss_is_of_mixed_images_and_targets(loss, mixing):
     images, labels = batch = next(stage.batches.epoch(0, 0))
     before = images.clone()
     np.random.seed(4)
-    value, _ = stage(batch)
+    value, _ = stage(stage.prepare(batch))
     assert torch.equal(images, before)
     if "mixup" in mixing and "cutmix" in mixing:
         target = 0.8 * F.one_hot(labels, 3) + 0.2 / 3
@@ -196,7 +196,7 @@ def test_both_stages_learn():
         optimizer, batch, values = stage.optimizer(), next(stage.batches.epoch(0, 0)), []
         for _ in range(25):
             torch.manual_seed(0)
-            value, _ = stage(batch)
+            value, _ = stage(stage.prepare(batch))
             value.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -290,7 +290,7 @@ def test_recipes_build(path, like_recipe):
     values |= {"batch_size": 2, "pretrain_batch_size": 2}
     plan = METHODS["livt"].build(settings_of("livt", values), like_recipe(recipe), run=RunSettings())
     for stage in plan.stages:
-        assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
+        assert stage(stage.prepare(next(stage.batches.epoch(0, 0))))[0].isfinite()
         stage.optimisation.make_scheduler(stage.optimizer(), 10)
     if recipe["data"].startswith("list:"):
         expected = {"pretrain_epochs": 800, "mask_ratio": 0.75, "mixup": 0.8, "cutmix": 1.0, "layer_decay": 0.75}

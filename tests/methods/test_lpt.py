@@ -82,6 +82,7 @@ def test_the_loss_is_the_sum_of_its_parts():
     images, labels = batch = next(stage.batches.epoch(0, 0))
     for epoch, share in ((0, 0.6), (3, 0.15)):
         stage.epoch = epoch
+        stage.train()
         torch.manual_seed(5)
         value, logged = stage(batch)
         scores, _, cosines = stage.network.grouped(images)

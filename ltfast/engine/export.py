@@ -1,0 +1,54 @@
+"""A trained model as a program of PyTorch's own: what runs it needs neither ltfast nor timm."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ltfast.engine.files import replace_file
+from ltfast.engine.stage import Predictor
+
+FACTS = "ltfast.json"  # in the file, beside the program
+
+
+class _Prediction(nn.Module):
+    """A module whose `forward` is `predict`, which is what can be exported."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, *views: Tensor) -> Tensor:
+        return self.predictor.predict(*views)
+
+
+def export_predictor(predictor: Predictor, image_shape: Sequence[int]) -> ExportedProgram:
+    """The program that computes `predictor.predict`, for batches of any size.
+
+    Args:
+        predictor: trained, on the CPU and, where it learns from test images, adapted; put into evaluation mode.
+        image_shape: (channels, H, W).
+
+    Returns:
+        Of images (B, channels, H, W), `predictor.views` of them, it makes class scores (B, C), float32.
+    """
+    batch = Dim("batch")
+    views = [torch.zeros(2, *image_shape) for _ in range(predictor.views)]
+    with torch.no_grad():
+        return torch.export.export(
+            _Prediction(predictor).eval(), tuple(views), dynamic_shapes=(tuple({0: batch} for _ in views),)
+        )
+
+
+def save_program(path: Path, program: ExportedProgram, facts: Mapping[str, Any]) -> None:
+    """Write a program for `torch.export.load`, with facts about its input and output as JSON in `ltfast.json`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    extra = {FACTS: json.dumps(facts)}
+    replace_file(path, lambda file: torch.export.save(program, file, extra_files=extra))

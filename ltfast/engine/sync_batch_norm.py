@@ -1,0 +1,91 @@
+"""BatchNorm whose statistics in training are those of the batches of all processes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(_BatchNorm):
+    """PyTorch's, for processes without GPUs: `nn.SyncBatchNorm` takes no tensor of the CPU.
+
+    In training it is `nn.BatchNorm2d` on the joined batch, to which each process may bring another number of rows;
+    the variance comes from the deviations from the joint mean. In evaluation mode it is `nn.BatchNorm2d`.
+
+    Args:
+        norm: of any number of dimensions, timm's with an activation too. Its parameters and buffers are taken over.
+
+    Shapes: (B, C, ...), any float dtype, computed in float32 at least -> the same. `torch.distributed` is initialised.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        self.affine, self.track_running_stats, self.training = norm.affine, norm.track_running_stats, norm.training
+        for name, parameter in norm.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.drop, self.act = (getattr(norm, name, nn.Identity()) for name in ("drop", "act"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: x has less than two dimensions, or the batches of all processes have one value a channel.
+        """
+        return self.act(self.drop(self._joint(x) if self.training else super().forward(x)))
+
+    def _joint(self, x: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+        self._check_input_dim(x)
+        values = x if x.dtype == torch.float64 else x.float()
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        shape = [-1, *[1] * (x.dim() - 2)]
+        number = values.new_tensor([x.numel() / x.shape[1]])
+        sums = all_reduce(torch.cat([values.sum(others), number]))
+        number = sums[-1].detach()
+        if number < 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}: expected more than 1 value per channel in training")
+        mean = sums[:-1] / number
+        centred = values - mean.view(shape)
+        variance = all_reduce(centred.square().sum(others)) / number
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * number / (number - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        result = centred * scale.view(shape)
+        return (result + self.bias.view(shape) if self.affine else result).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            running.lerp_(value.to(running.dtype), share)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"x has shape {tuple(input.shape)}: expected (batch, channels, ...)")
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Put a synchronised BatchNorm in the place of each one in a module, with the same parameters and buffers under the
+    same names. It does nothing to those that were exchanged before.
+
+    Args:
+        module: it and its submodules; it is no BatchNorm itself.
+        device: where it will train.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    exchanged: dict[_BatchNorm, Any] = {}  # one that is in two places stays one
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm) and not isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)):
+                if child not in exchanged:
+                    exchanged[child] = SyncBatchNorm(child) if device.type == "cpu" else convert_sync_batchnorm(child)
+                setattr(parent, name, exchanged[child])

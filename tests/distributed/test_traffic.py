@@ -1,0 +1,45 @@
+"""What two processes send each other in the steps of a run: how often, and how much."""
+
+from collections import Counter
+from math import prod
+
+from torch.profiler import ProfilerActivity, profile
+
+from distributed.harness import run_processes
+from distributed.test_methods import COUNTS, JOINED, RUNS, train_all
+
+STEPS = sum(COUNTS) // JOINED  # of an epoch
+
+
+def traffic(rank, processes, folder, methods):
+    """Of each method's run the calls of each collective by its number of elements, and the names and sizes of what the
+    checkpoint holds."""
+    results = {}
+    for method in methods:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            trained = train_all(rank, processes, folder, [method])
+        calls = Counter(
+            f"{event.name.removeprefix('gloo:')} {prod(event.input_shapes[0])}"
+            for event in profiler.events()
+            if event.name.startswith("gloo:") and event.input_shapes
+        )
+        results[method] = dict(calls), {name: value.numel() for name, value in trained[method][1].items()}
+    return results
+
+
+def test_collectives_of_a_step(tmp_path):
+    results, _ = run_processes(traffic, 2, 2, str(tmp_path), ["proco", "dscl"])
+    calls, sizes = results["proco"]
+    steps = STEPS * RUNS["proco"]["epochs"]
+    width, rows = RUNS["proco"]["feature_dim"], JOINED // 2
+    assert calls[f"all_reduce {len(COUNTS) * (width + 1)}"] == steps  # sums and counts of both views, at once
+    statistics = sum(size for name, size in sizes.items() if name.endswith(("running_mean", "running_var")))
+    assert calls[f"broadcast {statistics}"] == steps  # BatchNorm's, and no statistics of ProCo's
+
+    calls, sizes = results["dscl"]
+    width = RUNS["dscl"]["feature_dim"]
+    assert calls[f"all_gather {rows * width}"] == 2 * STEPS  # queries and keys, for the loss
+    assert calls[f"all_to_all {2 * rows * width}"] == STEPS  # the queries' gradients, back to where they came from
+    assert calls[f"all_gather {rows * (width * 4 + 8)}"] == STEPS  # bytes of float32 keys and their labels, to enqueue
+    first = [name for name in sizes if name.startswith("0.") and name.endswith(("running_mean", "running_var"))]
+    assert calls[f"broadcast {sum(sizes[name] for name in first)}"] == STEPS  # and no queue
