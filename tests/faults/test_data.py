@@ -1,0 +1,109 @@
+"""Data that are not as they should be: a message that names what is wrong, or a run to its end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faults.conftest import METHODS, tiny, tiny_folder, tiny_npz
+from ltfast.cli import main
+from ltfast.engine.checkpoint import load_checkpoint
+
+FILES = ["--epochs", "1", "--batch-size", "4", "--image-size", "8"]
+
+
+def fails(words, capsys):
+    """The one line that a command fails with, and its exit status."""
+    status = main([str(word) for word in words])
+    error = capsys.readouterr().err
+    assert error.startswith("ltfast: error: ")
+    assert error.count("\n") == 1
+    return status, error
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([12], "expected at least 2 classes to tell apart, got one: 0"),
+        ([1], "expected at least 2 classes to tell apart, got one: 0"),
+        ([4, 0, 4], "expected training images of all 3 classes, 1 have none: 1"),
+    ],
+)
+def test_one_class_one_image_and_an_empty_class_are_refused(counts, message, tmp_path, capsys):
+    source = tiny_npz(tmp_path / "d.npz", counts)
+    status, error = fails(["train", "--data", source, "--out", tmp_path / "run"], capsys)
+    assert status == 2
+    assert f"{tmp_path}/d.npz: {message}" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fewer_images_than_a_batch_are_refused_by_name(method, encoder, tmp_path, capsys):
+    source = tiny_npz(tmp_path / "d.npz", [2, 1, 1])
+    words = tiny(method, source, batch_size=64, encoder=encoder)
+    status, error = fails([*words, "--out", tmp_path / "run"], capsys)
+    assert status == 2
+    assert "--batch-size: expected at most 4, the images of an epoch, got 64" in error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_image_a_class_is_trained_on(method, encoder, tmp_path):
+    """And a class has no test images."""
+    source = tiny_npz(tmp_path / "d.npz", [1, 1, 1])
+    with np.load(tmp_path / "d.npz") as file:
+        arrays = dict(file)
+    keep = arrays["y_test"] < 2
+    np.savez(tmp_path / "d.npz", **arrays | {name: arrays[name][keep] for name in ("x_test", "y_test")})
+    assert main([*tiny(method, source, batch_size=2, encoder=encoder), "--out", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["class_counts"] == [1, 1, 1]
+    assert [accuracy is None for accuracy in metrics["per_class"]] == [False, False, True]
+    assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / "run")["model"].values())
+
+
+FAULTS = {
+    "no image": lambda path: path.write_bytes(b"no image"),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:120]),
+    "empty": lambda path: path.write_bytes(b""),
+    "16 bits": lambda path: Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path),
+    "huge": lambda path: Image.new("1", (20_000, 20_000)).save(path),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "workers", "fault"),
+    [("train", "0", fault) for fault in FAULTS] + [("test", "0", "no image"), ("test", "2", "cut off")],
+)
+def test_an_image_that_cannot_be_decoded_is_named(part, workers, fault, tmp_path, capsys):
+    source = tiny_folder(tmp_path / "d")
+    broken = tmp_path / "d" / part / "b" / "1.png"
+    FAULTS[fault](broken)
+    out = tmp_path / "run"
+    status, error = fails(["train", "--data", source, *FILES, "--workers", workers, "--out", out], capsys)
+    assert status == 1
+    assert f"cannot decode image {broken}: " in error
+    # what was trained before the test images were looked at is kept
+    assert (out / "checkpoint.pt").exists() == (part == "test")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_image_that_a_list_names_and_nobody_has_is_named(part, tmp_path, capsys):
+    tiny_folder(tmp_path)
+    for name, number in (("train", 6), ("test", 3)):
+        lines = [f"{name}/{folder}/{i}.png {label}\n" for label, folder in enumerate("ab") for i in range(number)]
+        (tmp_path / f"{name}.txt").write_text("".join(lines))
+    (tmp_path / part / "b" / "2.png").unlink()
+    words = ["train", "--data", f"list:{tmp_path}/train.txt", "--root", tmp_path, *FILES, "--out", tmp_path / "run"]
+    status, error = fails(words, capsys)
+    assert status == 2
+    assert f"no image file {tmp_path}/{part}/b/2.png" in error
+
+
+def test_grey_palette_transparent_and_tiny_images_are_trained_on(tmp_path):
+    source = tiny_folder(tmp_path / "d")
+    for i, mode in enumerate(("L", "P", "RGBA", "LA", "1")):
+        path = tmp_path / "d" / "train" / "a" / f"{i}.png"
+        Image.open(path).convert(mode).save(path)
+    Image.new("RGB", (1, 1)).save(tmp_path / "d" / "train" / "b" / "0.png")
+    assert main(["train", "--data", source, *FILES, "--out", str(tmp_path / "run")]) == 0

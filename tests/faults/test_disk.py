@@ -1,0 +1,146 @@
+"""A disk that is full. A link to /dev/full in a file's place makes writing fail as it does there."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from faults.conftest import same_bits, tiny, tiny_npz
+from ltfast.cli import main
+from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint
+from ltfast.engine.events import Events
+from ltfast.engine.loop import _Run
+
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A run of 2 epochs of 5 steps."""
+    source = tiny_npz(tmp_path_factory.mktemp("data") / "d.npz", [12, 8])
+    return [*tiny("ce", source, batch_size=4), "--epochs", "2", "--checkpoint-minutes", "0"]
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+def fill(path):
+    path.symlink_to("/dev/full")
+
+
+def at_step(monkeypatch, number, act):
+    """Call `act` after the run's step of this number."""
+    left, whole_step = [number], _Run._step
+
+    def step(*arguments):
+        logged = whole_step(*arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            act()
+        return logged
+
+    monkeypatch.setattr(_Run, "_step", step)
+
+
+def test_no_room_for_the_first_checkpoint(words, whole, tmp_path, capsys):
+    fill(tmp_path / f"{CHECKPOINT}.partial")
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"ltfast: error: cannot write {tmp_path}/{CHECKPOINT}: {FULL}; there is no earlier one\n"
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert same_bits(tmp_path, whole)
+
+
+def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeypatch):
+    """The one before it stays as it is, and once there is room the run continues from it."""
+    at_step(monkeypatch, 7, lambda: fill(tmp_path / f"{CHECKPOINT}.partial"))
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"ltfast: error: cannot write {tmp_path}/{CHECKPOINT}: {FULL}; the one before it is whole\n"
+    assert load_checkpoint(tmp_path)["position"] == {"stage": 0, "epoch": 1, "step": 1}
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert "resuming train at epoch 2, step 1" in capsys.readouterr().out
+    assert same_bits(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "per_class.png"])
+def test_no_room_for_the_report(name, words, whole, tmp_path, capsys):
+    fill(tmp_path / f"{name}.partial")
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"ltfast: error: cannot write {tmp_path}/{name}: {FULL}; there is no earlier one\n"
+    assert not (tmp_path / "metrics.json").exists()
+    assert main([*words, "--out", str(tmp_path)]) == 0  # nothing is trained again
+    assert "train 2/2" not in capsys.readouterr().out
+    assert same_bits(tmp_path, whole)
+
+
+def test_no_room_for_the_weights_of_prompts(encoder, tmp_path, capsys):
+    source = tiny_npz(tmp_path / "d.npz", [6, 4])
+    words = [*tiny("lpt", source, batch_size=4, encoder=encoder), "--out", str(tmp_path)]
+    fill(tmp_path / "weights.safetensors.partial")
+    assert main(words) == 1
+    assert f"cannot write {tmp_path}/weights.safetensors: {FULL}" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path)["position"] == {"stage": 1, "epoch": 0, "step": 0}
+    assert main(words) == 0
+    assert (tmp_path / "weights.safetensors").stat().st_size > 1000
+
+
+def test_no_room_for_the_result_of_eval(whole, tmp_path, capsys):
+    fill(tmp_path / "e.json.partial")
+    assert main(["eval", "--checkpoint", str(whole), "--out", str(tmp_path / "e.json")]) == 1
+    assert f"cannot write {tmp_path}/e.json: {FULL}" in capsys.readouterr().err
+
+
+def test_no_room_for_events_is_said_once_and_the_run_goes_on(words, whole, tmp_path, capsys, monkeypatch):
+    def full():
+        (events,) = tmp_path.glob("events.*")
+        events.unlink()
+        fill(events)
+
+    at_step(monkeypatch, 2, full)
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count(f"TensorBoard's events cannot be written any more: {FULL}; the run goes on") == 1
+    assert shown.err == ""
+    assert same_bits(tmp_path, whole)
+
+
+def test_events_are_in_the_file_at_once_and_purged_where_a_killed_run_continues(tmp_path):
+    events = Events(tmp_path, purge_step=None, say=pytest.fail)
+    for step in range(1, 6):
+        events.add("loss", 0.5 * step, step)
+    Events(tmp_path, purge_step=4, say=pytest.fail).add("loss", 10.0, 4)
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("loss")] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 10.0)]
+
+
+def test_files_have_the_system_s_limit(words, whole, tmp_path):
+    """A real limit, on the size of a file, in a process of its own, which the run has in common with nobody."""
+    import resource
+
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        os._exit(main([*words, "--out", str(tmp_path)]))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert not list(Path(tmp_path).glob("*.partial"))
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert same_bits(tmp_path, whole)
+
+
+def test_sigterm_at_a_step_leaves_a_checkpoint(words, whole, tmp_path, capsys, monkeypatch):
+    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([*words, "--checkpoint-minutes", "60", "--out", str(tmp_path)]) == 130
+    assert "stopped at epoch 2, step 2; the same command continues from there" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path)["position"] == {"stage": 0, "epoch": 1, "step": 2}
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert same_bits(tmp_path, whole)

@@ -1,0 +1,125 @@
+"""Processes that die: killed at any time, one of several, one that loads images."""
+
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from faults.conftest import same_bits, tiny, tiny_folder, tiny_npz
+from ltfast.cli import main
+from ltfast.engine.loop import _Run
+
+DIGITS = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--batch-size", "12",
+          "--checkpoint-minutes", "0"]  # fmt: skip
+
+
+def started(words, log):
+    """The process of a run, forked."""
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os._exit(main(words))
+    return child
+
+
+def test_killed_at_random_times_ends_with_the_same_bits(tmp_path):
+    source = tiny_npz(tmp_path / "d.npz", [40, 20])
+    words = [*tiny("ce", source, batch_size=2), "--epochs", "3", "--checkpoint-minutes", "0", "--out"]
+    begun = time.monotonic()
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    takes = time.monotonic() - begun
+    seed = secrets.token_hex(4)
+    draw, ends = random.Random(seed), []
+    for kill in range(8):
+        child = started([*words, str(tmp_path / "run")], tmp_path / "log")
+        if kill < 7:
+            time.sleep(draw.uniform(0, takes / 3))
+            os.kill(child, signal.SIGKILL)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    shown = (tmp_path / "log").read_text()
+    assert ends[-1] == 0, shown
+    assert same_bits(tmp_path / "run", tmp_path / "whole"), seed
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Runs in two processes: their folder, how each ended, and what all said."""
+    folder = tmp_path_factory.mktemp("launched")
+    scenarios = {
+        "whole": (0, []),
+        "restarted": (2, [[0, 1, 3, "self", "SIGKILL"], [1, 0, 4, "self", "SIGKILL"]]),
+        "alone": (0, [[0, 1, 3, "self", "SIGKILL"]]),
+        "stopped": (0, [[0, 0, 3, "launcher", "SIGTERM"]]),
+    }
+    words = [
+        {"out": str(folder / name), "restarts": restarts, "faults": faults}
+        for name, (restarts, faults) in [*scenarios.items(), ("stopped", (0, []))]
+    ]
+    script = Path(__file__).parent / "launch.py"
+    command = [sys.executable, str(script), json.dumps(words), "--", *DIGITS]
+    # files: the last of the processes that a killed one leaves behind would hold a pipe
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, stdout=out, stderr=err, timeout=500, check=True, env=environment)
+    shown, errors = (folder / "out").read_text(), (folder / "err").read_text()
+    ends = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+    return folder, dict(zip([*scenarios, "continued"], ends, strict=True)), shown, errors
+
+
+def test_a_dead_process_restarts_the_group_which_ends_with_the_same_bits(launched):
+    folder, ends, shown, _ = launched
+    assert ends["whole"]["end"] == ends["restarted"]["end"] == "finished"
+    assert "resuming train at epoch 1, step 3\n" in shown
+    assert "resuming train at epoch 1, step 6\n" in shown
+    assert same_bits(folder / "restarted", folder / "whole")
+
+
+def test_without_restarts_a_dead_process_ends_the_others_at_once(launched):
+    folder, ends, _, errors = launched
+    assert ends["alone"]["end"] == "rank 1 failed: -9"
+    assert ends["alone"]["seconds"] < 60  # gloo's own patience is half an hour
+    assert "ltfast: error: another process of this run has ended, and has said why if it could" in errors
+    assert (folder / "alone" / "checkpoint.pt").exists()
+    assert not list((folder / "alone").glob("metrics.json"))
+
+
+def test_sigterm_to_the_launcher_stops_all_at_one_step_with_a_checkpoint(launched):
+    folder, ends, shown, _ = launched
+    assert ends["stopped"]["end"] == "stopped by SIGTERM"
+    assert "stopped at epoch 1, step 10; the same command continues from there" in shown
+    assert "resuming train at epoch 1, step 10\n" in shown
+    assert ends["continued"]["end"] == "finished"
+    assert same_bits(folder / "stopped", folder / "whole")
+
+
+def test_a_killed_process_that_loads_images_is_named_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
+    """As the kernel kills it when memory runs out."""
+    source = tiny_folder(tmp_path / "d")
+    words = ["train", "--data", source, "--batch-size", "4", "--image-size", "8", "--epochs", "3", "--workers", "2"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    killed, whole = [], _Run._step
+
+    def step(*arguments):
+        logged = whole(*arguments)
+        killed.append(active_children())
+        if len(killed) == 4:
+            os.kill(killed[-1][0].pid, signal.SIGKILL)
+        return logged
+
+    monkeypatch.setattr(_Run, "_step", step)
+    assert main([*words, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "a process that loads images has ended" in error
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert same_bits(tmp_path / "run", tmp_path / "whole")

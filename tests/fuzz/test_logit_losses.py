@@ -1,0 +1,164 @@
+"""The losses over a matrix of logits."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fuzz import draw as d
+from fuzz.runner import Entry, fuzz
+from ltfast.ops import agcl, balanced_bce
+from ltfast.ops.agcl.reference import LOWEST
+from ltfast.ops.balanced_bce.reference import LIMIT
+from ops.compare import tolerances
+from ops.conftest import Place
+
+SCALES = (1.0, 1.0, 1.0, 1.0, 30.0, 1e-30, 1e4, 1e15, 1e30, 1e38)
+FILLS = ("uniform", "uniform", "normal", "constant", "wide", "extreme")
+reductions = st.sampled_from(("mean", "sum", "none"))
+
+
+def matrices(backend: str) -> st.SearchStrategy[tuple[int, ...]]:
+    if backend == "triton":
+        return d.shapes(d.SIZES[:6], d.LONG_SIZES, elements=9500)
+    return d.shapes(d.SIZES, d.LONG_SIZES, elements=30_000)
+
+
+@st.composite
+def agcl_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    rows, classes = draw(matrices(backend))
+    noise = d.floats((classes,), fills=("positive",), scales=(0.5, 0.5, 1.0, 0.0), extremes=None, broken=())
+    exponents = d.number(0, 9, 0.5, 1.0, 2.0, 4.0, 8.0)
+    return {
+        "cosine": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
+        "target": draw(d.labels(rows, classes)),
+        "class_noise": draw(st.none() | noise),
+        "scale": draw(d.number(1e-3, 100, 20.0)),
+        "margin": draw(d.number(-0.5, 0.5, 0.1, 0.0)),
+        "weight_pos": draw(d.number(0, 2, 1.0)),
+        "weight_neg": draw(d.number(0, 2, 1.0, 1e-3)),
+        "gamma_pos": draw(exponents),
+        "gamma_neg": draw(exponents),
+        "reduction": draw(reductions),
+        "noise_seed": draw(d.seeds),
+    }
+
+
+def run_agcl(noise_seed: int, **arguments: Any) -> Tensor:
+    return agcl(**arguments, generator=torch.Generator().manual_seed(noise_seed))
+
+
+def agcl_saturates(cosine: Tensor, target: Tensor, scale: float, gamma_pos: float, **_: Any) -> Tensor:
+    """Rows of which the label's difference is cut off, and with it the reference's gradient; or where that gradient
+    is what is left of gamma_pos times the difference."""
+    own = cosine.gather(1, target.long()[:, None])
+    lowest = 0.1 * LOWEST if gamma_pos == 0 else -1e4
+    return (scale * (own - cosine.amax(1, keepdim=True)) < lowest).squeeze(1)
+
+
+def agcl_unit(arguments: Mapping[str, Any]) -> float:
+    """Where gamma_neg is under 1 every class weighs."""
+    others = arguments["cosine"].shape[1] ** 0.5 if arguments["gamma_neg"] < 1 else 1
+    return 0.2 * arguments["scale"] * (arguments["weight_pos"] + arguments["weight_neg"] * others)
+
+
+def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+    cosine, target = arguments["cosine"], arguments["target"]
+    return {
+        "cosine": [*d.wrong_type(cosine), *d.wrong_shape(cosine)],
+        "target": [*d.wrong_type(target), *d.wrong_shape(target), *d.wrong_size(target, 0), *d.elsewhere(target)]
+        + d.wrong_label(target, cosine.shape[1]),
+        "class_noise": [
+            *d.wrong_shape(noise := d.Array((cosine.shape[1],))),
+            *d.wrong_size(noise, 0),
+            *d.elsewhere(noise),
+        ],
+        "scale": [*d.NOT_POSITIVE, None, "x"],
+        "margin": [*d.NOT_FINITE, None],
+        "weight_pos": [*d.NOT_FINITE],
+        "weight_neg": [*d.NOT_FINITE],
+        "gamma_pos": [*d.NOT_FINITE, -1e-9],
+        "gamma_neg": [*d.NOT_FINITE, -1e-9],
+        "reduction": ["max", None, 1],
+    }
+
+
+AGCL = Entry(
+    name="agcl",
+    arguments=agcl_arguments,
+    run=run_agcl,
+    spoil=spoil_agcl,
+    labels=("target",),
+    gradients=("cosine",),
+    unclear=agcl_saturates,
+    unit=agcl_unit,
+    rounding={"class_noise": 4e-7},  # the noise itself, which is float32
+    weight=2,
+)
+
+
+@st.composite
+def balanced_bce_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    rows, classes = draw(matrices(backend))
+    soft = d.floats((rows, classes), fills=("eighths",), extremes=None)
+    vector = d.floats((classes,), scales=(1.0, 1.0, 10.0, 1e3), extremes=None, broken=())
+    weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0, 100.0), extremes=None, broken=())
+    return {
+        "logits": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
+        "target": draw(d.labels(rows, classes) | soft),
+        "bias": draw(vector),
+        "weight": draw(st.none() | weight),
+        "pos_weight": draw(st.none() | weight),
+        "label_smoothing": draw(d.number(0, 0.99, 0.1)),
+        "target_threshold": draw(st.none() | st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.95, -1.0, 2.0))),
+        "reduction": draw(reductions),
+    }
+
+
+def bce_tolerance(place: Place, dtype: torch.dtype, arguments: Mapping[str, Any]) -> tuple[float, float]:
+    """Sums of equal losses are rounded the same way each time: 64 of them in float32."""
+    loss, gradient = tolerances(place, dtype)
+    return 3 * loss, gradient
+
+
+def bce_saturates(logits: Tensor, bias: Tensor, **_: Any) -> Tensor:
+    return ((logits + bias).abs() > 0.9 * LIMIT).any(1)
+
+
+def spoil_balanced_bce(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+    logits, target = arguments["logits"], arguments["target"]
+    labels = d.Array((logits.shape[0],), torch.int64, "labels", scale=logits.shape[1])
+    soft = d.Array(logits.shape, fill="eighths")
+    vector = d.Array((logits.shape[1],))
+    wrong_vector = [*d.wrong_shape(vector), *d.wrong_size(vector, 0), *d.elsewhere(vector), 1.0, "x"]
+    return {
+        "logits": [*d.wrong_type(logits), *(x for x in d.wrong_shape(logits))],
+        "target": [*d.wrong_type(target), *d.wrong_label(labels, logits.shape[1]), *d.wrong_size(labels, 0)]
+        + [replace(soft, shape=(*soft.shape, 1)), *d.wrong_size(soft, 0), *d.wrong_size(soft, 1)]
+        + [*d.elsewhere(soft), *d.elsewhere(labels), replace(soft, dtype=torch.int64)],
+        "bias": [*wrong_vector, None, replace(vector, dtype=torch.int64)],
+        "weight": wrong_vector,
+        "pos_weight": wrong_vector,
+        "label_smoothing": [-0.1, 1.0, *d.NOT_FINITE, None],
+        "target_threshold": [*d.NOT_FINITE, "x"],
+        "reduction": ["max", None],
+    }
+
+
+BALANCED_BCE = Entry(
+    name="balanced_bce",
+    arguments=balanced_bce_arguments,
+    run=balanced_bce,
+    spoil=spoil_balanced_bce,
+    labels=("target",),
+    gradients=("logits",),
+    tolerance=bce_tolerance,
+    loose=("without gradients",),  # another loop, which sums in another order
+    unclear=bce_saturates,
+    weight=2,
+)
+
+globals().update(fuzz(AGCL, BALANCED_BCE))

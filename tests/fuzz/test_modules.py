@@ -1,0 +1,394 @@
+"""The losses over the ops, with what they keep."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from fuzz import draw as d
+from fuzz.runner import Entry, fuzz
+from fuzz.test_logit_losses import bce_saturates, bce_tolerance
+from ltfast.bench.cases import published_dscl as published
+from ltfast.losses import (
+    AGCLLoss,
+    BalancedBCELoss,
+    CompensationLoss,
+    DSCLLoss,
+    LogitAdjustedLoss,
+    MemoryQueue,
+    PBSDLoss,
+    ProCoLoss,
+    SupConQueueLoss,
+)
+from ops.compare import tolerances
+from ops.conftest import Place
+
+BATCHES = (1, 2, 3, 7, 16, 17, 33)
+CLASSES = (1, 2, 3, 7, 10, 31, 100, 257)
+WIDTHS = (2, 3, 8, 16, 17, 64, 129)
+
+
+@st.composite
+def counts_and_logits(
+    draw: st.DrawFn, backend: str, *, least: int = 1, extremes: Any = d.finite_extremes
+) -> dict[str, Any]:
+    rows, classes = draw(st.sampled_from(BATCHES)), draw(st.sampled_from([n for n in CLASSES if n >= least]))
+    scales = (1.0, 1.0, 1.0, 30.0, 1e4, 1e-30)
+    fills = ("uniform", "normal", "constant", "wide", "extreme") if extremes else ("uniform", "normal", "constant")
+    return {
+        "counts": draw(st.lists(st.integers(1, 10**6), min_size=classes, max_size=classes)) if classes < 10
+        else torch.randint(1, 2000, (classes,), generator=torch.Generator().manual_seed(draw(d.seeds))).tolist(),
+        "logits": draw(d.floats((rows, classes), fills=fills, scales=scales, extremes=extremes)),
+        "target": draw(d.labels(rows, classes)),
+    }  # fmt: skip
+
+
+def with_options(*arguments: Any, least: int = 1, extremes: Any = d.finite_extremes, **options: Any) -> Any:
+    """A strategy of counts, logits, labels and options, each a strategy of its own."""
+
+    @st.composite
+    def strategy(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+        given = draw(counts_and_logits(backend, least=least, extremes=extremes))
+        return given | {name: draw(option) for name, option in options.items()}
+
+    return strategy
+
+
+def spoil_counts(given: dict[str, Any]) -> dict[str, list[Any]]:
+    return {"class_counts": []} and {}
+
+
+def run_agcl(counts: list[int], logits: Tensor, target: Tensor, seed: int, **options: Any) -> Tensor:
+    return AGCLLoss(counts, **options)(logits, target, generator=torch.Generator().manual_seed(seed))
+
+
+def agcl_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
+    """The noise is exact to 4e-7; the paper's is as wide as log n."""
+    loss, gradient = tolerances(place, dtype)
+    noise = 4e-7 * given["scale"] * given["noise_mul"] * (14 if given["variant"] == "paper" else 1)
+    return loss + 4 * noise, gradient + 4 * noise
+
+
+def agcl_saturates(logits: Tensor, target: Tensor, scale: float, **_: Any) -> Tensor:
+    own = logits.gather(1, target.long()[:, None])
+    return (scale * (own - logits.amax(1, keepdim=True)) < -1e4).squeeze(1)
+
+
+reductions = st.sampled_from(("mean", "sum", "none"))
+AGCL = Entry(
+    name="agcl_loss",
+    arguments=with_options(
+        seed=d.seeds,
+        scale=d.number(0.1, 50, 20.0),
+        margin=d.number(0, 1, 0.1),
+        noise_mul=d.number(0, 2, 0.5),
+        gamma_pos=d.number(0, 4, 1.0),
+        gamma_neg=d.number(0, 8, 4.0),
+        label_smoothing=d.number(0, 0.9, 0.1),
+        variant=st.sampled_from(("official", "paper")),
+        reduction=reductions,
+    ),  # fmt: skip
+    run=run_agcl,
+    gradients=("logits",),
+    tolerance=agcl_tolerance,
+    unclear=agcl_saturates,
+    unit=lambda given: 0.2 * given["scale"],
+    triton_weight=0.05,
+    weight=0.6,
+)
+
+
+def run_bce(counts: list[int], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return BalancedBCELoss(counts, **options)(logits, target)
+
+
+BCE = Entry(
+    name="balanced_bce_loss",
+    arguments=with_options(
+        least=2,
+        tau=d.number(-2, 2, 1.0, 0.0),
+        label_smoothing=d.number(0, 0.9, 0.1),
+        reduction=reductions,
+        target_threshold=st.none() | st.sampled_from((0.01, 0.3)),
+    ),  # fmt: skip
+    run=run_bce,
+    gradients=("logits",),
+    tolerance=bce_tolerance,
+    unclear=lambda logits, **_: bce_saturates(logits, torch.zeros(1)),
+    loose=("without gradients",),
+    triton_weight=0.05,
+    weight=0.6,
+)
+
+
+def softmax_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
+    """The shifts are float32 whatever the logits are."""
+    return 5e-6, 2e-5
+
+
+LOGIT_ADJUSTED = Entry(
+    name="logit_adjusted_loss",
+    # PyTorch's cross-entropy, which overflows where logits differ by more than the largest float
+    arguments=with_options(tau=d.number(-2, 2, 1.0, 0.0), extremes=None),
+    run=lambda counts, logits, target, tau: LogitAdjustedLoss(counts, tau=tau)(logits, target.long()),
+    reference=lambda counts, logits, target, tau: F.cross_entropy(
+        logits + tau * (torch.tensor(counts).double() / sum(counts)).log(), target.long()
+    ),
+    gradients=("logits",),
+    tolerance=softmax_tolerance,
+    loose=("two threads",),
+    triton_weight=0,
+    weight=0.3,
+)
+
+
+def plain_compensation(counts: list[int], logits: Tensor, target: Tensor, stage: int, rho: float) -> Tensor:
+    n = torch.tensor(counts).double()
+    alpha = torch.ones_like(n)
+    if stage == 2:
+        alpha = torch.where((n >= 20) & (n <= 100), rho, 1 - rho).double()
+    if stage == 3:
+        order = n.argsort()
+        alpha[order] = n[order.flip(0)] / n.sum()
+    return F.cross_entropy(logits - alpha.log(), target.long())
+
+
+COMPENSATION = Entry(
+    name="compensation_loss",
+    arguments=with_options(stage=st.sampled_from((1, 2, 3)), rho=d.number(0.05, 0.95, 0.8), extremes=None),
+    run=lambda counts, logits, target, stage, rho: CompensationLoss(counts, stage, rho=rho)(logits, target.long()),
+    reference=plain_compensation,
+    gradients=("logits",),
+    tolerance=softmax_tolerance,
+    loose=("two threads",),
+    triton_weight=0,
+    weight=0.3,
+)
+
+
+@st.composite
+def proco_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    classes, width = draw(st.sampled_from(CLASSES)), draw(st.sampled_from(WIDTHS))
+    seen = draw(st.lists(st.sampled_from(BATCHES), max_size=3))
+    rows = draw(st.sampled_from(BATCHES))
+    return {
+        "num_classes": classes,
+        "width": width,
+        "seen": [draw(d.floats((n, width), fills=("unit",), extremes=None)) for n in seen],
+        "seen_labels": [draw(d.labels(n, classes)) for n in seen],
+        "features": draw(d.floats((rows, width), fills=("unit",), extremes=None)),
+        "labels": draw(d.labels(rows, classes)),
+        "temperature": draw(d.number(0.02, 1, 0.1, 0.07)),
+        "counted": draw(st.booleans()),
+        "epochs": draw(st.booleans()),
+    }
+
+
+def run_proco(
+    num_classes: int, width: int, seen: list[Tensor], seen_labels: list[Tensor], features: Tensor, labels: Tensor,
+    temperature: float, counted: bool, epochs: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    counts = list(range(1, num_classes + 1)) if counted else None
+    loss = ProCoLoss(num_classes, width, temperature=temperature, class_counts=counts)
+    for batch, of in zip(seen, seen_labels, strict=True):
+        loss.update(batch, of)
+        if epochs:
+            loss.start_epoch()
+    return loss(features, labels), loss.logits(features)
+
+
+def proco_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
+    """The statistics are float32 whatever the features are."""
+    loss, gradient = tolerances(place, torch.float32)
+    return 10 * loss * max(1, 0.1 / given["temperature"]), 10 * gradient
+
+
+PROCO = Entry(
+    name="proco_loss",
+    arguments=proco_arguments,
+    run=run_proco,
+    gradients=("features",),
+    tolerance=proco_tolerance,
+    unit=lambda given: 1 / given["temperature"],
+    rounding=dict.fromkeys(("seen", "features"), 2.0**-24),
+    loose=("contiguous arguments", "two threads"),  # the products are PyTorch's
+    triton_weight=0.05,
+)
+
+
+@st.composite
+def queued(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    """A queue with what was put into it."""
+    classes, width = draw(st.sampled_from(CLASSES)), draw(st.sampled_from(WIDTHS))
+    batches = draw(st.lists(st.sampled_from(BATCHES), max_size=3))
+    dtype = draw(st.sampled_from(d.FLOATS))
+    return {
+        "width": width,
+        "size": draw(st.sampled_from((1, 2, 7, 16, 17, 64, 100))),
+        "num_classes": draw(st.sampled_from((classes, None))),
+        "dtype": dtype,
+        "put": [draw(d.floats((n, width), fills=("unit",), extremes=None)) for n in batches],
+        "put_labels": [draw(d.labels(n, classes)) for n in batches],
+    }
+
+
+@st.composite
+def dscl_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    given = draw(queued(backend))
+    rows = draw(st.sampled_from(BATCHES))
+    shape, classes = (rows, given["width"]), given["num_classes"] or 7
+    return given | {
+        "query": draw(d.floats(shape, fills=("unit",), extremes=None)),
+        "key": draw(d.floats(shape, fills=("unit",), extremes=None)),
+        "labels": draw(d.labels(rows, classes)),
+        "temperature": draw(d.number(0.03, 2, 0.07)),
+    }
+
+
+def the_queue(
+    width: int, size: int, num_classes: int | None, dtype: torch.dtype, put: list[Tensor], put_labels: list[Tensor]
+) -> MemoryQueue:
+    queue = MemoryQueue(width, size, num_classes=num_classes, dtype=dtype)
+    for keys, labels in zip(put, put_labels, strict=True):
+        queue.enqueue(keys, labels)
+    return queue
+
+
+def contents(
+    width: int, size: int, num_classes: int | None, dtype: torch.dtype, put: list[Tensor], put_labels: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What must be in it: the last keys, in the queue's dtype; those that are not finite as zeros."""
+    keys = torch.cat([*put, torch.zeros(0, width, dtype=torch.float64)])[-size:].detach().to(dtype).double()
+    labels = torch.cat([*(x.long() for x in put_labels), torch.zeros(0, dtype=torch.int64)])[-size:]
+    return keys.where(keys.isfinite().all(1, keepdim=True), 0), labels
+
+
+QUEUE = ("width", "size", "num_classes", "dtype", "put", "put_labels")
+
+
+def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {name: given[name] for name in QUEUE}, {name: x for name, x in given.items() if name not in QUEUE}
+
+
+def run_dscl(loss: type[SupConQueueLoss], **given: Any) -> Tensor:
+    of_queue, given = split(given)
+    temperature = given.pop("temperature")
+    return loss(temperature=temperature)(**given, queue=the_queue(**of_queue))
+
+
+def plain_dscl(loss: Any, **given: Any) -> Tensor:
+    of_queue, given = split(given)
+    keys, labels = contents(**of_queue)
+    query, key = given["query"], given["key"]
+    return loss(query, key, given["labels"].long(), keys, labels, temperature=given["temperature"]).mean()
+
+
+def contrastive_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
+    """A product of the rows is rounded before it cancels; as ``losses/test_dscl.py`` has it. In the interpreter float16
+    products too."""
+    arrays = [value for name in ("query", "cropped", "pooled") if (value := given.get(name)) is not None]
+    dtypes = {array.dtype for array in arrays}
+    if dtypes == {torch.float64} and place.backend == "native":
+        return 1e-10 / given["temperature"], 1e-10
+    if torch.float16 in dtypes and place.backend == "triton":
+        return 2e-3 / given["temperature"], 1e-2
+    return 1e-6 / given["temperature"], 2e-5
+
+
+DSCL = [
+    Entry(
+        name=name,
+        arguments=dscl_arguments,
+        run=lambda loss=loss, **given: run_dscl(loss, **given),
+        reference=lambda plain=plain, **given: plain_dscl(plain, **given),
+        gradients=("query", "key"),
+        tolerance=contrastive_tolerance,
+        unit=lambda given: 1 / given["temperature"],
+        rounding={"put": 0},  # the queue rounds them to its dtype
+        loose=("contiguous arguments", "two threads"),
+        triton_weight=0.05,
+        weight=0.6,
+    )
+    for name, loss, plain in (
+        ("dscl_loss", DSCLLoss, published.dscl),
+        ("supcon_queue_loss", SupConQueueLoss, published.supcon),
+    )
+]
+
+
+@st.composite
+def pbsd_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    given = draw(queued(backend))
+    rows, patches, width = draw(st.sampled_from(BATCHES)), draw(st.sampled_from((1, 2, 5))), given["width"]
+    return given | {
+        "pooled": draw(d.floats((rows, patches, width), fills=("unit",), extremes=None)),
+        "cropped": draw(d.floats((rows, patches, width), fills=("unit",), extremes=None)),
+        "key": draw(d.floats((rows, width), fills=("unit",), extremes=None)),
+        "temperature": draw(d.number(0.03, 2, 0.07)),
+    }
+
+
+def run_pbsd(**given: Any) -> Tensor:
+    of_queue, given = split(given)
+    temperature = given.pop("temperature")
+    return PBSDLoss(temperature=temperature)(**given, queue=the_queue(**of_queue))
+
+
+def plain_pbsd(**given: Any) -> Tensor:
+    of_queue, given = split(given)
+    keys, _ = contents(**of_queue)
+    return published.pbsd(
+        given["pooled"], given["cropped"], given["key"], keys, temperature=given["temperature"]
+    ).mean()
+
+
+PBSD = Entry(
+    name="pbsd_loss",
+    arguments=pbsd_arguments,
+    run=run_pbsd,
+    reference=plain_pbsd,
+    gradients=("cropped",),
+    tolerance=contrastive_tolerance,
+    unit=lambda given: 1 / given["temperature"],
+    rounding={"put": 0},
+    loose=("contiguous arguments", "two threads"),
+    triton_weight=0.05,
+    weight=0.6,
+)
+
+
+def run_queue(**given: Any) -> tuple[Tensor, ...]:
+    """Its content in the order of its labels and first values, and each class's sum and number."""
+    queue = the_queue(**given)
+    keys, labels = queue.keys[: len(queue)].double(), queue.labels[: len(queue)]
+    sums, numbers = queue.of_class(torch.arange(queue.num_classes or 300))
+    return *ordered(keys, labels), sums, numbers
+
+
+def plain_queue(**given: Any) -> tuple[Tensor, ...]:
+    keys, labels = contents(**given)
+    classes = given["num_classes"] or 300
+    sums = keys.new_zeros(classes, given["width"]).index_add_(0, labels, keys)
+    return *ordered(keys, labels), sums, labels.bincount(minlength=classes).double()
+
+
+def ordered(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    order = sorted(range(len(keys)), key=lambda i: (int(labels[i]), keys[i].tolist()))
+    return keys[order], labels[order]
+
+
+MEMORY_QUEUE = Entry(
+    name="memory_queue",
+    arguments=queued,
+    run=run_queue,
+    reference=plain_queue,
+    rounding={"put": 0},
+    tolerance=lambda place, dtype, given: (1e-12, 0),
+    triton_weight=0,
+    weight=0.4,
+)
+
+globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, COMPENSATION, PROCO, *DSCL, PBSD, MEMORY_QUEUE))
