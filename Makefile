@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= build/bench
 RUNS ?= runs/demo
+CASES ?= 10000
 
-.PHONY: help demo test docs bench tables lint gpu-check clean
+.PHONY: help demo test fuzz docs bench tables lint audit gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | docs | bench | tables | lint | gpu-check OUT=DIR | clean"
+	@echo "make demo | test | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
@@ -27,6 +28,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
 
+# Random arguments for every op; `make test` has 500 cases. A failure prints the case and how to run it again.
+fuzz: $(VENV)/.installed
+	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses auto --dist worksteal -p no:benchmark
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +41,12 @@ lint: $(VENV)/.installed
 # Into build/site; a link or an anchor that leads nowhere is an error. `make test` does it too.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Known vulnerabilities of all that is installed; asks pypi.org, and fails where that does not answer.
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/frozen.txt
 
 bench: $(VENV)/.installed
 	$(BIN)/ltfast bench --out $(OUT)

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from fuzz.report import pytest_terminal_summary  # noqa: F401  (xdist's controller loads no conftest below this one)
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 

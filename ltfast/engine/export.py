@@ -40,7 +40,10 @@ def export_predictor(predictor: Predictor, image_shape: Sequence[int]) -> Export
     views = [torch.zeros(2, *image_shape) for _ in range(predictor.views)]
     with torch.no_grad():
         return torch.export.export(
-            _Prediction(predictor).eval(), tuple(views), dynamic_shapes=(tuple({0: batch} for _ in views),)
+            _Prediction(predictor).eval(),
+            tuple(views),
+            dynamic_shapes=(tuple({0: batch} for _ in views),),
+            strict=False,  # the default since PyTorch 2.7: tensors are traced, not Python's bytecode
         )
 
 

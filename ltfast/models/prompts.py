@@ -226,7 +226,7 @@ class PromptPool(nn.Module):
     def select(self, indices: Tensor) -> Tensor:
         """The mean of the prompts that are matched: (B, k) -> (B, blocks, P, D)."""
         # not self.prompts[indices].mean(1), whose gradient has other bits each time on several threads of a CPU
-        return self.prompts[indices].mean(1)
+        return F.embedding_bag(indices, self.prompts.flatten(1), mode="mean").unflatten(1, self.prompts.shape[1:])
 
 
 def check_blocks(backbone: Any) -> None:

@@ -20,7 +20,15 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md"), ROOT / "README.md"])
 SOURCES = sorted(ROOT.glob("ltfast/**/*.py"))
 OTHERS = {  # torchrun's, pip's, Apple's
-    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--force-reinstall", "--no-deps"),
+    *(
+        "--nproc-per-node",
+        "--nnodes",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--max-restarts",
+        "--force-reinstall",
+        "--no-deps",
+    ),
     "--install",
 }
 

@@ -168,5 +168,5 @@ def test_the_gradient_of_shared_prompts_has_the_same_bits_at_every_call():
         return torch.autograd.grad(pool.select(indices), [pool.prompts], weight)[0]
 
     first = call()
-    assert all(torch.equal(first, call()) for _ in range(5))
+    assert all(torch.equal(first, call()) for _ in range(10))
     torch.testing.assert_close(pool.select(indices), pool.prompts[indices].mean(1))

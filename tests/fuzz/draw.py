@@ -41,7 +41,7 @@ class Array:
         """Contiguous."""
         generator = torch.Generator().manual_seed(self.seed)
         values = FILLS[self.fill](self, generator)
-        if self.dtype.is_floating_point:
+        if self.dtype.is_floating_point and values.is_floating_point():
             limit = torch.finfo(self.dtype).max
             values = values.clamp(-limit, limit)
         values = values.to(self.dtype)

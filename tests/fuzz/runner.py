@@ -112,7 +112,7 @@ def fuzz(*entries: Entry) -> dict[str, Callable[[], None]]:
     return tests
 
 
-TOTAL_WEIGHT = 22  # of all entries on all backends, near enough
+TOTAL_WEIGHT = 24.3  # of all entries on all backends
 
 
 def _test(entry: Entry, backend: str, weight: float) -> Callable[[], None]:
@@ -298,7 +298,7 @@ def compare(
                 from_broken = torch.ones_like(from_broken)
             mean = case.arguments.get("reduction") not in ("sum", "none")
             unit = entry.unit(case.arguments) / (max(len(from_broken), 1) if mean else 1)
-            tolerance = gradient_tolerance(one, of_gradients)
+            tolerance = gradient_tolerance(place, one, of_gradients)
             shown = actual["result 0"].isnan().any()  # a gradient of 0 beside a loss of NaN misleads nobody
             compare_gradient(one, other, spread[key], unclear, from_broken, shown, unit, tolerance, what_key)
         else:
@@ -371,9 +371,10 @@ def broken_rows(x: Tensor) -> Tensor:
     return ~(x if x.dim() else x[None]).isfinite().flatten(1).all(1) if x.dim() > 1 else ~x.reshape(-1).isfinite()
 
 
-def gradient_tolerance(gradient: Tensor, tolerance: float) -> float:
-    """A gradient is rounded to its own dtype too."""
-    return max(tolerance, {torch.bfloat16: 1e-2, torch.float16: 1.5e-3, torch.float32: 1e-6}.get(gradient.dtype, 0))
+def gradient_tolerance(place: Place, gradient: Tensor, tolerance: float) -> float:
+    """A gradient is rounded to its own dtype, and again when the incoming one is not 1. (The interpreter cuts bfloat16.)"""
+    of_half = 2e-2 if place.backend == "triton" else 1e-2
+    return max(tolerance, {torch.bfloat16: of_half, torch.float16: 1.5e-3, torch.float32: 1e-6}.get(gradient.dtype, 0))
 
 
 def room(x: Tensor) -> float:

@@ -46,7 +46,7 @@ def counts_and_logits(
     }  # fmt: skip
 
 
-def with_options(*arguments: Any, least: int = 1, extremes: Any = d.finite_extremes, **options: Any) -> Any:
+def with_options(*, least: int = 1, extremes: Any = d.finite_extremes, **options: Any) -> Any:
     """A strategy of counts, logits, labels and options, each a strategy of its own."""
 
     @st.composite
@@ -55,10 +55,6 @@ def with_options(*arguments: Any, least: int = 1, extremes: Any = d.finite_extre
         return given | {name: draw(option) for name, option in options.items()}
 
     return strategy
-
-
-def spoil_counts(given: dict[str, Any]) -> dict[str, list[Any]]:
-    return {"class_counts": []} and {}
 
 
 def run_agcl(counts: list[int], logits: Tensor, target: Tensor, seed: int, **options: Any) -> Tensor:

@@ -18,7 +18,7 @@ KEYS = (0, *d.SIZES, 511, 1025, 2049)
 @st.composite
 def arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     few = backend == "triton"
-    rows, columns, width = draw(d.shapes(d.SIZES, KEYS, WIDTHS, elements=30_000 if few else 200_000))
+    rows, columns, width = draw(d.shapes(d.SIZES, KEYS, WIDTHS, elements=10_000 if few else 100_000))
     of_keys = draw(st.sampled_from((*KEYS[1:12],))) if columns == 0 and draw(st.booleans()) else columns
     fills = ("unit", "unit", "uniform")  # products that overflow are no part of the promise
     valid = st.none() | st.integers(0, of_keys)

@@ -113,14 +113,11 @@ def plain_threshold(accumulators: list[Tensor], fraction: float, masks: list[Ten
 
 def spoil_threshold(given: dict[str, Any]) -> dict[str, list[Any]]:
     accumulators = given["accumulators"]
-    masks = [d.Array(array.shape, torch.bool, "mask") for array in accumulators]
+    masks = [d.Array(array.shape, torch.bool, "mask", scale=0.0) for array in accumulators]
+    halves = [replace(accumulators[0], dtype=torch.float16, planted=()), *accumulators[1:]]
+    none = [] if given["masks"] else [[], [d.Array((0, 3))]]
     return {
-        "accumulators": [
-            [],
-            [replace(accumulators[0], dtype=torch.float16), *accumulators[1:]],
-            [None, *accumulators[1:]],
-        ]
-        + [[d.Array((0, 3))]],
+        "accumulators": [halves, [None, *accumulators[1:]], *none],
         "fraction": [0.0, -0.1, 1.0001, *d.NOT_FINITE, None, "x"],
         "masks": [[*masks, masks[0]], [replace(masks[0], dtype=torch.int32), *masks[1:]], masks[1:], masks],
     }

@@ -186,6 +186,11 @@ def test_no_step_waits_for_the_gpu(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
+# an older PyTorch asks the driver for the device even of a tensor without contents
+fake_gpu = pytest.mark.skipif(torch.__version__ < (2, 11), reason="needs PyTorch 2.11")
+
+
+@fake_gpu
 @pytest.mark.parametrize("name", STEPS)
 def test_no_forward_pass_reads_a_value(name):
     module = STEPS[name]()
@@ -196,6 +201,7 @@ def test_no_forward_pass_reads_a_value(name):
     assert loss.shape == ()
 
 
+@fake_gpu
 def test_reading_a_value_is_noticed():
     """What the test above stands on: a queue without `num_classes` has to look at the labels."""
     module = OfQueue(DSCLLoss())

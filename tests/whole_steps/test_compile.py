@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 
+from distributed.harness import run_processes
+from ltfast.losses import DSCLLoss, MemoryQueue
 from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
 
@@ -36,3 +39,32 @@ def test_compiled_steps_are_the_eager_ones(name):
         torch.testing.assert_close(*outcomes)
     torch.testing.assert_close(eager.state_dict(), compiled.state_dict())
     assert counter.frame_count == 1
+
+
+def compiled_in_a_process(rank):
+    """Loss and gradient of three batches, eager and compiled, and the queues that they leave."""
+    outcomes = []
+    for backend in (None, "aot_eager"):
+        torch.manual_seed(rank)
+        loss, queue = DSCLLoss(), MemoryQueue(8, 20, num_classes=3)
+
+        def step(query, key, labels, loss=loss, queue=queue):
+            value = loss(query, key, labels, queue)
+            queue.enqueue(key, labels)
+            return value
+
+        run = step if backend is None else torch.compile(step, fullgraph=True, backend=backend)
+        for _ in range(3):
+            query, key = (F.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
+            query.requires_grad_()
+            value = run(query, key, torch.randint(3, (6,)))
+            value.backward()
+            outcomes.append((value.detach(), query.grad))
+        outcomes.append(queue.state_dict())
+    torch.testing.assert_close(outcomes[:4], outcomes[4:])
+    return outcomes[:3]
+
+
+def test_a_loss_with_a_queue_compiles_in_several_processes():
+    first, second = run_processes(compiled_in_a_process, 2, timeout=300)
+    assert not torch.equal(first[0][0], second[0][0])

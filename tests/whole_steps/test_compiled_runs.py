@@ -64,8 +64,8 @@ def run(out, on_step=lambda: None, **settings):
     )
 
 
-def test_a_compiled_run_continues_with_the_same_bits_and_eager_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
+@torch._inductor.config.patch(compile_threads=1)
+def test_a_compiled_run_continues_with_the_same_bits_and_eager_names(tmp_path):
     torch._dynamo.utils.counters.clear()
     compiled = {"compile": True, "precision": "bf16", "accumulate": 2}
     assert run(tmp_path / "whole", **compiled)
