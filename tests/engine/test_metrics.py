@@ -106,6 +106,11 @@ def test_unfinished_or_broken_runs_are_named(tmp_path):
         read_metrics(tmp_path)
 
 
+class Unprepared(nn.Module):
+    def prepare(self, batch):
+        return batch
+
+
 def test_loss_time_is_the_losses_alone():
     """A slow network in front of the loss, or a slow second call of it, must not and must count."""
     import time
@@ -115,7 +120,7 @@ def test_loss_time_is_the_losses_alone():
             time.sleep(0.004)
             return nn.functional.mse_loss(x, target)
 
-    class Slow(nn.Module):
+    class Slow(Unprepared):
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.ones(3))
@@ -134,7 +139,7 @@ def test_loss_time_is_the_losses_alone():
     assert stage.weight.grad is None
 
 
-class Timed(nn.Module):
+class Timed(Unprepared):
     """A stage with a loss that is called as the test wants."""
 
     def __init__(self, call, loss=None):
