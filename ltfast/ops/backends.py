@@ -29,7 +29,8 @@ except ImportError as error:
 _NO_TRITON: str | None = None
 if importlib.util.find_spec("triton") is None:
     _NO_TRITON = "the package triton is not installed"
-elif tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):  # each version of PyTorch has its own of Triton: products of float64 came with 3.5
+elif tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+    # each version of PyTorch has its own of Triton: products of float64 came with 3.5
     _NO_TRITON = f"its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch {torch.__version__}"
 _override: str | None = os.environ.get("LTFAST_BACKEND") or None
 
