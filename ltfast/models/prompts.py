@@ -6,6 +6,7 @@ network that nobody looks at. Here they are keys and values and nothing else; th
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -218,7 +219,8 @@ class PromptPool(nn.Module):
 
     def match(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, D) -> the keys nearest by cosine, (B, k) int64, nearest first; and the cosines, (B, k)."""
-        with torch.autocast(queries.device.type, enabled=False):  # it would multiply in half precision
+        half = nullcontext() if queries.is_meta else torch.autocast(queries.device.type, enabled=False)
+        with half:  # autocast would multiply in half precision; the meta device has none
             cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(self.keys.float(), dim=-1).T
         values, indices = cosines.topk(self.matches, 1)
         return indices, values

@@ -224,11 +224,12 @@ def cases(target: str) -> Iterator[tuple]:
             for kernel in (agcl._share_kernel, agcl._share_gradient_kernel):
                 options = agcl.share_options(None, 0.0, torch_acc)
                 warps = options.pop("num_warps")
+                incoming = {"incoming": "*fp64", "gradient": f"*{dtype}"} if "gradient" in kernel.arg_names else {}
                 yield (
                     f"agcl{kernel.__name__} {dtype}",
                     kernel,
                     {"logits": f"*{dtype}", "target": "*i64", "class_noise": f"*{acc}", "seed": "*i64",
-                     "statistics": "*fp64", "incoming": "*fp64", "gradient": f"*{dtype}"},
+                     "statistics": "*fp64", **incoming},
                     {"row_stride": "i32", "first": "i32", "classes": "i32", "scale": "fp64", "margin": "fp64",
                      "gamma": "fp64"},
                     {**options, "NOISY": True, "POWER": agcl.power_kind(1.5)},
