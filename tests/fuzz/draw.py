@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @dataclass(frozen=True)
 class Array:
-    """A tensor to be: ``fill`` and ``seed`` give its values, times ``scale``; then those ``planted`` at flat indices."""
+    """A tensor to be: ``fill`` and ``seed`` give its values, times ``scale``; some are ``planted`` at flat indices."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32

@@ -1,4 +1,4 @@
-"""Runs a case of an op and holds the result against what every op promises; an ``Entry`` says what is special to one."""
+"""Runs a case of an op and holds the result against what every op promises; an ``Entry`` has what is special to one."""
 
 import faulthandler
 import os
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ltfast
-from fuzz.draw import Array, seeds
+from fuzz.draw import seeds
 from fuzz.report import WATCHED
 from ltfast.ops import backends
 from ops.compare import tolerances
@@ -42,7 +42,7 @@ class Entry:
     """An op as the runner needs it.
 
     Args:
-        arguments: of the backend's name: a strategy for the arguments of ``run``, with ``Array`` in the place of tensors.
+        arguments: of the backend's name: a strategy for the arguments of ``run``, with an ``Array`` for each tensor.
         run: tensor or tuple of them; the first dimension of each is the rows that must not disturb each other.
         reference: the definition; takes the arguments with float64 in the place of floating-point tensors. None
             runs ``run`` on the backend "reference".
@@ -186,12 +186,8 @@ def check(entry: Entry, backend: str, case: Case) -> None:
 
 def check_refused(entry: Entry, case: Case) -> None:
     values, _ = make(case.arguments)
-    try:
-        result = entry.run(**values)
-    except (ValueError, TypeError) as error:
-        assert str(case.spoilt).rstrip("_") in str(error), f"the message does not name {case.spoilt}: {error!r}"
-    else:
-        raise AssertionError(f"{case.spoilt} was not refused: {result}")
+    with pytest.raises((ValueError, TypeError), match=case.spoilt):
+        entry.run(**values)
 
 
 Outcome = dict[str, Tensor]
@@ -372,7 +368,7 @@ def broken_rows(x: Tensor) -> Tensor:
 
 
 def gradient_tolerance(place: Place, gradient: Tensor, tolerance: float) -> float:
-    """A gradient is rounded to its own dtype, and again when the incoming one is not 1. (The interpreter cuts bfloat16.)"""
+    """A gradient is rounded to its dtype, and again if the incoming one is not 1. (The interpreter cuts.)"""
     of_half = 2e-2 if place.backend == "triton" else 1e-2
     return max(tolerance, {torch.bfloat16: of_half, torch.float16: 1.5e-3, torch.float32: 1e-6}.get(gradient.dtype, 0))
 
@@ -458,6 +454,3 @@ def instruction_set(seed: int | None) -> Iterator[None]:
         yield
     finally:
         native.use_isa(before)
-
-
-__all__ = ["Array", "Case", "Entry", "fuzz"]

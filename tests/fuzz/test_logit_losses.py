@@ -69,8 +69,13 @@ def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     cosine, target = arguments["cosine"], arguments["target"]
     return {
         "cosine": [*d.wrong_type(cosine), *d.wrong_shape(cosine)],
-        "target": [*d.wrong_type(target), *d.wrong_shape(target), *d.wrong_size(target, 0), *d.elsewhere(target)]
-        + d.wrong_label(target, cosine.shape[1]),
+        "target": [
+            *d.wrong_type(target),
+            *d.wrong_shape(target),
+            *d.wrong_size(target, 0),
+            *d.elsewhere(target),
+            *d.wrong_label(target, cosine.shape[1]),
+        ],
         "class_noise": [
             *d.wrong_shape(noise := d.Array((cosine.shape[1],))),
             *d.wrong_size(noise, 0),
@@ -136,9 +141,17 @@ def spoil_balanced_bce(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     wrong_vector = [*d.wrong_shape(vector), *d.wrong_size(vector, 0), *d.elsewhere(vector), 1.0, "x"]
     return {
         "logits": [*d.wrong_type(logits), *(x for x in d.wrong_shape(logits))],
-        "target": [*d.wrong_type(target), *d.wrong_label(labels, logits.shape[1]), *d.wrong_size(labels, 0)]
-        + [replace(soft, shape=(*soft.shape, 1)), *d.wrong_size(soft, 0), *d.wrong_size(soft, 1)]
-        + [*d.elsewhere(soft), *d.elsewhere(labels), replace(soft, dtype=torch.int64)],
+        "target": [
+            *d.wrong_type(target),
+            *d.wrong_label(labels, logits.shape[1]),
+            *d.wrong_size(labels, 0),
+            replace(soft, shape=(*soft.shape, 1)),
+            *d.wrong_size(soft, 0),
+            *d.wrong_size(soft, 1),
+            *d.elsewhere(soft),
+            *d.elsewhere(labels),
+            replace(soft, dtype=torch.int64),
+        ],
         "bias": [*wrong_vector, None, replace(vector, dtype=torch.int64)],
         "weight": wrong_vector,
         "pos_weight": wrong_vector,

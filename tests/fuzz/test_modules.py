@@ -86,7 +86,7 @@ AGCL = Entry(
         label_smoothing=d.number(0, 0.9, 0.1),
         variant=st.sampled_from(("official", "paper")),
         reduction=reductions,
-    ),  # fmt: skip
+    ),
     run=run_agcl,
     gradients=("logits",),
     tolerance=agcl_tolerance,
@@ -109,7 +109,7 @@ BCE = Entry(
         label_smoothing=d.number(0, 0.9, 0.1),
         reduction=reductions,
         target_threshold=st.none() | st.sampled_from((0.01, 0.3)),
-    ),  # fmt: skip
+    ),
     run=run_bce,
     gradients=("logits",),
     tolerance=bce_tolerance,

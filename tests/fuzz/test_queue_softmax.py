@@ -29,7 +29,15 @@ def arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     # the lse of a row may be finite beside an infinite key, or a NaN that the row leaves out; its mean may not
     broken = () if exclude is not None else (math.nan,) if few else d.BROKEN
     return {
-        "queries": draw(d.floats((rows, width), fills=fills, scales=scales, extremes=d.small_extremes)),
+        "queries": draw(
+            d.floats(
+                (rows, width),
+                fills=fills,
+                scales=scales,
+                extremes=d.small_extremes,
+                broken=(math.nan,) if few else d.BROKEN,  # infinite products are not caught there
+            )
+        ),
         "keys": draw(d.floats((of_keys, width), fills=fills, scales=scales, extremes=d.small_extremes, broken=broken)),
         "temperature": draw(d.number(0.01, 10, 0.07, 1.0)),
         "valid": draw(valid | count),
@@ -74,12 +82,20 @@ def spoil(given: dict[str, Any]) -> dict[str, list[Any]]:
     exclude = d.Array(queries.shape[:1], torch.int64, "labels")
     return {
         "queries": [*d.wrong_type(queries, also=(torch.int64,)), *d.wrong_shape(queries)],
-        "keys": [*d.wrong_type(keys, also=(torch.int64,)), *d.wrong_shape(keys, empty=False), *d.wrong_size(keys, 1)]
-        + d.elsewhere(keys),
+        "keys": [
+            *d.wrong_type(keys, also=(torch.int64,)),
+            *d.wrong_shape(keys, empty=False),
+            *d.wrong_size(keys, 1),
+            *d.elsewhere(keys),
+        ],
         "temperature": [*d.NOT_POSITIVE, None, "x"],
         "valid": [-1, keys.shape[0] + 1, d.Array((1,), torch.int64, "labels"), d.Array(()), 1.5, "x"],
-        "exclude": [*d.wrong_type(exclude)[1:], *d.wrong_shape(exclude), *d.wrong_size(exclude, 0)]
-        + d.elsewhere(exclude),
+        "exclude": [
+            *d.wrong_type(exclude)[1:],
+            *d.wrong_shape(exclude),
+            *d.wrong_size(exclude, 0),
+            *d.elsewhere(exclude),
+        ],
     }
 
 

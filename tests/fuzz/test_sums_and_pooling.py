@@ -34,8 +34,13 @@ def spoil_class_sums(given: dict[str, Any]) -> dict[str, list[Any]]:
     features, labels = given["features"], given["labels"]
     return {
         "features": [*d.wrong_type(features, also=(torch.int64,)), *d.wrong_shape(features)],
-        "labels": [*d.wrong_type(labels), *d.wrong_shape(labels), *d.wrong_size(labels, 0), *d.elsewhere(labels)]
-        + d.wrong_label(labels, given["num_classes"]),
+        "labels": [
+            *d.wrong_type(labels),
+            *d.wrong_shape(labels),
+            *d.wrong_size(labels, 0),
+            *d.elsewhere(labels),
+            *d.wrong_label(labels, given["num_classes"]),
+        ],
         "num_classes": [0, -1, 2.5, None, "x"],
     }
 
@@ -65,9 +70,11 @@ def roi_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     )
     boxes = draw(st.sampled_from((0, 1, 2, 5, 17)[: 4 if few else 5]))
     features = d.floats(
-        (images, channels, height, width), fills=("normal", "normal", "constant", "extreme"), scales=(1.0, 1.0, 1e30, 0.0),
+        (images, channels, height, width),
+        fills=("normal", "normal", "constant", "extreme"),
+        scales=(1.0, 1.0, 1e30, 0.0),
         layouts=(*d.LAYOUTS, "channels last", "channels last"),
-    )  # fmt: skip
+    )
     corners = d.floats((images, boxes, 4), fills=("normal", "eighths", "positive"), scales=(4.0, 8.0, 16.0, 1e4, 1e30))
     return {
         "features": draw(features),
@@ -92,8 +99,13 @@ def spoil_roi(given: dict[str, Any]) -> dict[str, list[Any]]:
             *d.wrong_type(features, also=(torch.int64,)),
             *d.wrong_shape(replace(features, layout="contiguous")),
         ],
-        "boxes": [*d.wrong_type(boxes, also=(torch.int64,)), *d.wrong_shape(boxes, empty=False)]
-        + [*d.wrong_size(boxes, 0), *d.wrong_size(boxes, 2), *d.elsewhere(boxes)],
+        "boxes": [
+            *d.wrong_type(boxes, also=(torch.int64,)),
+            *d.wrong_shape(boxes, empty=False),
+            *d.wrong_size(boxes, 0),
+            *d.wrong_size(boxes, 2),
+            *d.elsewhere(boxes),
+        ],
         "spatial_scale": [*d.NOT_POSITIVE, None],
         "output_size": [0, -1, 1.5, None],
         "sampling_ratio": [-2, 0.5, None],

@@ -21,12 +21,15 @@ WIDTHS = (2, 3, 4, 7, 15, 16, 17, 18, 31, 33, 64, 127, 128, 129, 256, 511, 1024)
 def vmf_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     few = backend == "triton"
     rows, classes, width = draw(
-        d.shapes(d.SIZES[:5] if few else d.SIZES, d.SIZES, WIDTHS, elements=20_000 if few else 200_000)
+        d.shapes(d.SIZES[:5] if few else d.SIZES, d.SIZES, WIDTHS, elements=5_000 if few else 40_000)
     )
     kappa = d.floats(
-        (classes,), fills=("concentrations", "concentrations", "constant"), scales=(1.0, 100.0, 1e35, 0.0), extremes=None,
+        (classes,),
+        fills=("concentrations", "concentrations", "constant"),
+        scales=(1.0, 100.0, 1e35, 0.0),
+        extremes=None,
         broken=(),
-    )  # fmt: skip
+    )
     return {
         "features": draw(
             d.floats((rows, width), fills=("unit",), scales=(1.0, 1.0, 1.0, 0.0, 1e-20, 30.0, 1e10, 1e38))
@@ -93,8 +96,8 @@ def spoil_vmf(arguments: dict[str, Any]) -> dict[str, list[Any]]:
             *d.wrong_type(directions, also=(whole,)),
             *d.wrong_shape(directions),
             *d.wrong_size(directions, 1),
-        ]
-        + d.elsewhere(directions),
+            *d.elsewhere(directions),
+        ],
         "kappa": [
             *d.wrong_type(kappa, also=(whole,)),
             *d.wrong_shape(kappa),
@@ -109,8 +112,13 @@ def spoil_vmf_cross_entropy(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     target, classes = arguments["target"], len_of(arguments["directions"])
     prior = d.Array((classes,))
     return spoil_vmf(arguments) | {
-        "target": [*d.wrong_type(target), *d.wrong_shape(target), *d.wrong_size(target, 0), *d.elsewhere(target)]
-        + d.wrong_label(target, classes),
+        "target": [
+            *d.wrong_type(target),
+            *d.wrong_shape(target),
+            *d.wrong_size(target, 0),
+            *d.elsewhere(target),
+            *d.wrong_label(target, classes),
+        ],
         "log_prior": [*d.wrong_shape(prior), *d.wrong_size(prior, 0), *d.elsewhere(prior), 1.0],
         "reduction": ["max", None],
     }

@@ -108,6 +108,31 @@ def test_pbsd_is_the_published(sizes, dtype):
     check(with_gradients(lambda s: PBSDLoss()(pooled, s, key, queue), cropped), expected, dtype)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("of_key", [torch.float32, torch.float64])
+def test_keys_of_a_wider_dtype_are_not_rounded(name, of_key):
+    loss, reference = LOSSES[name]
+    queue, labels = filled_queue(20, 9, 3, dtype=torch.float32), torch.randint(3, (6,))
+    query, key = unit(6, 9).bfloat16(), unit(6, 9).to(of_key)
+    expected = reference(query.double(), key.double(), labels, queue.keys.double(), queue.labels).mean()
+    torch.testing.assert_close(loss()(query, key, labels, queue).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("of_pooled", TOLERANCE)
+def test_pbsd_of_two_dtypes(of_pooled):
+    queue, key = filled_queue(20, 9, 3, dtype=torch.float32), unit(6, 9)
+    pooled, cropped = unit(6, 2, 9).to(of_pooled), unit(6, 2, 9).float()
+    expected = published.pbsd(pooled.double(), cropped.double(), key, queue.keys.double()).mean()
+    torch.testing.assert_close(PBSDLoss()(pooled, cropped, key, queue).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_bad_pooled_patch_shows_with_an_empty_queue_too(value):
+    pooled = unit(4, 3, 5)
+    pooled[1, 2, 0] = value
+    assert PBSDLoss()(pooled, unit(4, 3, 5), unit(4, 5), MemoryQueue(5, 8)).isnan()
+
+
 def test_pbsd_of_equal_patches_has_no_gradient():
     queue, patches, key = filled_queue(30, 5, 2), unit(4, 3, 5), unit(4, 5)
     _, (gradient,) = with_gradients(lambda s: PBSDLoss()(patches, s, key, queue), patches)

@@ -250,6 +250,8 @@ BAD = [
     ({"margin": math.nan}, ValueError, "margin is nan: expected a finite number"),
     ({"weight_pos": math.inf}, ValueError, "weight_pos is inf"),
     ({"class_noise": torch.ones(4).long()}, TypeError, "class_noise has dtype"),
+    ({"scale": None}, TypeError, "scale is None: expected a number"),
+    ({"gamma_neg": "4"}, TypeError, "gamma_neg is '4': expected a number"),
     ({"reduction": "median"}, ValueError, "reduction is 'median'"),
 ]
 

@@ -114,6 +114,15 @@ def test_it_is_binary_cross_entropy(rows, classes, data, spread):
     torch.testing.assert_close(gradient, reference_gradient, rtol=1e-9, atol=1e-13)
 
 
+def test_small_targets_of_many_classes(place):
+    """Of each (1 - t) z and softplus(-z) cancel but for t z, in the same way in every class."""
+    classes = 8142
+    logits = torch.randn(4, classes, device=place.device) * 2 - 15
+    target = torch.randint(classes, (4,), device=place.device)
+    check(place, logits, target, torch.zeros(classes, device=place.device), label_smoothing=0.1, reduction="none",
+          incoming=torch.ones(4, device=place.device))  # fmt: skip
+
+
 @pytest.mark.parametrize("magnitude", [1e3, 1e15, 1e30, 3.4e38])
 def test_finite_logits_give_finite_results(place, magnitude):
     logits = torch.tensor([[1.0, -1, 0, 0.5], [-1, 1, 1, 1], [0, 0, 0, 0], [-1, -1, -1, -1]], device=place.device)
@@ -183,6 +192,8 @@ BAD = [
     ({"weight": torch.rand(2, 4)}, ValueError, "weight has shape"),
     ({"pos_weight": torch.rand(1)}, ValueError, "pos_weight has shape"),
     ({"weight": torch.ones(4).long()}, TypeError, "weight has dtype"),
+    ({"label_smoothing": None}, TypeError, "label_smoothing is None: expected a number"),
+    ({"target_threshold": "x"}, TypeError, "target_threshold is 'x': expected a number"),
     ({"target_threshold": math.nan}, ValueError, "target_threshold is nan"),
     ({"label_smoothing": 1.0}, ValueError, "label_smoothing is 1.0"),
     ({"reduction": "median"}, ValueError, "reduction is 'median'"),

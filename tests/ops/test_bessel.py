@@ -150,6 +150,8 @@ def test_bad_input(function):
     for nu in (-0.5, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"nu is .*: expected a finite order of 0 or more"):
             function(nu, x)
+    with pytest.raises(TypeError, match="nu is None: expected a number"):
+        function(None, x)
     with pytest.raises(ValueError, match=r"nu has shape \(2,\): expected one that broadcasts with \(3,\)"):
         function(torch.ones(2), x)
     with pytest.raises(ValueError, match="nu requires a gradient"):

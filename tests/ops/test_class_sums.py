@@ -96,6 +96,14 @@ def test_opcheck_and_compile():
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
+def test_labels_of_a_byte_and_more_classes_than_it_holds(backend):
+    labels = torch.tensor([0, 255, 7], dtype=torch.uint8)
+    with ltfast.backend(backend):
+        _, counts = class_sums(torch.randn(3, 2), labels, 300)
+    assert counts.nonzero().flatten().tolist() == [0, 7, 255]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_bad_input(backend):
     features, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     with ltfast.backend(backend):
@@ -107,6 +115,8 @@ def test_bad_input(backend):
             class_sums(features, labels.float(), 3)
         with pytest.raises(ValueError, match="num_classes is 0: expected at least 1"):
             class_sums(features, labels, 0)
+        with pytest.raises(TypeError, match=r"num_classes is 2\.5: expected an integer"):
+            class_sums(features, labels, 2.5)
         for bad in (-1, 3):
             labels[2] = bad
             with pytest.raises(ValueError, match=rf"labels\[2\] is {bad}: expected a label in \[0, 3\)"):

@@ -134,6 +134,37 @@ def test_a_bad_query_stays_in_its_row(place):
     assert mean[[0, 1, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("columns", [1, 2, 3, 17, 513])
+def test_a_bad_query_among_few_keys(place, columns, value):
+    """PyTorch's attention takes products that are all NaN for masked ones where there are few of them."""
+    queries, keys = unit(4, 16, place, torch.float32), unit(columns, 16, place, torch.float32)
+    if place.backend == "triton" and columns < 17:
+        value = torch.nan  # there all of few products may be -inf
+    queries[2, 1] = value
+    for exclude in (None, torch.tensor([-1, columns, -1, -1], device=place.device)):
+        lse, mean = queue_softmax(queries, keys, exclude=exclude)
+        assert lse.isnan().tolist() == [False, False, True, False]
+        assert mean.isnan().any(1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 513, 700])
+def test_a_bad_key_is_never_overlooked(place, columns):
+    queries, keys = unit(4, 16, place, torch.float32), unit(columns, 16, place, torch.float32)
+    keys[-1, 3] = torch.nan
+    lse, mean = queue_softmax(queries, keys)
+    assert lse.isnan().all()
+    assert mean.isnan().any(1).all()
+
+
+def test_weights_of_large_products(place):
+    """The backward pass has them from the lse, whose last bit is then more than 1."""
+    queries, keys = unit(3, 4, place, torch.float32) * 1e4, unit(1, 4, place, torch.float32).requires_grad_()
+    lse, _ = queue_softmax(queries, keys, temperature=1e-6)
+    (gradient,) = torch.autograd.grad(lse.sum(), keys)
+    assert gradient.norm() <= 3.01e10
+
+
 @given(rows=st.integers(1, 300), columns=st.integers(1, 700), width=st.integers(1, 40), cut=st.integers(0, 700))
 @settings(deadline=None, max_examples=50)
 def test_parts_merge_into_the_whole(rows, columns, width, cut):
@@ -211,6 +242,8 @@ def test_bad_input(backend):
         for valid in (-1, 7):
             with pytest.raises(ValueError, match=f"valid is {valid}: expected 0 to 6, the number of keys"):
                 queue_softmax(queries, keys, valid=valid)
+        with pytest.raises(TypeError, match=r"valid is 1\.5: expected an integer"):
+            queue_softmax(queries, keys, valid=1.5)
         for valid in (torch.tensor([3]), torch.tensor(3.0)):
             with pytest.raises(ValueError, match=r"valid is a tensor of .*: expected integers, shape \(\), on cpu"):
                 queue_softmax(queries, keys, valid=valid)

@@ -142,14 +142,28 @@ def test_agrees_with_the_public_bessel_functions(place):
 def test_extremes_are_finite(place, width, temperature):
     features = F.normalize(torch.randn(2, width, device=place.device))
     directions = torch.cat([features, -features]).repeat(5, 1)
-    kappa = torch.tensor([0.0, 1e-30, 1.0, 1 / temperature, 1e5], device=place.device).repeat_interleave(4)
+    kappa = torch.tensor([0.0, 1e-30, 1.0, 1 / temperature, 1e35], device=place.device).repeat_interleave(4)
     for target in (torch.tensor([0, 1], device=place.device), torch.tensor([18, 11], device=place.device)):
-        for scale in (0.0, 1e-20, 1.0, 100.0):
+        for scale in (0.0, 1e-20, 1.0, 100.0, 1e12, 1e20, 3e38):
             z = (features * scale).requires_grad_()
             logits = vmf_logits(z, directions, kappa, temperature=temperature)
             loss = vmf_cross_entropy(z, target, directions, kappa, temperature=temperature)
             for result in (logits, loss, *torch.autograd.grad(loss, z), *torch.autograd.grad(logits.sum(), z)):
                 assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("strength", [1e3, 1e6, 1e9])
+def test_long_features(place, strength):
+    """F(k') - F(k) is k' but for logarithms."""
+    features = F.normalize(torch.randn(3, 20, device=place.device)) * strength
+    directions, kappa = F.normalize(torch.randn(7, 20, device=place.device)), torch.ones(7, device=place.device)
+    logits = vmf_logits(features, directions, kappa, temperature=0.1)
+    torch.testing.assert_close(logits, torch.full_like(logits, strength / 0.1), rtol=0.03, atol=0)
+    loss, gradient = loss_and_gradient(
+        lambda z: vmf_cross_entropy(z, torch.tensor([0, 1, 2], device=z.device), directions, kappa), features
+    )
+    assert loss.isfinite()
+    assert gradient.norm(dim=1).max() <= 2 / 0.1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -50,7 +50,8 @@ def queue_softmax(
 
     Returns:
         lse (B,), float32, or float64 for float64 queries: differentiable in queries and keys. -inf for a row without
-        keys. The mean (B, D), of the same dtype, 0 for a row without keys. No gradient flows through the mean.
+        keys. The mean (B, D), of the same dtype, 0 for a row without keys. No gradient flows through the mean. Both are
+        NaN where the query is; products over the largest number of that dtype are not caught.
 
     Raises:
         ValueError, TypeError: a bad argument, named. A column out of range excludes nothing.

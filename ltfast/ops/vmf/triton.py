@@ -74,7 +74,10 @@ def _ratio(increment, kappa, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
     d = inside * (s_raised * v_raised * inverse_raised)
     p = v_s * inverse
     q = s * inverse
-    ratio = d - v * log1p(d * q) + (STEPS - 0.5) * log1p(d * p)
+    least = tl.full((), -0.9999999999999999 if d.dtype == tl.float64 else -0.99999994, d.dtype)  # -1 by rounding only
+    fall_q, fall_p = d * q, d * p
+    fall_q, fall_p = tl.where(fall_q < least, least, fall_q), tl.where(fall_p < least, least, fall_p)
+    ratio = d - v * log1p(fall_q) + (STEPS - 0.5) * log1p(fall_p)
     value, factor, _ = _tail(square, p, q, v, STEPS, TERMS)
     value_raised, factor_raised, slope = _tail(
         raised, v_raised * both * inverse_raised, s_raised * both * inverse_raised, v, STEPS, TERMS
@@ -183,7 +186,9 @@ def _cross_entropy_kernel(
                 g = tl.load(gradient + row * width + column, mask=within, other=0.0) * (faded * scale)
             if LAST:
                 z = tl.load(features + row * width + column, mask=within, other=0.0)
-                direction = tl.load(directions + y * width + column, mask=within & valid, other=0.0)
+                # of a label out of range any other's: the row is NaN (Triton 3.9's interpreter takes no `& valid` here)
+                own_row = directions + tl.where(valid, y, 0) * width
+                direction = tl.load(own_row + column, mask=within, other=0.0)
                 g += radial * z - pull_own * direction
             tl.store(gradient + row * width + column, g, mask=within)
 
