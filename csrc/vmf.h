@@ -111,7 +111,8 @@ void vmf_classes(const VmfOrder<A>& order, const A* kappa, const A* log_prior, d
 template <bool Low, class A>
 LTFAST_INLINE void vmf_element(const VmfOrder<A>& order, const VmfClasses<A>& c, int64_t i, A increment, A& ratio,
                                A& slope) {
-  const A lowest = -c.square[i], inside = lowest > increment ? lowest : increment;  // NaN stays NaN
+  const A lowest = -c.square[i], above = lowest > increment ? lowest : increment;  // NaN stays NaN
+  const A inside = above > kVmfLargest<A> ? kVmfLargest<A> : above;
   const A sum = c.square[i] + inside, square = A(0) > sum ? A(0) : sum;
   const A s = std::sqrt(order.v * order.v + square), v_s = order.v + s, both = s + c.s[i];
   const A inverse = A(1) / (s * v_s * both);  // one division for the three
@@ -138,7 +139,7 @@ void vmf_ratio_rows(const VmfRatioArguments& a) {
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i) {
       A value, b;
-      vmf_element<Low>(order, classes, i, slope[i] > kVmfLargest<A> ? kVmfLargest<A> : slope[i], value, b);
+      vmf_element<Low>(order, classes, i, slope[i], value, b);
       ratio[i] = value;
       slope[i] = A(0.5) * b;
     }
@@ -186,12 +187,11 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     const double whole = square * a.inverse_temperature * a.inverse_temperature, largest = kVmfLargest<A>;
     const A shift = A(whole > largest ? largest : whole) + broken;
     const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // what is left of longer features
-    if (shortened < 1)
-      for (int64_t i = 0; i < count; ++i) products[i] *= shortened;
     std::fill(products + count, products + padded, A(0));
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i)
-      vmf_element<Low>(order, classes, i, products[i] * classes.product_scale[i] + shift, logits[i], slopes[i]);
+      vmf_element<Low>(order, classes, i, products[i] * shortened * classes.product_scale[i] + shift, logits[i],
+                       slopes[i]);
     std::fill(logits + count, logits + padded, -std::numeric_limits<A>::infinity());
 
     double* state = a.state + 5 * row;
