@@ -197,11 +197,11 @@ def labels(
 
 @st.composite
 def shapes(draw: st.DrawFn, *axes: Sequence[int], elements: int) -> tuple[int, ...]:
-    """One size of each axis, no more elements in all than that."""
+    """One size of each axis, no more elements in all than that unless the smallest sizes have more."""
     sizes: dict[int, int] = {}
     for axis in draw(st.permutations(range(len(axes)))):
         room = elements // max(math.prod(sizes.values()), 1)
-        sizes[axis] = draw(st.sampled_from([size for size in axes[axis] if size <= max(room, 1)]))
+        sizes[axis] = draw(st.sampled_from([size for size in axes[axis] if size <= max(room, min(axes[axis]))]))
     return tuple(sizes[axis] for axis in range(len(axes)))
 
 

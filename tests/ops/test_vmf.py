@@ -26,7 +26,7 @@ def problem(rows, classes, width, dtype=torch.float32, device="cpu"):
         kappa[c] = value
     for c, sign in ((2, -1), (3, 1)):
         if c < classes:
-            directions[c] = sign * features[0].to(acc)
+            directions[c] = sign * F.normalize(features[0].to(acc), dim=0)  # half precision is not of length 1
     target, log_prior = torch.randint(classes, (rows,)), torch.randn(classes, dtype=acc)
     return [x.to(device) for x in (features, target, directions, kappa, log_prior)]
 

@@ -65,8 +65,8 @@ def _row_kernel(
             w = tl.load(class_weight + column, mask=inside, other=0.0)
         total += tl.sum(tl.where(inside, w * term, 0.0))
         if WITH_GRADIENT:
-            rise = slope - q * (e / (1.0 + e))
-            g = w * tl.where(z < 0, -rise, rise) * unit
+            rise = w * (slope - q * (e / (1.0 + e))) * unit
+            g = tl.where(z < 0, -rise, rise)
             tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
     tl.store(loss + row, total)
 
