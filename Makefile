@@ -28,7 +28,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-# Random arguments for every op; `make test` has 500 cases. A failure prints the case and how to run it again.
+# Random arguments for every op, new ones each time; `make test` has 500, always the same. A failure prints the case and
+# how to run it again.
 fuzz: $(VENV)/.installed
 	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses auto --dist worksteal -p no:benchmark
 

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr double kLowest = -1e30;  // differences saturate here, and such classes are left out
+constexpr double kLowest = -0x1p100;  // differences saturate here, and such classes are left out
 constexpr int64_t kWidth = 16;     // rows are padded to whole vectors: a scalar tail costs as much as many of them
 
 inline int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }

@@ -23,7 +23,8 @@ from ops.compare import tolerances
 from ops.conftest import HAS_CUDA, HAS_TRITON, Place
 
 CASES = int(os.environ.get("FUZZ_CASES", "500"))  # of all ops together
-HANG = 120  # seconds that no case takes
+FRESH = "FUZZ_CASES" in os.environ  # `make fuzz` looks for new failures; `make test`'s share is the same each time
+HANG = 900  # seconds that no case takes, on a busy machine either
 # A result may be off by as much as the rounding of the arguments moves it, this many times.
 MARGIN = 16
 
@@ -48,6 +49,7 @@ class Entry:
             runs ``run`` on the backend "reference".
         spoil: of good arguments: for the name of an argument, what must be refused in its place.
         labels: arguments whose values Triton's kernels do not refuse.
+        row_by_row: further arguments that have a row for each of the results'.
         gradients: arguments in which ``run`` is differentiable; the rows of the first are those of the results.
         changed: arguments that it changes in place.
         rounding: of arguments: by how much of their size they are moved to see what rounding does, where that is not
@@ -69,6 +71,7 @@ class Entry:
     reference: Callable[..., Any] | None = None
     spoil: Callable[[dict[str, Any]], dict[str, list[Any]]] = lambda arguments: {}
     labels: Sequence[str] = ()
+    row_by_row: Sequence[str] = ()
     gradients: Sequence[str] = ()
     changed: Sequence[str] = ()
     rounding: Mapping[str, float] = field(default_factory=dict)
@@ -121,6 +124,7 @@ def _test(entry: Entry, backend: str, weight: float) -> Callable[[], None]:
     @settings(
         max_examples=max(round(CASES * weight / TOTAL_WEIGHT), 1),
         deadline=None,
+        derandomize=not FRESH,
         print_blob=True,
         phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
@@ -290,6 +294,9 @@ def compare(
         if key.startswith("gradient"):
             name = key.removeprefix("gradient of ")
             from_broken = broken_rows(values[name])
+            for beside in entry.row_by_row:
+                if values[beside].is_floating_point():
+                    from_broken = from_broken | broken_rows(values[beside])
             if name != entry.gradients[0] and not finite:  # all rows meet in each of its own
                 from_broken = torch.ones_like(from_broken)
             mean = case.arguments.get("reduction") not in ("sum", "none")

@@ -60,9 +60,9 @@ def agcl_saturates(cosine: Tensor, target: Tensor, scale: float, gamma_pos: floa
 
 
 def agcl_unit(arguments: Mapping[str, Any]) -> float:
-    """Where gamma_neg is under 1 every class weighs."""
-    others = arguments["cosine"].shape[1] ** 0.5 if arguments["gamma_neg"] < 1 else 1
-    return 0.2 * arguments["scale"] * (arguments["weight_pos"] + arguments["weight_neg"] * others)
+    """Where gamma_neg is under 1 every class weighs as much as the label."""
+    others = arguments["cosine"].shape[1] ** 0.5 if arguments["gamma_neg"] < 1 else 0.2
+    return arguments["scale"] * (0.2 * arguments["weight_pos"] + others * arguments["weight_neg"])
 
 
 def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
@@ -167,6 +167,7 @@ BALANCED_BCE = Entry(
     run=balanced_bce,
     spoil=spoil_balanced_bce,
     labels=("target",),
+    row_by_row=("target",),
     gradients=("logits",),
     tolerance=bce_tolerance,
     loose=("without gradients",),  # another loop, which sums in another order

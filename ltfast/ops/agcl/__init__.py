@@ -46,7 +46,7 @@ def agcl(
 
     Args:
         cosine: (B, C), float32, float64, bfloat16 or float16: logits before ``scale``, usually cosines. Any strides.
-            Differences of scaled logits saturate at 1e30; a logit of -inf leaves its class out.
+            Differences of scaled logits saturate at 2^100; a logit of -inf leaves its class out.
         target: (B,), integer labels in [0, C).
         class_noise: (C,): the width w_c of each class's cloud; None for no noise.
         scale: s, over 0.

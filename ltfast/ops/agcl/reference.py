@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from ltfast.ops.fused_loss import accumulator, reduce
 from ltfast.ops.noise import half_normal
 
-LOWEST = -1e30  # differences saturate here, so that finite logits give a finite loss, and such classes are left out
+# Differences saturate here, so that finite logits give a finite loss, and such classes are left out. The same number in
+# float32 and float64.
+LOWEST = -(2.0**100)
 
 
 def agcl(

@@ -12,7 +12,7 @@ from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
 from ltfast.ops.noise.triton import half_normal_block
 
 LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
-LOWEST = tl.constexpr(-1e30)  # differences saturate here, and such classes are left out
+LOWEST = tl.constexpr(-(2.0**100))  # differences saturate here, and such classes are left out
 
 # How p^gamma_neg is computed: the number of squarings for the published exponents, or one of these.
 CONSTANT = tl.constexpr(-1)
