@@ -20,7 +20,7 @@ from fuzz.draw import seeds
 from fuzz.report import WATCHED
 from ltfast.ops import backends
 from ops.compare import tolerances
-from ops.conftest import HAS_CUDA, HAS_TRITON, Place
+from ops.conftest import HAS_CUDA, NO_TRITON, Place
 
 CASES = int(os.environ.get("FUZZ_CASES", "500"))  # of all ops together
 FRESH = "FUZZ_CASES" in os.environ  # `make fuzz` looks for new failures; `make test`'s share is the same each time
@@ -139,7 +139,7 @@ def _test(entry: Entry, backend: str, weight: float) -> Callable[[], None]:
     run.hypothesis.inner_test.__name__ = run.__name__ = run.__qualname__ = f"test_{entry.name}_{backend}"
     run.__module__, run.fuzzed = entry.arguments.__module__, name
     if backend == "triton":
-        skip = pytest.mark.skipif(HAS_CUDA or not HAS_TRITON, reason="a GPU runs no interpreter, or no triton")
+        skip = pytest.mark.skipif(HAS_CUDA or NO_TRITON is not None, reason=NO_TRITON or "a GPU runs no interpreter")
         return skip(run)
     return run
 

@@ -25,9 +25,10 @@ def _class_sums_kernel(features, labels, sums, counts, row_stride, rows, width,
         count += members
         if members > 0:
             for i in range(start, tl.minimum(start + ROWS, rows)):
-                own = tl.load(labels + i) == c
+                # a width, not a truth value: Triton 3.9's interpreter cannot spread one over a mask
+                own = tl.where(tl.load(labels + i) == c, width, 0)
                 x = features + tl.cast(i, tl.int64) * row_stride + column
-                total += tl.load(x, mask=inside & own, other=0.0).to(ACC)
+                total += tl.load(x, mask=column < own, other=0.0).to(ACC)
     tl.store(sums + c.to(tl.int64) * width + column, total, mask=inside)
     if tl.program_id(1) == 0:
         tl.store(counts + c, count)
