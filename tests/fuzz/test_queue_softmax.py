@@ -57,7 +57,7 @@ def plain(
     alone = ~here.any(1)
     masked = logits.masked_fill(~here, -torch.inf).masked_fill(alone[:, None], 0)
     lse = masked.logsumexp(1) if masked.shape[1] else masked.sum(1)
-    p = (masked - lse[:, None]).exp().masked_fill(~here, 0)
+    p = masked.softmax(1).masked_fill(~here, 0)
     mean = p @ keys
     broken = (mean - mean).sum(1).masked_fill(alone, 0).detach()
     return (lse + broken).masked_fill(alone, -torch.inf), mean.detach() + broken[:, None]

@@ -136,6 +136,18 @@ def test_finite_logits_give_finite_results_over_blocks(place):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 4.0])
+def test_classes_whose_difference_saturates_are_left_out(place, dtype, gamma_neg):
+    lowest = torch.finfo(dtype).min
+    cosine = torch.tensor([[lowest, 0.3, 0.5]], dtype=dtype, device=place.device)
+    target = torch.tensor([1], device=place.device)
+    loss, gradient = run(cosine, target, None, gamma_neg=gamma_neg)
+    expected, expected_gradient = run(cosine[:, 1:].contiguous(), target - 1, None, gamma_neg=gamma_neg)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.nn.functional.pad(expected_gradient, (1, 0)))
+
+
 @pytest.mark.parametrize("gamma_pos", [0.0, 0.25, 0.5, 1.0])
 def test_a_certain_prediction_costs_nothing(place, gamma_pos):
     # The published code gives NaN here for 0 < gamma_pos < 1.

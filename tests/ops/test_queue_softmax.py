@@ -157,6 +157,20 @@ def test_a_bad_key_is_never_overlooked(place, columns):
     assert mean.isnan().any(1).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_only_key_has_all_the_weight(place, dtype):
+    """Whatever the products are rounded to, and in half precision they are rounded by much here."""
+    queries, key = unit(9, 6, place, dtype), 10 * unit(1, 6, place, torch.float32)
+    key.requires_grad_()
+    lse, mean = queue_softmax(queries, key, temperature=0.01)
+    (gradient,) = torch.autograd.grad(lse.sum(), key)
+    expected = queries.double().sum(0, keepdim=True) / 0.01
+    torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=0.1)  # of 9 times 100
+    torch.testing.assert_close(
+        mean, key.detach().to(mean).expand_as(mean), rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=0
+    )
+
+
 def test_weights_of_large_products(place):
     """The backward pass has them from the lse, whose last bit is then more than 1."""
     queries, keys = unit(3, 4, place, torch.float32) * 1e4, unit(1, 4, place, torch.float32).requires_grad_()

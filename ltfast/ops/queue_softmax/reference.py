@@ -21,6 +21,6 @@ def queue_softmax(
         if exclude is not None:
             logits = logits.masked_fill(column == exclude[:, None], -torch.inf)
         alone = logits.isneginf().all(1)  # rows without keys: logsumexp would have NaN gradients there
-        lse = logits.masked_fill(alone[:, None], 0).logsumexp(1)
-        p = (logits - lse[:, None]).exp()
-        return lse.masked_fill(alone, -torch.inf), p @ k
+        logits = logits.masked_fill(alone[:, None], 0)
+        p = logits.softmax(1).masked_fill(alone[:, None], 0)
+        return logits.logsumexp(1).masked_fill(alone, -torch.inf), p @ k

@@ -230,6 +230,7 @@ def key_gradient(
 ) -> Tensor:
     gradient = torch.empty(keys.shape, dtype=lse.dtype, device=keys.device)
     rows, width = queries.shape
+    keys = keys.to(_compute(queries))  # as the forward pass had them: else the weights would not add up to 1
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
     # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
     precision = _precision(torch.float32) if queries.dtype == torch.float32 else "tf32"
