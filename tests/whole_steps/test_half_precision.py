@@ -20,8 +20,9 @@ from ltfast.losses import (
 from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
 HALVES = [torch.bfloat16, torch.float16]
-# of the loss, relative; of the gradient in the Euclidean norm: BatchNorm divides by the deviation of a few images
-TOLERANCES = {torch.bfloat16: (2e-2, 0.3), torch.float16: (3e-3, 5e-2)}
+# Of the loss, relative; of the gradient in the Euclidean norm: BatchNorm divides by the deviation of a few images. In
+# float16 oneDNN's convolutions are off by a tenth on CPUs that have AVX512-FP16, and by a fiftieth on others.
+TOLERANCES = {torch.bfloat16: (2e-2, 0.3), torch.float16: (3e-3, 0.2)}
 
 
 def gradient_of(stage):
