@@ -21,7 +21,7 @@ from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
 HALVES = [torch.bfloat16, torch.float16]
 # Of the loss, relative; of the gradient in the Euclidean norm: BatchNorm divides by the deviation of a few images. In
-# float16 oneDNN's convolutions are off by a tenth on CPUs that have AVX512-FP16, and by a fiftieth on others.
+# float16 oneDNN's convolutions are off by a tenth on CPUs that have AVX512-FP16, by less than half of that on others.
 TOLERANCES = {torch.bfloat16: (2e-2, 0.3), torch.float16: (3e-3, 0.2)}
 
 
