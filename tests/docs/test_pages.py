@@ -84,10 +84,9 @@ def test_a_message_that_is_nowhere_is_found(strings):
 def test_options_that_pages_name():
     settings = [RunSettings, *(method.settings for method in METHODS.values())]
     known = {f"--{field.name.replace('_', '-')}" for owner in settings for field in dataclasses.fields(owner)}
-    cli = (ROOT / "ltfast/cli.py").read_text()
-    known |= (
-        set(re.findall(r'"(--[a-z-]+)"', cli)) | {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
-    )
+    for script in (ROOT / "ltfast/cli.py", *ROOT.glob("bench/*.py")):
+        known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
+    known |= {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", page.read_text()))
         assert named <= known, f"{page.name}: {sorted(named - known)}"
