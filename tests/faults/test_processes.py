@@ -87,7 +87,8 @@ def test_a_dead_process_restarts_the_group_which_ends_with_the_same_bits(launche
 
 def test_without_restarts_a_dead_process_ends_the_others_at_once(launched):
     folder, ends, _, errors = launched
-    assert ends["alone"]["end"] == "rank 1 failed: -9"
+    # whichever torchrun sees first: the killed one, or the other that has noticed
+    assert ends["alone"]["end"] in ("rank 1 failed: -9", "rank 0 failed: 1")
     assert ends["alone"]["seconds"] < 60  # gloo's own patience is half an hour
     assert "ltfast: error: another process of this run has ended, and has said why if it could" in errors
     assert (folder / "alone" / "checkpoint.pt").exists()
