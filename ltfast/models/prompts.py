@@ -58,8 +58,8 @@ def prompted_block(
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
-    """Scaled dot-product attention. On a CPU, whose backward pass in bfloat16 takes three times as long as in float32,
-    in float32."""
+    """Scaled dot-product attention; on a CPU in float32, whose backward pass there is faster than bfloat16's (1.4 times
+    for 197 tokens, 3.6 times for 65)."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, keys, values, **options)
     with torch.autocast("cpu", enabled=False):

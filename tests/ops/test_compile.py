@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from ltfast.ops.backends import why_not
+from ops.conftest import NO_TRITON
 
-NO_TRITON = why_not("triton", torch.device("cuda"))
 pytestmark = pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
 SCRIPT = Path(__file__).parent / "triton_compile.py"
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
