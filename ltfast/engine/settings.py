@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ltfast.errors import SettingError
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with a default and the line that `--help` shows for it."""
@@ -10,9 +12,9 @@ def option(default: Any, help: str) -> Any:
 
 
 def check(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise a ValueError that names the setting unless the condition holds."""
+    """Raise a SettingError that names the setting unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise SettingError(name, expected, got)
 
 
 @dataclass(frozen=True, kw_only=True)

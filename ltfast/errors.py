@@ -1,0 +1,34 @@
+"""Errors that a user can correct.
+
+The command line prints the message of a ``UserError`` on one line and exits with status 2. Every other exception is a
+fault of the program: the command line shows its traceback and exits with status 1. Functions of the Python API that
+check their arguments (losses, ops) raise plain ``ValueError`` and ``TypeError``, as PyTorch's do.
+"""
+
+
+class UserError(Exception):
+    """What the user gave or asked for cannot be used. The message names it, and says what was expected."""
+
+
+class InputError(UserError, ValueError):
+    """A value, or the content of a file, is wrong."""
+
+
+class InputTypeError(UserError, TypeError):
+    """A value has the wrong type."""
+
+
+class InputNotFoundError(UserError, FileNotFoundError):
+    """A file or folder is missing."""
+
+
+class SettingError(InputError):
+    """A setting is out of its range.
+
+    Attributes:
+        name: the setting's name, as in Python and in recipes (``batch_size``, not ``--batch-size``).
+    """
+
+    def __init__(self, name: str, expected: str, got: object) -> None:
+        super().__init__(f"{name}: expected {expected}, got {got!r}")
+        self.name = name
