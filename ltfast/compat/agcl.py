@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
+from ltfast.ops.checks import check_class_vector, check_classes
 
 
 class AGCL(nn.Module):
@@ -16,6 +17,11 @@ class AGCL(nn.Module):
         train_cls: True for a focal cross-entropy of the noisy logits with exponent ``gamma`` and class
             weights ``weight``, instead of the asymmetric loss. As in the authors' code ``gamma`` and ``weight`` do
             nothing otherwise.
+
+    Shapes: cosine (B, C); target (B,), integer labels; the loss is a scalar.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class AGCL(nn.Module):
         follow(self, cosine)
         if not self.train_cls:
             return self.loss(cosine, target)
+        check_classes(cosine, len(self.loss.class_noise), "cosine")
         loss = ops.agcl(
             cosine,
             target,
@@ -52,5 +59,6 @@ class AGCL(nn.Module):
             reduction="none",
         )
         if isinstance(self.weight, Tensor):
-            loss = loss * self.weight[target]
+            check_class_vector(self.weight, cosine, "weight")
+            loss = loss * self.weight[target.long()]
         return ((1 - (-loss.detach()).exp()) ** self.gamma * loss).mean()

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
-from ltfast.ops.balanced_bce import reference
-from ltfast.ops.checks import check_reduction
+from ltfast.ops.balanced_bce import check_arguments, reference
+from ltfast.ops.checks import check_classes, check_logits, check_reduction, check_reference_labels
 
 
 class BCE_loss(nn.Module):
@@ -21,6 +21,11 @@ class BCE_loss(nn.Module):
             number (Cui et al., CVPR 2019, beta 0.9999); None does neither.
         reduction: "mean", "sum" or "none": the elementwise losses, (B, C), which plain PyTorch computes.
         pos_weight: (C,), weight of the positive term.
+
+    Shapes: x (B, C); target (B,) or (B, 1), integer labels, or (B, C) probabilities.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
     """
 
     bias: Tensor | None
@@ -54,10 +59,17 @@ class BCE_loss(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         follow(self, x)
-        if target.shape != x.shape:
-            target = target.reshape(-1)  # labels may come as (B, 1)
+        check_logits(x, "x")
+        if isinstance(target, Tensor) and target.shape == (len(x), 1) and not target.is_floating_point():
+            target = target.reshape(-1)
+        for vector in (self.bias, self.weight):
+            if vector is not None:
+                check_classes(x, len(vector), "x")
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
+        check_arguments(x, target, bias, self.weight, self.pos_weight, name="x")
         if self.reduction == "none":
+            if target.dim() == 1:
+                check_reference_labels(target, x.shape[1])
             smoothing, threshold = self.smoothing, self.target_threshold
             loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, smoothing, threshold)
         else:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast import losses, ops
-from ltfast.ops.checks import check_positive
+from ltfast.ops.checks import check_labels, check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
 
@@ -44,13 +44,13 @@ class DSCLLoss(losses.DSCLLoss):
             labels: (2 B + K,), integers of 0 or more.
 
         Raises:
-            ValueError: the numbers of rows do not fit.
+            ValueError, TypeError: a bad argument, named, or the numbers of rows do not fit.
         """
+        check_matrix(features, "features", "(rows, width)")
+        check_labels(labels, features, "labels", classes=2**62)
         batch, odd = divmod(len(features) - self.K, 2)
         if batch < 1 or odd:
             raise ValueError(f"features has {len(features)} rows: expected 2 B + {self.K}, queries, keys and queue")
-        if labels.shape != features.shape[:1]:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(features)},), a label a row")
         both, queue = features[: 2 * batch], features[2 * batch :].detach()
         query, key = both[:batch], both[batch:]
         itself = torch.arange(batch, device=features.device)
@@ -94,10 +94,17 @@ class PBSDLoss(losses.PBSDLoss):
             main_labels, main_label_queue: do nothing, as in the authors' code.
 
         Raises:
-            ValueError: not as many pooled as cropped patches.
+            ValueError, TypeError: a bad argument, named, or not as many pooled as cropped patches.
         """
-        if len(roi_features) != len(small_qs) or not small_qs:
+        if len(roi_features) != len(small_qs) or not len(small_qs):
             raise ValueError(f"small_qs has {len(small_qs)} patches: expected {len(roi_features)}, one or more")
+        check_matrix(k, "k", "(batch, width)")
+        for name, patches in (("roi_features", roi_features), ("small_qs", small_qs)):
+            for number, patch in enumerate(patches):
+                check_matrix(patch, f"{name}[{number}]", "(batch, width)")
+                if patch.shape != k.shape:
+                    expected = f"{tuple(k.shape)}, as k"
+                    raise ValueError(f"{name}[{number}] has shape {tuple(patch.shape)}: expected {expected}")
         c, s = torch.cat([x.detach() for x in roi_features]), torch.cat(list(small_qs))
         lse, mean = ops.queue_softmax(torch.cat([c, s]), queue.detach().T, temperature=self.temperature)
         of_c, of_s = zip(lse.split(len(c)), mean.split(len(c)), strict=True)

@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ltfast.compat.device import follow
 from ltfast.losses import LogitAdjustedLoss
+from ltfast.losses.cross_entropy import shifted_cross_entropy
 
 
 class LogitAdjust(nn.Module):
@@ -13,7 +13,12 @@ class LogitAdjust(nn.Module):
     Args:
         cls_num_list: training images of each class.
         tau: strength of the adjustment.
-        weight: class weights of the cross-entropy.
+        weight: (C,), class weights of the cross-entropy.
+
+    Shapes: as ``ltfast.losses.LogitAdjustedLoss``.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
     """
 
     m_list: Tensor
@@ -28,4 +33,4 @@ class LogitAdjust(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         follow(self, x)
-        return F.cross_entropy(x + self.m_list, target, weight=self.weight)
+        return shifted_cross_entropy(x, self.m_list.view(-1), target, weight=self.weight, names=("x", "target"))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
 from ltfast.ops.agcl import check_settings
-from ltfast.ops.checks import check_label_smoothing, check_number
+from ltfast.ops.checks import check_classes, check_label_smoothing, check_number
 from ltfast.ops.distributed import class_ranges, rank
 
 
@@ -32,7 +32,10 @@ class AGCLLoss(nn.Module):
             ``ltfast.models.ClassParallelCosineClassifier`` splits them: cosine is then (W B, C_r), the joined batch's
             for this process's classes, and target (B,), this process's; ``ltfast.ops.class_parallel_agcl`` has more.
 
-    Shapes: cosine (B, C), any float dtype; target (B,), int64; the loss is float32 (float64 for float64).
+    Shapes: cosine (B, C), any float dtype; target (B,), integer labels; the loss is float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
 
     Examples:
         >>> loss = AGCLLoss(class_counts=[500, 50, 5])(torch.rand(8, 3), torch.randint(3, (8,)))
@@ -88,6 +91,7 @@ class AGCLLoss(nn.Module):
             "generator": generator,
         }
         if not self.class_parallel:
+            check_classes(cosine, len(self.class_noise), "cosine")
             return ops.agcl(cosine, target, class_noise, **options)
         num_classes = len(self.class_noise)
         if class_noise is not None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
-from ltfast.ops.checks import check_label_smoothing, check_number, check_reduction
+from ltfast.ops.checks import check_classes, check_label_smoothing, check_number, check_reduction
 
 
 class BalancedBCELoss(nn.Module):
@@ -21,8 +21,11 @@ class BalancedBCELoss(nn.Module):
         target_threshold: targets over it become 1, the others 0; None leaves them.
         reduction: "mean", "sum" or "none".
 
-    Shapes: logits (B, C), any float dtype; target (B,) labels or (B, C) probabilities (MixUp, CutMix); the loss is
-    float32 (float64 for float64).
+    Shapes: logits (B, C), any float dtype; target (B,) integer labels or (B, C) probabilities (MixUp, CutMix); the loss
+    is float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: a bad argument, named.
     """
 
     bias: Tensor
@@ -49,6 +52,7 @@ class BalancedBCELoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_classes(logits, len(self.bias))
         return ops.balanced_bce(
             logits,
             target,

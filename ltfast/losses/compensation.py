@@ -2,9 +2,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.losses.cross_entropy import shifted_cross_entropy
 
 MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
 
@@ -24,7 +24,11 @@ class CompensationLoss(nn.Module):
         rho: share of the preferred classes in stage 2, in (0, 1).
         preferred: the classes that stage 2 prefers; None means those with 20 to 100 images.
 
-    Shapes: logits (B, C); target (B,), int64; a scalar, the mean over the batch.
+    Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
+    probabilities of the logits' shape; a scalar, the mean over all labels.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
     """
 
     log_alpha: Tensor
@@ -61,4 +65,4 @@ class CompensationLoss(nn.Module):
         self.register_buffer("log_alpha", alpha.log().float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits - self.log_alpha, target)
+        return shifted_cross_entropy(logits, -self.log_alpha, target)

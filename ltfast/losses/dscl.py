@@ -125,6 +125,8 @@ class DSCLLoss(SupConQueueLoss):
 
 
 def check_pair(query: Tensor, other: Tensor, name: str, queue: MemoryQueue) -> None:
+    if not isinstance(queue, MemoryQueue):
+        raise TypeError(f"queue is a {type(queue).__name__}: expected a MemoryQueue")
     check_matrix(query, "query", "(batch, width)")
     if query.shape[1] != queue.feature_dim:
         raise ValueError(f"query has shape {tuple(query.shape)}: expected (batch, {queue.feature_dim}), as the queue")

@@ -1,9 +1,9 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.ops.checks import check_number
 
 
@@ -17,7 +17,11 @@ class LogitAdjustedLoss(nn.Module):
         class_counts: (C,), training images of each class.
         tau: strength of the adjustment.
 
-    Shapes: logits (B, C); target (B,), int64, or (B, C) probabilities; a scalar, the mean over the batch.
+    Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
+    probabilities of the logits' shape; a scalar, the mean over all labels.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
     """
 
     adjustment: Tensor
@@ -29,4 +33,4 @@ class LogitAdjustedLoss(nn.Module):
         self.register_buffer("adjustment", (tau * (counts / counts.sum()).log()).float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits + self.adjustment, target)
+        return shifted_cross_entropy(logits, self.adjustment, target)

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from ltfast.losses.dscl import check_pair
 from ltfast.losses.memory_queue import MemoryQueue
-from ltfast.ops.checks import check_positive
+from ltfast.ops.checks import check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
 
@@ -61,6 +61,7 @@ class PBSDLoss(nn.Module):
                 raise TypeError(f"{name} is a {type(patches).__name__}: expected a tensor")
             if patches.dim() != 3 or patches.shape[1] == 0:
                 raise ValueError(f"{name} has shape {tuple(patches.shape)}: expected (batch, patches, width), none 0")
+        check_matrix(key, "key", "(batch, width)")
         if key.shape != (len(pooled), pooled.shape[2]):
             raise ValueError(f"key has shape {tuple(key.shape)}: expected {(len(pooled), pooled.shape[2])}")
         c, s = pooled.detach().flatten(0, 1), cropped.flatten(0, 1)

@@ -31,6 +31,13 @@ def check_matrix(logits: Tensor, name: str, shape: str) -> None:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}, none of them 0")
 
 
+def check_classes(logits: Tensor, classes: int, name: str = "logits") -> None:
+    """A column for each of a loss's class counts; what is no matrix at all is left to ``check_logits``."""
+    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] != classes:
+        shape = tuple(logits.shape)
+        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}), a column for each of class_counts")
+
+
 def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classes: int | None = None) -> None:
     """Integer labels, one a row; ``classes`` where the columns are not the classes."""
     if not isinstance(target, Tensor):

@@ -55,7 +55,7 @@ def test_buffers_move_but_are_not_saved(loss):
         (lambda: AGCLLoss(COUNTS, label_smoothing=1.0), "label_smoothing is 1.0"),
         (lambda: AGCLLoss(COUNTS, noise_mul=-1.0), "noise_mul is -1.0"),
         (lambda: AGCLLoss(COUNTS, scale=0.0)(*batch()), "scale is 0.0"),
-        (lambda: AGCLLoss(COUNTS)(batch()[0][:, :4], batch()[1]), r"class_noise has shape \(6,\)"),
+        (lambda: AGCLLoss(COUNTS)(batch()[0][:, :4], batch()[1]), r"cosine has shape \(16, 4\): expected \(batch, 6\)"),
         (lambda: BalancedBCELoss([7]), r"class_counts has shape \(1,\).*at least 2"),
         (lambda: CompensationLoss(COUNTS, 4), "stage is 4"),
         (lambda: CompensationLoss(COUNTS, 2, rho=1.0), "rho is 1.0"),

@@ -52,26 +52,39 @@ def balanced_bce(
             row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
-    checks.check_logits(logits)
     checks.check_reduction(reduction)
     checks.check_label_smoothing(label_smoothing)
     if target_threshold is not None:
         checks.check_number("target_threshold", target_threshold)
-    labels = not (isinstance(target, Tensor) and target.dim() == 2)
-    if labels:
-        checks.check_labels(target, logits)
-    else:
-        checks.check_probabilities(target, logits)
-    for name, vector in (("bias", bias), ("weight", weight), ("pos_weight", pos_weight)):
-        if vector is not None or name == "bias":
-            checks.check_class_vector(vector, logits, name)
+    check_arguments(logits, target, bias, weight, pos_weight)
     arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
     if backends.resolve(logits.device) == "reference":
-        if labels:
+        if target.dim() == 1:
             checks.check_reference_labels(target, logits.shape[1])
         return reference.balanced_bce(*arguments)
     loss, _ = balanced_bce_op(*arguments, wants_gradient(logits))
     return loss
+
+
+def check_arguments(
+    logits: Tensor,
+    target: Tensor,
+    bias: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    *,
+    name: str = "logits",
+) -> None:
+    """Refuse tensors that the loss cannot take, with an error that names them; ``name`` is the logits'."""
+    checks.check_logits(logits, name)
+    if isinstance(target, Tensor) and target.dim() == 2:
+        checks.check_probabilities(target, logits)
+    else:
+        checks.check_labels(target, logits)
+    checks.check_class_vector(bias, logits, "bias")
+    for what, vector in (("weight", weight), ("pos_weight", pos_weight)):
+        if vector is not None:
+            checks.check_class_vector(vector, logits, what)
 
 
 balanced_bce_op = register(

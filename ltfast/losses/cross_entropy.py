@@ -1,0 +1,64 @@
+"""Softmax cross-entropy of logits that are shifted by a value a class: PyTorch's does the work."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltfast.ops.checks import FLOATS, INTEGERS, check_device
+
+
+def shifted_cross_entropy(
+    logits: Tensor,
+    shift: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    names: tuple[str, str] = ("logits", "target"),
+) -> Tensor:
+    """``cross_entropy(logits + shift, target)`` with the classes in dimension 1.
+
+    Args:
+        logits: (B, C) or (B, C, d1, ...), float32, float64, bfloat16 or float16.
+        shift: (C,), added to the logits of each class.
+        target: (B,) or (B, d1, ...) integer labels, or probabilities of the logits' shape.
+        weight: (C,), of each class, or None.
+        names: what messages call the logits and the target.
+
+    Returns:
+        The mean over all labels, a scalar.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
+    """
+    _check(logits, target, len(shift), *names)
+    if weight is not None and weight.shape != shift.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), a value a class")
+    scores = logits + shift.view(-1, *[1] * (logits.dim() - 2))
+    target = target.to(scores.dtype) if target.is_floating_point() else target.long()
+    try:
+        return F.cross_entropy(scores, target, weight=None if weight is None else weight.to(scores.dtype))
+    except IndexError as error:  # PyTorch's, which names nothing
+        raise ValueError(f"{names[1]} has a label out of range: expected labels in [0, {len(shift)})") from error
+
+
+def _check(logits: Tensor, target: Tensor, classes: int, name: str, target_name: str) -> None:
+    for what, tensor in ((name, logits), (target_name, target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{what} is a {type(tensor).__name__}: expected a tensor")
+    shape = tuple(logits.shape)
+    if logits.dim() < 2 or shape[1] != classes:
+        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...), the classes in dimension 1")
+    if 0 in shape:
+        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...), none of them 0")
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
+    labels = (shape[0], *shape[2:])
+    soft = target.dtype in FLOATS and target.dim() == logits.dim()
+    if not soft and target.dtype not in INTEGERS:
+        raise TypeError(
+            f"{target_name} has dtype {target.dtype} and shape {tuple(target.shape)}: expected integer labels "
+            f"{labels}, or floating-point probabilities {shape}"
+        )
+    if target.shape != (shape if soft else labels):
+        expected = f"{shape}, as the {name}" if soft else f"{labels}, a label for each of the {name}"
+        raise ValueError(f"{target_name} has shape {tuple(target.shape)}: expected {expected}")
+    check_device(target, logits, target_name)

@@ -1,0 +1,228 @@
+"""What every loss over logits or features takes and refuses: one table of losses, one of arguments."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ltfast import compat
+from ltfast.losses import (
+    AGCLLoss,
+    BalancedBCELoss,
+    CompensationLoss,
+    DSCLLoss,
+    LogitAdjustedLoss,
+    MemoryQueue,
+    PBSDLoss,
+    ProCoLoss,
+    SupConQueueLoss,
+)
+from ltfast.losses.cross_entropy import shifted_cross_entropy
+
+COUNTS = [400, 90, 30, 12, 5]
+CLASSES, WIDTH, ROWS = len(COUNTS), 6, 8
+SCRIPT = SimpleNamespace(cls_num=COUNTS, smoothing=0.1)
+
+
+def proco():
+    loss = ProCoLoss(CLASSES, WIDTH, class_counts=COUNTS)
+    loss.update(unit(40), torch.arange(40) % CLASSES)
+    return loss
+
+
+def over_queue(loss):
+    queue = MemoryQueue(WIDTH, 32, num_classes=CLASSES)
+    queue.enqueue(unit(20), torch.arange(20) % CLASSES)
+    return lambda query, labels: loss(query, query.detach(), labels, queue)
+
+
+def in_one_batch(loss):
+    """DSCL's signature: queries, keys and the queue in one, with a label each."""
+    rest, labels = unit(8), torch.arange(8) % CLASSES
+
+    def call(query, target):
+        if isinstance(query, torch.Tensor) and isinstance(target, torch.Tensor):
+            return loss(torch.cat([query, query, rest]), torch.cat([target, target, labels.to(target.dtype)]))
+        return loss(query, target)
+
+    return call
+
+
+def unit(rows):
+    return F.normalize(torch.randn(rows, WIDTH), dim=1)
+
+
+LOGITS = {
+    "agcl": lambda: AGCLLoss(COUNTS),
+    "agcl, balanced": lambda: AGCLLoss([7] * CLASSES),
+    "balanced_bce": lambda: BalancedBCELoss(COUNTS),
+    "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS),
+    "compensation": lambda: CompensationLoss(COUNTS, 3),
+    "compat agcl": lambda: compat.AGCL(COUNTS),
+    "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True, gamma=1.0, weight=torch.rand(CLASSES)),
+    "compat bce": lambda: compat.BCE_loss(SCRIPT, type="Bal"),
+    "compat bce, none": lambda: compat.BCE_loss(SCRIPT, type="CB", reduction="none"),
+    "compat logit_adjust": lambda: compat.LogitAdjust(COUNTS, weight=torch.rand(CLASSES)),
+}
+FEATURES = {
+    "proco": proco,
+    "compat proco": lambda: compat.ProCoLoss(WIDTH, num_classes=CLASSES),
+    "supcon": lambda: over_queue(SupConQueueLoss()),
+    "dscl": lambda: over_queue(DSCLLoss()),
+    "compat dscl": lambda: in_one_batch(compat.DSCLLoss(K=8)),
+}
+DENSE = ("logit_adjusted", "compensation", "compat logit_adjust")  # take (B, C, d1, ...), as cross-entropy does
+SOFT = (*DENSE, "balanced_bce", "compat bce", "compat bce, none")
+
+
+def arguments(name, rows=ROWS):
+    if name in LOGITS:
+        return LOGITS[name](), torch.rand(rows, CLASSES) * 2 - 1, torch.arange(rows) % CLASSES
+    return FEATURES[name](), unit(rows), torch.arange(rows) % CLASSES
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+def test_labels_of_any_integer_dtype(name, dtype):
+    loss, inputs, labels = arguments(name)
+    state = torch.get_rng_state()
+    expected = loss(inputs, labels)
+    torch.set_rng_state(state)
+    if name in ("proco", "compat proco"):  # a call of the latter adds to the statistics
+        loss = FEATURES[name]() if name == "compat proco" else loss
+    assert torch.equal(loss(inputs, labels.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+def test_labels_that_are_no_integers(name, dtype):
+    loss, inputs, labels = arguments(name)
+    with pytest.raises(TypeError, match=r"(target|labels) has dtype torch\.(float32|bool|complex64).*integer labels"):
+        loss(inputs, labels.to(dtype))
+    with pytest.raises(TypeError, match=r"(target|labels|features) is a list"):
+        loss(inputs, labels.tolist())
+
+
+@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+def test_an_empty_batch(name):
+    loss, inputs, labels = arguments(name)
+    expected = r"(cosine|logits|x|features|query) has (shape \(0, [56]\)|8 rows)"
+    with pytest.raises(ValueError, match=expected):
+        loss(inputs[:0], labels[:0])
+
+
+@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+def test_a_label_out_of_range(name):
+    loss, inputs, labels = arguments(name)
+    for wrong in (-1, CLASSES):
+        if name == "compat dscl" and wrong == CLASSES:
+            continue  # counts its classes itself
+        with pytest.raises(ValueError, match=r"(target|labels)(\[3\]| has a label out of range).*\[0, \d+\)"):
+            loss(inputs, labels.index_fill(0, torch.tensor(3), wrong))
+
+
+@pytest.mark.parametrize("name", [*LOGITS, *(name for name in FEATURES if name != "compat dscl")])
+def test_shapes_that_do_not_fit(name):
+    loss, inputs, labels = arguments(name)
+    columns = inputs.shape[1]
+    named = r"^(cosine|logits|x|features|query|target|labels)"
+    for bad in (inputs[:, :1], inputs[:, :-1], torch.cat([inputs, inputs], 1), inputs[0], inputs[None]):
+        with pytest.raises(ValueError, match=named):  # among them one column, which would be broadcast
+            loss(bad, labels.clamp(max=bad.shape[-1] - 1))
+    for bad in (labels[:1], labels[:-1], labels.repeat(2), labels.view(2, -1), labels[0]):
+        with pytest.raises((ValueError, TypeError), match=named):
+            loss(inputs, bad)
+    if name not in DENSE:
+        with pytest.raises(ValueError, match=named):
+            loss(inputs[:, :, None].expand(-1, -1, columns), labels[:, None].expand(-1, columns))
+
+
+def test_one_matrix_of_queries_keys_and_queue():
+    loss = compat.DSCLLoss(K=8)
+    features, labels = unit(12), torch.arange(12) % CLASSES
+    assert loss(features, labels).isfinite()
+    for bad in (
+        (features[:11], labels[:11]),
+        (features[:8], labels[:8]),
+        (features, labels[:11]),
+        (features[0], labels),
+    ):
+        with pytest.raises(ValueError, match=r"^(features|labels) has"):
+            loss(*bad)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_logits_of_every_pixel(name):
+    """As cross-entropy takes them; the last axis has as many places as there are classes."""
+    loss, _, _ = arguments(name)
+    for shape in ((3, CLASSES, CLASSES), (2, CLASSES, 4, CLASSES)):
+        logits = torch.randn(shape, dtype=torch.float64)
+        labels = torch.randint(CLASSES, (shape[0], *shape[2:]))
+        flat = logits.movedim(1, -1).reshape(-1, CLASSES)
+        torch.testing.assert_close(loss(logits, labels), loss(flat, labels.flatten()))
+        soft = torch.rand(shape, dtype=torch.float64).softmax(1)
+        per_pixel = loss(flat, soft.movedim(1, -1).reshape(-1, CLASSES))
+        torch.testing.assert_close(loss(logits, soft), per_pixel)
+    prior = torch.tensor(COUNTS, dtype=torch.float64).log() - torch.tensor(COUNTS, dtype=torch.float64).sum().log()
+    logits, labels = torch.randn(2, CLASSES, CLASSES, dtype=torch.float64), torch.randint(CLASSES, (2, CLASSES))
+    expected = F.cross_entropy(logits + prior[None, :, None], labels)
+    torch.testing.assert_close(LogitAdjustedLoss(COUNTS)(logits, labels), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_targets_that_do_not_fit(name):
+    loss, logits, _ = arguments(name)
+    soft = torch.rand(ROWS, CLASSES).softmax(1)
+    expected = loss(logits, soft)
+    torch.testing.assert_close(loss(logits, soft.double()), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss(logits, soft.bfloat16()), expected, rtol=2e-2, atol=2e-2)
+    for bad in (soft[:, :1], soft[:1], soft[:, :-1], soft[:-1]):
+        with pytest.raises((ValueError, TypeError), match=r"^target has shape"):
+            loss(logits, bad)
+    for bad in (soft.long(), soft > 0.5):
+        with pytest.raises((ValueError, TypeError), match=r"^target has"):
+            loss(logits, bad)
+
+
+@pytest.mark.parametrize("name", ["compat agcl, focal", "compat logit_adjust"])
+def test_class_weights_of_other_classes(name):
+    loss, inputs, labels = arguments(name)
+    loss.weight = torch.rand(CLASSES + 1)
+    with pytest.raises(ValueError, match=r"weight has shape \(6,\): expected \(5,\)"):
+        loss(inputs, labels)
+
+
+def test_patches_that_do_not_fit():
+    queue = MemoryQueue(WIDTH, 32)
+    queue.enqueue(unit(20), torch.zeros(20, dtype=torch.int64))
+    patches, key = F.normalize(torch.randn(3, 2, WIDTH), dim=-1), unit(3)
+    loss = PBSDLoss()
+    assert loss(patches, patches, key, queue).isfinite()
+    for bad in ((patches[:1], patches, key), (patches, patches[:, :1], key), (patches, patches, key[:1])):
+        with pytest.raises(ValueError, match=r"^(pooled|cropped|key) has shape"):
+            loss(*bad, queue)
+    with pytest.raises(TypeError, match=r"^key is a NoneType"):
+        loss(patches, patches, None, queue)
+    with pytest.raises(TypeError, match=r"^queue is a Tensor"):
+        loss(patches, patches, key, queue.keys)
+    as_list = [key, key]
+    published = compat.PBSDLoss()
+    assert published(as_list, as_list, key, queue.keys.T).isfinite()
+    for name, bad in (
+        ("small_qs", (as_list, [key, key[:1]], key)),  # one row would be broadcast
+        ("roi_features", ([key[:, :1], key], as_list, key)),
+        ("roi_features", (as_list, as_list, key[:1])),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            published(*bad, queue.keys.T)
+
+
+def test_the_cross_entropy_names_its_arguments():
+    shift = torch.zeros(CLASSES)
+    with pytest.raises(ValueError, match=r"^scores has shape \(5,\)"):
+        shifted_cross_entropy(torch.rand(CLASSES), shift, torch.tensor(0), names=("scores", "labels"))
+    with pytest.raises(TypeError, match=r"^labels has dtype torch.bool"):
+        shifted_cross_entropy(torch.rand(2, CLASSES), shift, torch.tensor([True, False]), names=("scores", "labels"))
+    with pytest.raises(TypeError, match=r"^scores has dtype torch.int64"):
+        shifted_cross_entropy(shift.long()[None], shift, torch.tensor([0]), names=("scores", "labels"))
