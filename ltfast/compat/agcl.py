@@ -11,6 +11,8 @@ from ltfast.ops.checks import check_class_vector, check_classes
 class AGCL(nn.Module):
     """``AGCL`` of LPT's training script; ``ltfast.losses.AGCLLoss`` with the authors' argument names.
 
+    As there, and unlike in the authors' code, nothing is drawn in evaluation mode.
+
     Args:
         cls_num_list: training images of each class.
         m, s, noise_mul, gamma_pos, gamma_neg: margin, scale, width of the noise, focusing exponents.
@@ -52,7 +54,7 @@ class AGCL(nn.Module):
         loss = ops.agcl(
             cosine,
             target,
-            self.loss.class_noise if self.loss.noisy else None,
+            self.loss.clouds(),
             scale=self.loss.scale,
             margin=self.loss.margin,
             weight_neg=0.0,

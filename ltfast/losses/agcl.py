@@ -16,7 +16,7 @@ class AGCLLoss(nn.Module):
 
     Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. During training each
     logit is lowered by a random amount, the more so the rarer its class, and confident negatives weigh little; the
-    formula is in ``ltfast.ops.agcl``.
+    formula is in ``ltfast.ops.agcl``. In evaluation mode (``eval()``) nothing is drawn: the loss has no noise.
 
     Args:
         class_counts: (C,), training images of each class.
@@ -78,8 +78,12 @@ class AGCLLoss(nn.Module):
         self.reduction = reduction
         self.class_parallel = class_parallel
 
+    def clouds(self) -> Tensor | None:
+        """(C,), the width of each class's cloud; None where nothing is drawn: in evaluation mode, or all are 0."""
+        return self.class_noise if self.noisy and self.training else None
+
     def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        class_noise = self.class_noise if self.noisy else None
+        class_noise = self.clouds()
         options: dict[str, Any] = {
             "scale": self.scale,
             "margin": self.margin,

@@ -178,3 +178,20 @@ def test_nothing_to_time_is_none():
     assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
     stage.losses = list
     assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
+
+
+def test_losses_are_timed_as_they_train():
+    """In evaluation mode the asymmetric loss draws no noise, which is half of its time."""
+    modes = set()
+
+    def call(loss, x, batch):
+        modes.add(loss.training)
+        return loss(x, batch)
+
+    class Loss(nn.MSELoss):
+        def forward(self, x, target):
+            modes.add(self.training)
+            return super().forward(x, target)
+
+    loss_milliseconds(Timed(call, Loss()).eval(), torch.randn(4, 3), Accelerator(cpu=True))
+    assert modes == {True}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ltfast import compat
 from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
 
 COUNTS = [1000, 300, 100, 50, 20, 5]
@@ -148,3 +149,26 @@ def test_compensation_does_not_depend_on_the_order_of_the_classes():
     place = order.argsort()
     shuffled = CompensationLoss(torch.tensor(COUNTS)[order], 3)(logits[:, order], place[target])
     torch.testing.assert_close(shuffled, CompensationLoss(COUNTS, 3)(logits, target))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda noise: AGCLLoss(COUNTS, noise_mul=noise),
+        lambda noise: AGCLLoss(COUNTS, noise_mul=noise, class_parallel=True),
+        lambda noise: compat.AGCL(COUNTS, noise_mul=noise),
+        lambda noise: compat.AGCL(COUNTS, noise_mul=noise, train_cls=True, gamma=2.0),
+    ],
+    ids=["loss", "class_parallel", "compat", "compat, focal"],
+)
+def test_nothing_is_drawn_in_evaluation_mode(make):
+    cosine, target = batch()
+    loss, quiet = make(1.0), make(0.0)
+    before = torch.get_rng_state()
+    noisy = loss(cosine, target)
+    assert not torch.equal(torch.get_rng_state(), before)
+    before = torch.get_rng_state()
+    assert loss.eval()(cosine, target) == quiet(cosine, target)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert noisy != quiet(cosine, target)
+    assert loss.train()(cosine, target) != loss(cosine, target)
