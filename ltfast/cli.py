@@ -151,8 +151,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     if accelerator.is_main_process and metrics is not None:
         _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        weights = "" if plan.adapted is None else "weights.safetensors, "
-        print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, {weights}TensorBoard events")
+        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        written = [name for name in files if (out / name).exists()]
+        print(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()
     return 130 if accelerator.is_main_process and metrics is None else 0
 
@@ -311,13 +312,14 @@ def importance(argv: Sequence[str]) -> int:
         )
         for name in args.checkpoints
     }
-    plot.plot_importance(picture, rows)
-    report.write_json(picture.with_suffix(".json"), rows)
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, rows)
     _print_table(report.importance_table(rows))
     for name, row in rows.items():
         if row["weights"] is not None:
             _print_table(report.weights_table(name, row["weights"]))
-    print(f"written to {picture} and {picture.with_suffix('.json')}")
+    drawn = plot.plot_importance(picture, rows)
+    print(f"written to {picture} and {numbers}" if drawn else f"written to {numbers}")
     return 0
 
 
@@ -338,10 +340,11 @@ def prompts(argv: Sequence[str]) -> int:
     from ltfast.methods.prompt_choices import choices
 
     names, shares = choices(Path(args.checkpoint), run=RunSettings(workers=args.workers), root=args.root)
-    plot.plot_choices(picture, shares, names)
-    report.write_json(picture.with_suffix(".json"), {"class_names": names, "shares": shares})
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, {"class_names": names, "shares": shares})
+    drawn = plot.plot_choices(picture, shares, names)
     used = sum(any(row[key] > 0 for row in shares) for key in range(len(shares[0])))
-    print(f"{used} of {len(shares[0])} keys are chosen; written to {picture} and {picture.with_suffix('.json')}")
+    print(f"{used} of {len(shares[0])} keys are chosen; written to {f'{picture} and ' if drawn else ''}{numbers}")
     return 0
 
 
@@ -393,10 +396,9 @@ def bench(argv: Sequence[str]) -> int:
     print(results.describe(measured))
     if out is not None:
         report.write_json(out / results.RESULTS, measured)
-        pictures.speedups(out / "speedups.png", measured)
-        pictures.roofline(out / "roofline.png", measured)
-        pictures.growth(out / "growth.png", measured)
-        print(f"written to {out}: {results.RESULTS}, speedups.png, roofline.png, growth.png")
+        draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
+        drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
+        print(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
     return 0
 
 

@@ -33,9 +33,11 @@ from ltfast.engine.checkpoint import (
     save_checkpoint,
 )
 from ltfast.engine.events import Events
+from ltfast.engine.files import remove_partial_files
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import locked
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.plot import plot_per_class
 from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
 from ltfast.engine.seeding import seed_everything
@@ -158,9 +160,13 @@ class _Run:
             return self._execute()
 
     def _execute(self) -> dict[str, Any] | None:
+        if self.accelerator.is_main_process:
+            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
         saved = self._load()
         if self.position.stage == len(self.plan.stages) and (report := self._written_report()):
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
+            if self.accelerator.is_main_process and not (self.out / PICTURE).exists():
+                plot_per_class(self.out / PICTURE, report, self.facts["class_names"], self.groups)
             return report
         if saved is None and self.accelerator.is_main_process:
             for name in (METRICS, PICTURE):  # of a run whose checkpoint was deleted
