@@ -93,7 +93,7 @@ class _Walk:
         real = os.path.realpath(part)
         folders, images = self._look(str(part), real)
         for image in images:
-            self._leave_out("beside the class folders", os.path.join(part, image))
+            self._leave_out("beside the class folders", image)
         for name in folders:
             if os.fsencode(name).decode(errors="replace") != name:
                 raise InputError(f"{part}: expected class names in UTF-8, got {name!r}; rename the folder")
@@ -115,10 +115,10 @@ class _Walk:
                 f"({', '.join(below[:_EXAMPLES])}{', ...' if len(below) > _EXAMPLES else ''}). If each of these is a "
                 f"class, move it up into {os.path.dirname(folder)}; if not, move their images into {common}"
             )
-        return [os.path.join(path, image) for path in sorted(found) for image in found[path]]
+        return [image for path in sorted(found) for image in found[path]]
 
     def _look(self, folder: str, real: str) -> tuple[dict[str, str], list[str]]:
-        """The folders in a folder with their real paths, and the images in it, in the order of their names."""
+        """The names of the folders in a folder, with their real paths, and the paths of the images, each in order."""
         if real in self.seen:
             raise InputError(f"{folder} and {self.seen[real]} are the same folder; remove the link")
         self.seen[real] = folder
@@ -127,7 +127,7 @@ class _Walk:
                 ordered = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
-        folders, images = {}, []
+        folders, images, known = {}, [], extensions()
         for entry in ordered:
             kind = stat.S_IFREG if entry.is_file(follow_symlinks=False) else _kind(entry)
             if entry.name.startswith("."):
@@ -136,8 +136,8 @@ class _Walk:
                 folders[entry.name] = self._target(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
             elif kind not in (stat.S_IFREG, stat.S_IFLNK):  # a broken link is named when its image is opened
                 self._leave_out("FIFOs, sockets or devices", entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in extensions():
-                images.append(entry.name)
+            elif entry.name[entry.name.rfind(".") :].lower() in known:
+                images.append(entry.path)
             else:
                 self._leave_out("no images", entry.path)
         return folders, images
@@ -151,7 +151,7 @@ class _Walk:
             )
         return target
 
-    def _leave_out(self, reason: str, path: str | Path) -> None:
+    def _leave_out(self, reason: str, path: str) -> None:
         self.counts[reason] += 1
         if self.counts[reason] <= _EXAMPLES:
             self.examples[reason].append(repr(os.path.relpath(path, self.root)))
