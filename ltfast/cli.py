@@ -59,6 +59,12 @@ _DATA = (
     ),
     _Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
     _Option("root", str, "data", "folder of downloads and of the images that lists name"),
+    _Option(
+        "class_names",
+        str | None,
+        None,
+        "text file with the names of the classes, a name a line in the order of the labels; for npz: and list:",
+    ),
 )
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
 
@@ -125,18 +131,29 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
 
     accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
-        bundle = load(args["data"], imbalance=args["imbalance"], profile=args["profile"], root=args["root"])
+        bundle = load(
+            args["data"],
+            imbalance=args["imbalance"],
+            profile=args["profile"],
+            root=args["root"],
+            class_names=args["class_names"],
+        )
     counts = bundle.class_counts
+    first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     accelerator.print(
-        f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes "
+        f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
         f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
     )
+    if bundle.left_out is not None:
+        accelerator.print(bundle.left_out)
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     chosen["class_counts"] = counts
+    if args["class_names"] is not None:
+        chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
     if chosen.get("init") is not None:
         chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
     metrics = loop.train(
@@ -166,6 +183,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument("--class-names", help="text file with a name a line in the order of the labels: the classes of "
+                        "the data or of the run, whichever has numbers alone")  # fmt: skip
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
     parser.add_argument(
         "--aggregate",
@@ -196,6 +215,7 @@ def evaluate(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         source=args.data,
         root=args.root,
+        class_names=args.class_names,
         aggregate=args.aggregate,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -205,6 +225,8 @@ def evaluate(argv: Sequence[str]) -> int:
     _check_writable(out.parent)
     if trained.unfinished is not None:
         accelerator.print(f"{checkpoint}: {trained.unfinished}")
+    if trained.left_out is not None:
+        accelerator.print(trained.left_out)
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
     groups = class_groups(trained.facts["class_counts"])

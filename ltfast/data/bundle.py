@@ -16,6 +16,8 @@ class DataBundle:
         mean, std: of each channel, pixel values in [0, 1]; as many as `channels`.
         image_size: height and width in pixels that the images have, or are to be brought to where they differ.
         channels: 1 (grey) or 3 (RGB).
+        named: the classes have names; otherwise `class_names` are the labels' numbers.
+        left_out: which files of the data set's folders were left out and why, in a line; None if none were.
     """
 
     train: ImageDataset
@@ -24,6 +26,8 @@ class DataBundle:
     std: tuple[float, ...]
     image_size: int
     channels: int
+    named: bool = True
+    left_out: str | None = None
 
     @property
     def class_names(self) -> list[str]:

@@ -56,7 +56,8 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
             raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
         if labels.ndim != 1 or len(labels) == 0:
             raise ValueError(f"labels: expected shape (N,) with N at least 1, got {tuple(labels.shape)}")
-        low, high = int(labels.min()), int(labels.max())
+        values = labels.numpy()  # torch has no minimum of unsigned integers
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= len(class_names):
             raise ValueError(f"labels: expected values in [0, {len(class_names)}), got {low} to {high}")
         self.labels = labels.to(torch.int64)
