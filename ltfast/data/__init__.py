@@ -9,10 +9,9 @@ from ltfast.data.datasets import (
     ArrayDataset,
     FileDataset,
     ImageDataset,
-    ImageDecodeError,
-    ImageNotFoundError,
     ReaderDataset,
 )
+from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.data.groups import class_groups
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews

@@ -81,7 +81,7 @@ def test_an_image_that_cannot_be_decoded_is_named(part, workers, fault, tmp_path
     FAULTS[fault](broken)
     out = tmp_path / "run"
     status, error = fails(["train", "--data", source, *FILES, "--workers", workers, "--out", out], capsys)
-    assert status == 1
+    assert status == 2
     assert f"cannot decode image {broken}: " in error
     # what was trained before the test images were looked at is kept
     assert (out / "checkpoint.pt").exists() == (part == "test")
