@@ -63,4 +63,6 @@ class AGCL(nn.Module):
         if isinstance(self.weight, Tensor):
             check_class_vector(self.weight, cosine, "weight")
             loss = loss * self.weight[target.long()]
+        if self.loss.watch.due(cosine):
+            self.loss.watch.cosines("AGCL", "cosine", cosine)
         return ((1 - (-loss.detach()).exp()) ** self.gamma * loss).mean()

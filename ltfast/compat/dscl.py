@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast import losses, ops
+from ltfast.losses.watch import ENOUGH_KEYS
 from ltfast.ops.checks import check_labels, check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
@@ -53,6 +54,8 @@ class DSCLLoss(losses.DSCLLoss):
             raise ValueError(f"features has {len(features)} rows: expected 2 B + {self.K}, queries, keys and queue")
         both, queue = features[: 2 * batch], features[2 * batch :].detach()
         query, key = both[:batch], both[batch:]
+        if self.watch.due(features):
+            self.watch.lengths("DSCLLoss", features=features[: 2 * batch + ENOUGH_KEYS])
         itself = torch.arange(batch, device=features.device)
         parts = (
             ops.queue_softmax(query, both, temperature=self.temperature, exclude=itself),
@@ -106,6 +109,8 @@ class PBSDLoss(losses.PBSDLoss):
                     expected = f"{tuple(k.shape)}, as k"
                     raise ValueError(f"{name}[{number}] has shape {tuple(patch.shape)}: expected {expected}")
         c, s = torch.cat([x.detach() for x in roi_features]), torch.cat(list(small_qs))
+        if self.watch.due(s):
+            self.watch.lengths("PBSDLoss", roi_features=c, small_qs=s, k=k, queue=queue[:, :ENOUGH_KEYS].T)
         lse, mean = ops.queue_softmax(torch.cat([c, s]), queue.detach().T, temperature=self.temperature)
         of_c, of_s = zip(lse.split(len(c)), mean.split(len(c)), strict=True)
         own = k.to(lse.dtype).repeat(len(small_qs), 1)

@@ -6,17 +6,22 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
+from ltfast.losses.watch import Watch
 from ltfast.ops.agcl import check_settings
 from ltfast.ops.checks import check_classes, check_label_smoothing, check_number
 from ltfast.ops.distributed import class_ranges, rank
 
 
 class AGCLLoss(nn.Module):
-    """Asymmetric Gaussian-clouded logit loss, for a cosine classifier.
+    """Cosines -> asymmetric Gaussian-clouded logit loss, for a cosine classifier.
 
     Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. During training each
     logit is lowered by a random amount, the more so the rarer its class, and confident negatives weigh little; the
     formula is in ``ltfast.ops.agcl``. In evaluation mode (``eval()``) nothing is drawn: the loss has no noise.
+
+    It needs cosines, as ``ltfast.models.CosineClassifier`` gives them, and multiplies them by ``scale``. Values outside
+    [-1, 1] bring a warning, once for each loss object: looked for now and then on a CPU, and under ``LTFAST_CHECKS=1``
+    on a GPU.
 
     Args:
         class_counts: (C,), training images of each class.
@@ -77,6 +82,7 @@ class AGCLLoss(nn.Module):
         self.gamma_pos, self.gamma_neg = gamma_pos, gamma_neg
         self.reduction = reduction
         self.class_parallel = class_parallel
+        self.watch = Watch()
 
     def clouds(self) -> Tensor | None:
         """(C,), the width of each class's cloud; None where nothing is drawn: in evaluation mode, or all are 0."""
@@ -96,9 +102,13 @@ class AGCLLoss(nn.Module):
         }
         if not self.class_parallel:
             check_classes(cosine, len(self.class_noise), "cosine")
-            return ops.agcl(cosine, target, class_noise, **options)
-        num_classes = len(self.class_noise)
-        if class_noise is not None:
-            classes = class_ranges(num_classes)[rank()]
-            class_noise = class_noise[classes.start : classes.stop]
-        return ops.class_parallel_agcl(cosine, target, num_classes, class_noise, **options)
+            loss = ops.agcl(cosine, target, class_noise, **options)
+        else:
+            num_classes = len(self.class_noise)
+            if class_noise is not None:
+                classes = class_ranges(num_classes)[rank()]
+                class_noise = class_noise[classes.start : classes.stop]
+            loss = ops.class_parallel_agcl(cosine, target, num_classes, class_noise, **options)
+        if self.watch.due(cosine):
+            self.watch.cosines("AGCLLoss", "cosine", cosine)
+        return loss

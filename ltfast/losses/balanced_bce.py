@@ -9,7 +9,7 @@ from ltfast.ops.checks import check_classes, check_label_smoothing, check_number
 
 
 class BalancedBCELoss(nn.Module):
-    """Balanced binary cross-entropy.
+    """Logits -> balanced binary cross-entropy.
 
     Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023: a binary cross-entropy for each class,
     with the log-odds of the class prior added to its logit. Summed over the classes, mean over the batch.

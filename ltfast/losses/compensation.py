@@ -10,7 +10,7 @@ MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
 
 
 class CompensationLoss(nn.Module):
-    """Compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
+    """Logits -> compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
 
     Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage prefers one group
     of classes in its sampling and lifts the other logits during training, so that the network itself leans to

@@ -3,12 +3,14 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.memory_queue import MemoryQueue
+from ltfast.losses.watch import ENOUGH_KEYS, Watch
 from ltfast.ops.checks import check_labels, check_matrix, check_number, check_positive
 from ltfast.ops.distributed import gather, rank
 
 
 class SupConQueueLoss(nn.Module):
-    r"""Supervised contrastive loss with a memory queue (Khosla et al., NeurIPS 2020, with MoCo's queue).
+    r"""Features of length 1 -> supervised contrastive loss with a memory queue (Khosla et al., NeurIPS 2020,
+    with MoCo's queue).
 
     .. math::
 
@@ -24,6 +26,9 @@ class SupConQueueLoss(nn.Module):
     Under ``torch.distributed`` the queries and keys of all processes are each anchor's, so that the mean of the
     processes' losses is that of the joined batch, and so are its gradients.
 
+    Queries, keys or queued keys that are not of length 1 bring a warning, once for each loss object: looked for now and
+    then on a CPU, and under ``LTFAST_CHECKS=1`` on a GPU.
+
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -32,6 +37,7 @@ class SupConQueueLoss(nn.Module):
         super().__init__()
         check_positive("temperature", temperature)
         self.temperature = temperature
+        self.watch = Watch()
 
     def forward(
         self,
@@ -58,6 +64,8 @@ class SupConQueueLoss(nn.Module):
         """
         check_pair(query, key, "key", queue)
         check_labels(labels, query, "labels", classes=queue.num_classes or 2**62)
+        if self.watch.due(query):
+            self.watch.lengths(type(self).__name__, query=query, key=key, queue=queue.keys[:ENOUGH_KEYS])
         (from_queue,) = queue.attend(query, temperature=self.temperature) if attended is None else (attended,)
         queries, keys, all_labels = gather(query), gather(key), gather(labels.long())
         both = torch.cat([queries, keys])  # of two dtypes, in one that holds both
@@ -92,8 +100,9 @@ class SupConQueueLoss(nn.Module):
 
 
 class DSCLLoss(SupConQueueLoss):
-    r"""Decoupled supervised contrastive loss (Xuan and Zhang, "Decoupled Contrastive Learning for Long-Tailed
-    Recognition", AAAI 2024): the anchor's own key weighs as much for a class with many positives as for one with few.
+    r"""Features of length 1 -> decoupled supervised contrastive loss (Xuan and Zhang, "Decoupled Contrastive Learning
+    for Long-Tailed Recognition", AAAI 2024): the anchor's own key weighs as much for a class with many positives as for
+    one with few.
 
     .. math::
 

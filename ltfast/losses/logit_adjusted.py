@@ -8,7 +8,7 @@ from ltfast.ops.checks import check_number
 
 
 class LogitAdjustedLoss(nn.Module):
-    """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
+    """Logits -> logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
 
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10; also "balanced softmax" (Ren et
     al., NeurIPS 2020) at ``tau=1``. PyTorch's own cross-entropy does the work.

@@ -3,14 +3,15 @@ from torch import Tensor, nn
 
 from ltfast.losses.dscl import check_pair
 from ltfast.losses.memory_queue import MemoryQueue
+from ltfast.losses.watch import ENOUGH_KEYS, Watch
 from ltfast.ops.checks import check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
 
 class PBSDLoss(nn.Module):
-    r"""Patch-based self-distillation (Xuan and Zhang, "Decoupled Contrastive Learning for Long-Tailed Recognition",
-    AAAI 2024): a patch that was cropped out and sent through the network is to be as similar to each key as the same
-    patch pooled from the whole image's feature map.
+    r"""Features of length 1 -> patch-based self-distillation (Xuan and Zhang, "Decoupled Contrastive Learning for
+    Long-Tailed Recognition", AAAI 2024): a patch that was cropped out and sent through the network is to be as similar
+    to each key as the same patch pooled from the whole image's feature map.
 
     .. math::
 
@@ -23,6 +24,8 @@ class PBSDLoss(nn.Module):
     Args:
         temperature: tau, over 0.
 
+    Features, keys or queued keys that are not of length 1 bring a warning, as in ``SupConQueueLoss``.
+
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -31,6 +34,7 @@ class PBSDLoss(nn.Module):
         super().__init__()
         check_positive("temperature", temperature)
         self.temperature = temperature
+        self.watch = Watch()
 
     def forward(
         self,
@@ -66,6 +70,9 @@ class PBSDLoss(nn.Module):
             raise ValueError(f"key has shape {tuple(key.shape)}: expected {(len(pooled), pooled.shape[2])}")
         c, s = pooled.detach().flatten(0, 1), cropped.flatten(0, 1)
         check_pair(s, c, "pooled", queue)
+        if self.watch.due(cropped):
+            in_queue = queue.keys[:ENOUGH_KEYS]
+            self.watch.lengths("PBSDLoss", pooled=pooled, cropped=cropped, key=key, queue=in_queue)
         of_c, of_s = queue.attend(c, s, temperature=self.temperature) if attended is None else attended
         own = key.to(of_s[0].dtype).repeat_interleave(pooled.shape[1], dim=0)
         return self.from_attended(c, s, own, of_c, of_s).mean()

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ltfast import ops
 from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.sharded_state import ShardedState
+from ltfast.losses.watch import Watch
 from ltfast.ops.checks import check_label_values, check_labels, check_matrix, check_positive
 from ltfast.ops.distributed import class_ranges, gather, gather_together, world_size
 
@@ -16,7 +17,8 @@ _START = 0.9  # the length of the mean of a class that was not seen yet
 
 
 class ProCoLoss(ShardedState):
-    """Probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere of features.
+    """Features of length 1 -> probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere
+    of features.
 
     Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The direction of the
     mean of a class's features is the distribution's, and its length R gives the concentration
@@ -51,6 +53,10 @@ class ProCoLoss(ShardedState):
 
     The statistics are buffers and stay float32. Under ``torch.distributed`` ``update`` adds up the batches of all
     processes, which must call it equally often.
+
+    Warnings, each once for a loss object: features that are not of length 1; a loss in training mode with gradient
+    before any ``update``; the largest kappa for every class. They are looked for now and then on a CPU, and under
+    ``LTFAST_CHECKS=1`` on a GPU.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -109,6 +115,8 @@ class ProCoLoss(ShardedState):
         self.hold("directions", torch.empty_like(start))
         self.hold("kappa", start.new_empty(len(start)))
         self._estimate()
+        self.feature_watch, self.statistics_watch = Watch(), Watch()
+        self.updated = False
 
     @torch.no_grad()
     def start_epoch(self) -> None:
@@ -151,6 +159,8 @@ class ProCoLoss(ShardedState):
         self.sums += both[:, :-1]
         self.counts += both[:, -1].long()
         self._estimate()
+        if not torch.compiler.is_compiling():
+            self.updated = True
 
     def logits(self, features: Tensor) -> Tensor:
         """Expected contrastive logits, (B, C), float32 (float64 for float64), without the classes' log-frequencies.
@@ -189,12 +199,29 @@ class ProCoLoss(ShardedState):
             raise ValueError(f"features has shape {tuple(features.shape)}: expected (batch, {self.feature_dim})")
         if features.device != self.sums.device:
             raise ValueError(f"features is on {features.device}: expected it where the loss is, on {self.sums.device}")
+        if self.feature_watch.due(features):
+            self.feature_watch.lengths("ProCoLoss", features=features)
 
     def _distributions(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Directions and concentrations that stay as they are when ``update`` comes before the backward pass."""
         if features.requires_grad and torch.is_grad_enabled():
+            if self.training and self.statistics_watch.due(self.kappa):
+                self._look_at_statistics()
             return self.directions.clone(), self.kappa.clone()
         return self.directions, self.kappa
+
+    def _look_at_statistics(self) -> None:
+        seen = self.counts + self.past_counts
+        if not self.updated and not seen.any():  # neither here nor in the run that a checkpoint is from
+            self.statistics_watch.warn(
+                "ProCoLoss: a loss is computed, and update() was never called, so that every class has a random "
+                "direction; expected update(features, labels) before the loss of each batch"
+            )
+        elif seen.max() > 1 and (self.kappa >= _LARGEST_KAPPA).all():
+            self.statistics_watch.warn(
+                f"ProCoLoss: every class has the largest concentration, {_LARGEST_KAPPA:.0e}; expected features of "
+                "length 1 that differ within a class. They are longer, or the network gives one feature for all images"
+            )
 
     def _estimate(self) -> None:
         """Directions and concentrations from both epochs' sums."""
