@@ -4,7 +4,6 @@ A floor of its own: nothing here knows of methods, losses or models.
 """
 
 from ltfast.data.bundle import DataBundle
-from ltfast.data.class_names import check_length, read_class_names, with_classes
 from ltfast.data.datasets import (
     ArrayDataset,
     FileDataset,
@@ -46,7 +45,6 @@ __all__ = [
     "ReaderDataset",
     "SeededViews",
     "channel_statistics",
-    "check_length",
     "class_balanced_probabilities",
     "class_groups",
     "effective_number_probabilities",
@@ -57,8 +55,6 @@ __all__ = [
     "long_tail_indices",
     "make_sampler",
     "pareto_counts",
-    "read_class_names",
     "square_root_probabilities",
     "train_transform",
-    "with_classes",
 ]

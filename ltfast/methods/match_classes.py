@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltfast.data import DataBundle, check_length, read_class_names
+from ltfast.data import DataBundle
+from ltfast.data.class_names import check_length, read_class_names
 from ltfast.errors import InputError
 
 _SHOWN = 10

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ltfast.data import DataBundle, load, with_classes
+from ltfast.data import DataBundle, load
+from ltfast.data.class_names import with_classes
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from ltfast.errors import InputError

@@ -13,7 +13,8 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 
-from ltfast.data import ArrayDataset, load, read_class_names, sources
+from ltfast.data import ArrayDataset, load, sources
+from ltfast.data.class_names import read_class_names
 from ltfast.data.files import read_lines
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError
 
