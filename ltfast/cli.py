@@ -59,6 +59,13 @@ _DATA = (
     ),
     _Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
     _Option("root", str, "data", "folder of downloads and of the images that lists name"),
+    _Option(
+        "skip_broken",
+        bool,
+        False,
+        "decode all images first, and leave out those that cannot be; without it, only headers are looked at, and a "
+        "bad one is refused",
+    ),
 )
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
 
@@ -118,14 +125,17 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from ltfast.data import class_groups, load
+    from ltfast.data import check_images, class_groups, load
     from ltfast.engine import loop, report, seeding
+    from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
 
     accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
         bundle = load(args["data"], imbalance=args["imbalance"], profile=args["profile"], root=args["root"])
+    if args["skip_broken"] or not (out / CHECKPOINT).exists():  # a run that continues has seen the headers
+        bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
     accelerator.print(
         f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes "
@@ -165,6 +175,12 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,
+        help="decode all test images first, and leave out those that cannot be; default: as the run did",
+    )
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
     parser.add_argument(
         "--aggregate",
@@ -196,6 +212,7 @@ def evaluate(argv: Sequence[str]) -> int:
         source=args.data,
         root=args.root,
         aggregate=args.aggregate,
+        skip_broken=args.skip_broken,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltfast.data import DataBundle, load
+from ltfast.data import DataBundle, check_images, load
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from ltfast.methods import METHODS, settings_of
@@ -59,6 +59,7 @@ def restore(
     source: str | None = None,
     root: str | Path | None = None,
     aggregate: str | None = None,
+    skip_broken: bool | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
@@ -71,6 +72,7 @@ def restore(
         source: the data whose test images to use; None means the run's own.
         root: folder of the images, as for `ltfast.data.load`; None means the run's own.
         aggregate: how a method with sub-models weights them; None means the run's own way.
+        skip_broken: leave out test images that cannot be decoded; None means as the run did.
         rank, world_size: this process, and how many there are.
 
     Raises:
@@ -90,6 +92,8 @@ def restore(
         raise ValueError(
             f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
         )
+    if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
+        bundle = check_images(bundle, skip_broken=True, splits=["test"])
 
     # a stand-in with the training's labels and the test images: building a method never asks for an image of it
     counts = torch.tensor(facts["class_counts"])
