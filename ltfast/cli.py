@@ -65,6 +65,13 @@ _DATA = (
         None,
         "text file with the names of the classes, a name a line in the order of the labels; for npz: and list:",
     ),
+    _Option(
+        "skip_broken",
+        bool,
+        False,
+        "decode all images first, and leave out those that cannot be; without it, only headers are looked at, and a "
+        "bad one is refused",
+    ),
 )
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
 
@@ -124,8 +131,9 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from ltfast.data import class_groups, load
+    from ltfast.data import check_images, class_groups, load
     from ltfast.engine import loop, report, seeding
+    from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
 
@@ -138,6 +146,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             root=args["root"],
             class_names=args["class_names"],
         )
+    if args["skip_broken"] or not (out / CHECKPOINT).exists():  # a run that continues has seen the headers
+        bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     accelerator.print(
@@ -185,6 +195,12 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
     parser.add_argument("--class-names", help="text file with a name a line in the order of the labels: the classes of "
                         "the data or of the run, whichever has numbers alone")  # fmt: skip
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,
+        help="decode all test images first, and leave out those that cannot be; default: as the run did",
+    )
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
     parser.add_argument(
         "--aggregate",
@@ -217,6 +233,7 @@ def evaluate(argv: Sequence[str]) -> int:
         root=args.root,
         class_names=args.class_names,
         aggregate=args.aggregate,
+        skip_broken=args.skip_broken,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )

@@ -4,6 +4,7 @@ A floor of its own: nothing here knows of methods, losses or models.
 """
 
 from ltfast.data.bundle import DataBundle
+from ltfast.data.check_images import check_images
 from ltfast.data.datasets import (
     ArrayDataset,
     FileDataset,
@@ -45,6 +46,7 @@ __all__ = [
     "ReaderDataset",
     "SeededViews",
     "channel_statistics",
+    "check_images",
     "class_balanced_probabilities",
     "class_groups",
     "effective_number_probabilities",

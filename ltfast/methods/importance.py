@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.data import class_groups, load
+from ltfast.data import check_images, class_groups, load
 from ltfast.engine import RunSettings
 from ltfast.engine.importance import parameter_importance
 from ltfast.errors import InputError
@@ -55,6 +55,8 @@ def measure(
         profile=settings["profile"],
         root=facts["root"] if root is None else root,
     )
+    if settings.get("skip_broken", False):
+        bundle = check_images(bundle, skip_broken=True, splits=["train"])
     names = facts["class_names"]
     if bundle.class_counts != facts["class_counts"] or (bundle.named and bundle.class_names != names):
         raise InputError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ltfast.data import DataBundle, load
+from ltfast.data import DataBundle, check_images, load
 from ltfast.data.class_names import with_classes
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
@@ -62,6 +62,7 @@ def restore(
     root: str | Path | None = None,
     class_names: str | Path | None = None,
     aggregate: str | None = None,
+    skip_broken: bool | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
@@ -78,6 +79,7 @@ def restore(
         class_names: a text file with a name a line, line k + 1 for label k: the classes of the data or the training,
             whichever has numbers alone.
         aggregate: how a method with sub-models weights them; None means the run's own way.
+        skip_broken: leave out test images that cannot be decoded; None means as the run did.
         rank, world_size: this process, and how many there are.
 
     Raises:
@@ -93,6 +95,8 @@ def restore(
     settings, facts = saved["settings"], saved["facts"]
     source = facts["source"] if source is None else source
     bundle = load(source, root=facts["root"] if root is None else root)
+    if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
+        bundle = check_images(bundle, skip_broken=True, splits=["test"])
     classes, labels = match_classes(
         bundle,
         source,
