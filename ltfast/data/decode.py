@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ltfast.data.formats import FORMATS
 from ltfast.errors import InputError, InputNotFoundError
@@ -96,7 +96,16 @@ def _open(file: IO[bytes]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow would clip these to 0..255 without a word
         raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+    _check_tiles(image)
     return image
+
+
+def _check_tiles(image: Image.Image) -> None:
+    """A TIFF is decoded in tiles, which Pillow allows to be of any size, however small the image is."""
+    tags = getattr(image, "tag_v2", {})
+    pixels = tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0)
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"expected tiles of at most {2 * Image.MAX_IMAGE_PIXELS} pixels, got {pixels}")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -177,7 +177,8 @@ def test_names_are_shown_as_they_are(pets, capsys):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_broken_image_is_named_in_one_line(pets, workers, capsys):
-    (pets / "train" / "dog" / "3.png").write_text("no image")
+    path = pets / "train" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:100])  # cut off behind its header
     assert main([*PETS, "--data", "folder:pets", "--out", "run", "--workers", workers]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ltfast: error: cannot decode image pets/train/dog/3.png")

@@ -243,6 +243,25 @@ def test_one_limit_holds_and_nothing_is_warned_of(tmp_path):
             look(0)
 
 
+def tiff(tile):
+    """A grey TIFF of 8 x 8 pixels in one square tile of zeros."""
+    data = zlib.compress(bytes(min(tile, 512) ** 2))
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_the_tiles_of_a_small_image_are_small_too(tmp_path):
+    """Pillow makes room for the whole tile: 1.5 GiB, for one of 40,000 x 40,000."""
+    assert decoded(tiff(512), tmp_path).size == (8, 8)
+    (tmp_path / "a.tif").write_bytes(tiff(40_000))
+    for look in (of(tmp_path / "a.tif").image, of(tmp_path / "a.tif").check_header):
+        with pytest.raises(
+            ImageDecodeError, match=r"a\.tif: expected tiles of at most 178956970 pixels, got 1600000000"
+        ):
+            look(0)
+
+
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
 def test_text_and_profiles_do_not_fill_the_memory(name, tmp_path):
     """4 MiB of zeros in 4 KiB; Pillow takes 1 MiB."""
