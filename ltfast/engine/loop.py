@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce, send_to_device
+from accelerate.utils import broadcast, find_batch_size, reduce, send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -271,15 +271,17 @@ class _Run:
     ) -> dict[str, Tensor]:
         """One optimiser step; the values to log, on the device."""
         window = list(islice(batches, self.run.accumulate))
+        sizes = [find_batch_size(batch) for batch in window]
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(window):
+            parts = sum(sizes) / sizes[i]  # not its inverse: of equal batches, their number exactly
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             seed_everything(self.run.seed, number, _STEP, done, i, self.accelerator.process_index)
             with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
                 loss, logged = model(stage.prepare(batch))
-                self.accelerator.backward(loss / len(window))
+                self.accelerator.backward(loss / parts)
             for name, value in {"loss": loss, **logged}.items():
-                sums[name] = sums.get(name, 0) + value.detach() / len(window)
+                sums[name] = sums.get(name, 0) + value.detach() / parts
         stage.after_backward()
         if self.run.clip_norm is not None:
             self.accelerator.clip_grad_norm_(trained, self.run.clip_norm)
