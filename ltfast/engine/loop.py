@@ -34,7 +34,7 @@ from ltfast.engine.checkpoint import (
 )
 from ltfast.engine.events import Events
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
-from ltfast.engine.lock import locked
+from ltfast.engine.lock import Lock, locked
 from ltfast.engine.metrics import evaluate
 from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
@@ -117,7 +117,8 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to other settings.
         TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
-        OSError: a file cannot be written, and the last checkpoint is whole; or another run is writing to `out`.
+        FolderError: another run is writing to `out`, or `out` was deleted or replaced under this one.
+        OSError: a file cannot be written, and the last checkpoint is whole.
     """
     return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator).execute()
 
@@ -152,9 +153,10 @@ class _Run:
         )
         self.interrupt = Interrupt()
         self.events: Events | None = None
+        self.lock: Lock | None = None
 
     def execute(self) -> dict[str, Any] | None:
-        with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+        with locked(self.out) if self.accelerator.is_main_process else nullcontext() as self.lock:
             return self._execute()
 
     def _execute(self) -> dict[str, Any] | None:
@@ -303,6 +305,7 @@ class _Run:
                 f"{self._kept()}. A lower --lr often helps, or --precision bf16"
             )
         if self.events:
+            self._check_folder()
             step = self._global_step()
             for name in window[-1]:
                 value = torch.stack([logged[name] for logged in window]).float().mean()
@@ -315,6 +318,7 @@ class _Run:
         if stage.evaluated:
             groups, num_classes = self.groups, len(self.class_counts)
             self.metrics = evaluate(stage, self.plan.test, groups, num_classes, self.accelerator)
+            self._check_folder()
             for name in ("top1", *groups):
                 value = self.metrics[name]
                 line += f"  {name} {'-' if value is None else f'{value:.1f}'}"
@@ -355,6 +359,7 @@ class _Run:
             "class_counts": list(self.class_counts),
             "settings": self.settings,
         }
+        self._check_folder()
         write_report(self.out, report, self.facts["class_names"], self.groups)
         return report
 
@@ -394,6 +399,7 @@ class _Run:
             stage.before_save()
         if not self.accelerator.is_main_process:
             return
+        self._check_folder()
         scaler = self.accelerator.scaler
         adapted = self.plan.adapted if self.position.stage == len(self.plan.stages) else None
         left_out = set() if adapted is None else adapted.left_out(self.modules)
@@ -433,6 +439,11 @@ class _Run:
         if self.position.stage < len(self.plan.stages):
             done += self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
         return done
+
+    def _check_folder(self) -> None:
+        """Before anything is written: the folder is still this run's."""
+        if self.lock is not None:
+            self.lock.check()
 
     def _kept(self) -> str:
         return f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
