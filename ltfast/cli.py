@@ -143,7 +143,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         plan,
         run=run,
         settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
-        facts=facts_of(bundle, args["data"], args["root"]),
+        # the processes of one machine see the same files: one of them looks at all
+        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
         class_counts=counts,
         groups=class_groups(counts),
         out=out,
@@ -185,7 +186,7 @@ def evaluate(argv: Sequence[str]) -> int:
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
     from ltfast.data import class_groups
-    from ltfast.engine import loop, metrics, report
+    from ltfast.engine import identity, loop, metrics, report
     from ltfast.methods.restore import restore
 
     accelerator = loop.make_accelerator(run.precision)
@@ -198,6 +199,17 @@ def evaluate(argv: Sequence[str]) -> int:
         aggregate=args.aggregate,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+    )
+    identity.check_processes(
+        {
+            **trained.settings,
+            "data": trained.source,
+            "aggregate": args.aggregate,
+            "precision": run.precision,
+            "unfinished": trained.unfinished,
+        },
+        accelerator,
+        hint="Start all of them with the same command",
     )
     if out.is_dir():
         raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")

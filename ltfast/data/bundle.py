@@ -1,6 +1,7 @@
 """What a training run needs to know of its data."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 from ltfast.data.datasets import ImageDataset
 
@@ -38,3 +39,15 @@ class DataBundle:
     def class_counts(self) -> list[int]:
         """The number of training images of each class, length C."""
         return self.train.class_counts
+
+    def digests(self, *, sizes: bool = True) -> dict[str, str]:
+        """Short hashes of the parts of the data, by name: `class names`, `training labels`, `test images`, ...
+
+        Args:
+            sizes: see `ImageDataset.digests`.
+        """
+        names = "\0".join(self.class_names).encode(errors="surrogateescape")
+        digests = {"class names": sha256(names).hexdigest()[:16]}
+        for part, data in (("training", self.train), ("test", self.test)):
+            digests |= {f"{part} {name}": value for name, value in data.digests(sizes=sizes).items()}
+        return digests

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ltfast.data import class_groups, load
 from ltfast.engine import RunSettings
+from ltfast.engine.identity import changed_data
 from ltfast.engine.importance import parameter_importance
+from ltfast.errors import InputError
 from ltfast.methods.batches import class_batches
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.methods.restore import restore
@@ -54,8 +56,12 @@ def measure(
         profile=settings["profile"],
         root=facts["root"] if root is None else root,
     )
-    if bundle.class_counts != facts["class_counts"]:
-        raise ValueError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+    changed = [name for name in changed_data(facts, {"digests": bundle.digests()}) if not name.startswith("test ")]
+    if changed or bundle.class_counts != facts["class_counts"]:
+        raise InputError(
+            f"data: {facts['source']} does not have the training images of {checkpoint} any more. "
+            f"What differs: {', '.join(changed or ['the images of each class'])}"
+        )
     size = settings["image_size"] or facts["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()

@@ -1,5 +1,6 @@
 """A trained method from its checkpoint."""
 
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,7 @@ import torch
 from ltfast.data import DataBundle, load
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.engine.identity import changed_data
 from ltfast.methods import METHODS, settings_of
 
 
@@ -35,8 +37,8 @@ class Trained:
     unfinished: str | None
 
 
-def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any]:
-    """What `restore` needs to know of the training data, as plain values."""
+def facts_of(bundle: DataBundle, source: str, root: str | Path, *, sizes: bool = True) -> dict[str, Any]:
+    """What `restore` needs to know of the training data, as plain values; `sizes`: see `ImageDataset.digests`."""
     kind, _, name = source.partition(":")
     return {
         # the paths of a run hold in any folder
@@ -48,6 +50,7 @@ def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any
         "std": list(bundle.std),
         "image_size": bundle.image_size,
         "channels": bundle.channels,
+        "digests": bundle.digests(sizes=sizes),
     }
 
 
@@ -62,7 +65,7 @@ def restore(
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
-    """The trained stages of a run, and test batches.
+    """The trained stages of a run, and test batches. It warns where the run's own test images have changed.
 
     Args:
         checkpoint: the file, or the run's folder.
@@ -83,9 +86,18 @@ def restore(
     except CheckpointError as error:
         raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
     settings, facts = saved["settings"], saved["facts"]
+    own = source is None
     source = facts["source"] if source is None else source
     bundle = load(source, root=facts["root"] if root is None else root)
     _check_classes(bundle.class_names, facts["class_names"], source)
+    if own and rank == 0:
+        digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
+        if changed := changed_data(facts, {"digests": digests}):
+            warnings.warn(
+                f"{source} has changed since the run was tested on it, so accuracies may differ from the run's. "
+                f"What differs: {', '.join(changed)}",
+                stacklevel=2,
+            )
     if bundle.channels != facts["channels"]:
         raise ValueError(
             f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
