@@ -132,7 +132,7 @@ def train(argv: Sequence[str]) -> int:
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
     from ltfast.data import check_images, class_groups, load
-    from ltfast.engine import loop, report, seeding
+    from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
@@ -146,7 +146,11 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             root=args["root"],
             class_names=args["class_names"],
         )
-    if args["skip_broken"] or not (out / CHECKPOINT).exists():  # a run that continues has seen the headers
+    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    continues = (out / CHECKPOINT).exists()
+    # before the processes share work that depends on these
+    identity.check_processes({**chosen, "checkpoint": continues}, accelerator, hint=identity.SAME_COMMAND)
+    if args["skip_broken"] or not continues:  # a run that continues has seen the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
@@ -160,7 +164,6 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     plan = METHODS[method].build(
         settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
@@ -170,7 +173,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         plan,
         run=run,
         settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
-        facts=facts_of(bundle, args["data"], args["root"]),
+        # the processes of one machine see the same files: one of them looks at all
+        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
         class_counts=counts,
         groups=class_groups(counts),
         out=out,
@@ -221,7 +225,7 @@ def evaluate(argv: Sequence[str]) -> int:
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
     from ltfast.data import class_groups
-    from ltfast.engine import loop, metrics, report
+    from ltfast.engine import identity, loop, metrics, report
     from ltfast.methods.restore import restore
 
     accelerator = loop.make_accelerator(run.precision)
@@ -236,6 +240,17 @@ def evaluate(argv: Sequence[str]) -> int:
         skip_broken=args.skip_broken,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+    )
+    identity.check_processes(
+        {
+            **trained.settings,
+            "data": trained.source,
+            "aggregate": args.aggregate,
+            "precision": run.precision,
+            "unfinished": trained.unfinished,
+        },
+        accelerator,
+        hint="Start all of them with the same command",
     )
     if out.is_dir():
         raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ltfast import __version__
 from ltfast.engine.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
@@ -34,6 +35,7 @@ from ltfast.engine.checkpoint import (
 )
 from ltfast.engine.events import Events
 from ltfast.engine.files import remove_partial_files
+from ltfast.engine.identity import SAME_COMMAND, check_data, check_processes
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.metrics import evaluate
@@ -107,7 +109,8 @@ def train(
         plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
         settings: all that decides the result, as JSON gives it back; a checkpoint of other settings is refused.
-        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint.
+        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint. `digests` in it,
+            a hash for the name of each part, must be the same when the run goes on.
         class_counts: training images of each class, length C.
         groups: class indices of each group.
         out: the run's folder; made if it is not there.
@@ -117,7 +120,8 @@ def train(
         What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to other settings.
+        CheckpointError: the checkpoint is damaged or belongs to other settings or data.
+        InputError: the processes have different settings, data, versions or checkpoints; it is raised in all of them.
         TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
         FolderError: another run is writing to `out`, or `out` was deleted or replaced under this one.
         OSError: a file cannot be written, and the last checkpoint is whole.
@@ -158,14 +162,28 @@ class _Run:
         self.lock: Lock | None = None
 
     def execute(self) -> dict[str, Any] | None:
+        check_processes(self._identity(), self.accelerator, hint=SAME_COMMAND)
         with locked(self.out) if self.accelerator.is_main_process else nullcontext() as self.lock:
             return self._execute()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in all processes: not the number of those that load images."""
+        settings = {name: value for name, value in vars(self.run).items() if name != "workers"}
+        data = {"class_counts": list(self.class_counts), **self.facts.get("digests", {})}
+        return {**settings, **self.settings, **data, "ltfast": __version__, "torch": torch.__version__}
 
     def _execute(self) -> dict[str, Any] | None:
         if self.accelerator.is_main_process:
             remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
         saved = self._load()
-        if self.position.stage == len(self.plan.stages) and (report := self._written_report()):
+        report = self._written_report() if self.position.stage == len(self.plan.stages) else None
+        check_processes(
+            {"checkpoint": saved and {**saved["position"], "train_seconds": saved["train_seconds"]},
+             "finished": report is not None},
+            self.accelerator,
+            hint=f"All processes need one folder --out {self.out}, on a file system that they share",
+        )  # fmt: skip
+        if report is not None:
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
             if self.accelerator.is_main_process and not (self.out / PICTURE).exists():
                 plot_per_class(self.out / PICTURE, report, self.facts["class_names"], self.groups)
@@ -431,6 +449,9 @@ class _Run:
             return None
         saved = load_checkpoint(self.path)
         check_settings(self.path, saved["settings"], self.settings)
+        check_data(self.path, saved["facts"], self.facts)
+        if "digests" in self.facts and "digests" not in saved["facts"]:
+            self.console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")
         load_weights(self.path, self.plan, saved["model"])
         self.position = Position(**saved["position"])
         self.loss_sum, self.train_seconds = saved["loss_sum"], saved["train_seconds"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ltfast.data import check_images, class_groups, load
 from ltfast.engine import RunSettings
+from ltfast.engine.identity import changed_data
 from ltfast.engine.importance import parameter_importance
 from ltfast.errors import InputError
 from ltfast.methods.batches import class_batches
@@ -58,8 +59,14 @@ def measure(
     if settings.get("skip_broken", False):
         bundle = check_images(bundle, skip_broken=True, splits=["train"])
     names = facts["class_names"]
-    if bundle.class_counts != facts["class_counts"] or (bundle.named and bundle.class_names != names):
-        raise InputError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+    ignored = ("test ",) if bundle.named else ("test ", "class names")  # numbers may have been given names
+    now = {"digests": bundle.digests(), "class_names": bundle.class_names}
+    changed = [part for part in changed_data(facts, now) if not part.startswith(ignored)]
+    if changed or bundle.class_counts != facts["class_counts"]:
+        raise InputError(
+            f"data: {facts['source']} does not have the training images of {checkpoint} any more. "
+            f"What differs: {', '.join(changed or ['the images of each class'])}"
+        )
     size = settings["image_size"] or facts["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()

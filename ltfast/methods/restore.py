@@ -1,5 +1,6 @@
 """A trained method from its checkpoint."""
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ltfast.data import DataBundle, check_images, load
 from ltfast.data.class_names import with_classes
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.engine.identity import changed_data
 from ltfast.errors import InputError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.match_classes import match_classes
@@ -38,8 +40,8 @@ class Trained:
     left_out: str | None
 
 
-def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any]:
-    """What `restore` needs to know of the training data, as plain values."""
+def facts_of(bundle: DataBundle, source: str, root: str | Path, *, sizes: bool = True) -> dict[str, Any]:
+    """What `restore` needs to know of the training data, as plain values; `sizes`: see `ImageDataset.digests`."""
     return {
         "source": _absolute_source(source),
         "root": _absolute(root),
@@ -50,6 +52,7 @@ def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any
         "std": list(bundle.std),
         "image_size": bundle.image_size,
         "channels": bundle.channels,
+        "digests": bundle.digests(sizes=sizes),
     }
 
 
@@ -69,6 +72,7 @@ def restore(
     """The trained stages of a run, and test batches whose labels are the training's.
 
     Classes are matched by name where the training and the data both have names, and by number where neither has.
+    There is a warning if the run's own test images have changed.
 
     Args:
         checkpoint: the file, or the run's folder.
@@ -97,12 +101,21 @@ def restore(
     bundle = load(source, root=facts["root"] if root is None else root)
     if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
         bundle = check_images(bundle, skip_broken=True, splits=["test"])
+    own = _absolute_source(source) == facts["source"]
+    if own and rank == 0:
+        digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
+        if changed := changed_data(facts, {"digests": digests}):
+            warnings.warn(
+                f"{source} has changed since the run was tested on it, so accuracies may differ from the run's. "
+                f"What differs: {', '.join(changed)}",
+                stacklevel=2,
+            )
     classes, labels = match_classes(
         bundle,
         source,
         facts["class_names"],
         facts.get("named", not facts["source"].startswith(("npz:", "list:"))),  # an older checkpoint does not say
-        own=_absolute_source(source) == facts["source"],
+        own=own,
         class_names=None if class_names is None else Path(class_names).expanduser(),
     )
     facts = {**facts, "class_names": classes}
