@@ -59,6 +59,19 @@ _DATA = (
     ),
     _Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
     _Option("root", str, "data", "folder of downloads and of the images that lists name"),
+    _Option(
+        "class_names",
+        str | None,
+        None,
+        "text file with the names of the classes, a name a line in the order of the labels; for npz: and list:",
+    ),
+    _Option(
+        "skip_broken",
+        bool,
+        False,
+        "decode all images first, and leave out those that cannot be; without it, only headers are looked at, and a "
+        "bad one is refused",
+    ),
 )
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
 
@@ -118,25 +131,39 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from ltfast.data import class_groups, load
+    from ltfast.data import check_images, class_groups, load
     from ltfast.engine import loop, report, seeding
+    from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
 
     accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
-        bundle = load(args["data"], imbalance=args["imbalance"], profile=args["profile"], root=args["root"])
+        bundle = load(
+            args["data"],
+            imbalance=args["imbalance"],
+            profile=args["profile"],
+            root=args["root"],
+            class_names=args["class_names"],
+        )
+    if args["skip_broken"] or not (out / CHECKPOINT).exists():  # a run that continues has seen the headers
+        bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
+    first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     accelerator.print(
-        f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes "
+        f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
         f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
     )
+    if bundle.left_out is not None:
+        accelerator.print(bundle.left_out)
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     chosen["class_counts"] = counts
+    if args["class_names"] is not None:
+        chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
     if chosen.get("init") is not None:
         chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
     metrics = loop.train(
@@ -151,8 +178,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     if accelerator.is_main_process and metrics is not None:
         _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        weights = "" if plan.adapted is None else "weights.safetensors, "
-        print(f"written to {out}: metrics.json, per_class.png, checkpoint.pt, {weights}TensorBoard events")
+        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        written = [name for name in files if (out / name).exists()]
+        print(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()
     return 130 if accelerator.is_main_process and metrics is None else 0
 
@@ -165,6 +193,14 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument("--class-names", help="text file with a name a line in the order of the labels: the classes of "
+                        "the data or of the run, whichever has numbers alone")  # fmt: skip
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,
+        help="decode all test images first, and leave out those that cannot be; default: as the run did",
+    )
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
     parser.add_argument(
         "--aggregate",
@@ -195,7 +231,9 @@ def evaluate(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         source=args.data,
         root=args.root,
+        class_names=args.class_names,
         aggregate=args.aggregate,
+        skip_broken=args.skip_broken,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -204,6 +242,8 @@ def evaluate(argv: Sequence[str]) -> int:
     _check_writable(out.parent)
     if trained.unfinished is not None:
         accelerator.print(f"{checkpoint}: {trained.unfinished}")
+    if trained.left_out is not None:
+        accelerator.print(trained.left_out)
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
     groups = class_groups(trained.facts["class_counts"])
@@ -311,13 +351,14 @@ def importance(argv: Sequence[str]) -> int:
         )
         for name in args.checkpoints
     }
-    plot.plot_importance(picture, rows)
-    report.write_json(picture.with_suffix(".json"), rows)
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, rows)
     _print_table(report.importance_table(rows))
     for name, row in rows.items():
         if row["weights"] is not None:
             _print_table(report.weights_table(name, row["weights"]))
-    print(f"written to {picture} and {picture.with_suffix('.json')}")
+    drawn = plot.plot_importance(picture, rows)
+    print(f"written to {picture} and {numbers}" if drawn else f"written to {numbers}")
     return 0
 
 
@@ -338,10 +379,11 @@ def prompts(argv: Sequence[str]) -> int:
     from ltfast.methods.prompt_choices import choices
 
     names, shares = choices(Path(args.checkpoint), run=RunSettings(workers=args.workers), root=args.root)
-    plot.plot_choices(picture, shares, names)
-    report.write_json(picture.with_suffix(".json"), {"class_names": names, "shares": shares})
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, {"class_names": names, "shares": shares})
+    drawn = plot.plot_choices(picture, shares, names)
     used = sum(any(row[key] > 0 for row in shares) for key in range(len(shares[0])))
-    print(f"{used} of {len(shares[0])} keys are chosen; written to {picture} and {picture.with_suffix('.json')}")
+    print(f"{used} of {len(shares[0])} keys are chosen; written to {f'{picture} and ' if drawn else ''}{numbers}")
     return 0
 
 
@@ -393,10 +435,9 @@ def bench(argv: Sequence[str]) -> int:
     print(results.describe(measured))
     if out is not None:
         report.write_json(out / results.RESULTS, measured)
-        pictures.speedups(out / "speedups.png", measured)
-        pictures.roofline(out / "roofline.png", measured)
-        pictures.growth(out / "growth.png", measured)
-        print(f"written to {out}: {results.RESULTS}, speedups.png, roofline.png, growth.png")
+        draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
+        drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
+        print(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """Pictures of a bench: speed-ups, the share of the machine's limits, growth."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -9,17 +8,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ltfast.bench.results import FLOORS, largest
+from ltfast.engine.picture import as_text, picture, shown
 
 
-def speedups(path: Path, results: Mapping[str, Any]) -> None:
+@picture
+def speedups(results: Mapping[str, Any]) -> Figure:
     """How many times as long others take for the largest case of each op, a bar each."""
     cases = {
         rows["ltfast"]["case"]: [row for name, row in rows.items() if name not in ("ltfast", *FLOORS)]
         for rows in largest(results).values()
         if len(rows) > 1
     }
-    names = sorted({row["implementation"] for rows in cases.values() for row in rows})
-    colour = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
+    others = sorted({row["implementation"] for rows in cases.values() for row in rows})
+    colour = {name: colormaps["tab20"](number % 20) for number, name in enumerate(others)}
     bars = sum(len(rows) for rows in cases.values())
     figure = Figure(figsize=(8, 1 + 0.17 * bars + 0.12 * len(cases)), layout="constrained")
     axis = figure.add_subplot()
@@ -33,14 +34,16 @@ def speedups(path: Path, results: Mapping[str, Any]) -> None:
         y += 0.8
     axis.axvline(1, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="times as long as ltfast, which is 1", ylim=(y - 0.4, -1))
-    axis.set_yticks([at for at, _ in ticks], [case for _, case in ticks], fontsize=7)
-    handles = [Patch(color=colour[name]) for name in names]
-    figure.legend(handles, names, fontsize=7, loc="outside upper center", ncols=5, frameon=False)
+    names = [shown(case, 80) for _, case in ticks]
+    axis.set_yticks([at for at, _ in ticks], names, fontsize=7, **as_text(names))
+    handles = [Patch(color=colour[name]) for name in others]
+    figure.legend(handles, others, fontsize=7, loc="outside upper center", ncols=5, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, results)
+    return _noted(figure, results)
 
 
-def roofline(path: Path, results: Mapping[str, Any]) -> None:
+@picture
+def roofline(results: Mapping[str, Any]) -> Figure:
     """ltfast's largest step of each op under the machine's roof; an exponential counts as so many matrix operations as
     take its time."""
     limits = results["ceilings"]
@@ -63,14 +66,15 @@ def roofline(path: Path, results: Mapping[str, Any]) -> None:
     axis.set_xlabel(f"float32 matrix operations a byte (an exponential counts as {worth:.0f})")
     axis.legend(fontsize=7, ncols=2, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, results)
+    return _noted(figure, results)
 
 
-def growth(path: Path, results: Mapping[str, Any]) -> None:
+@picture
+def growth(results: Mapping[str, Any]) -> Figure | None:
     """Time and memory of ltfast as one dimension grows; nothing where no op has been grown."""
     ops: Sequence[Mapping[str, Any]] = results["growth"]
     if not ops:
-        return
+        return None
     figure = Figure(figsize=(3 * len(ops), 5), layout="constrained")
     axes = figure.subplots(2, len(ops), squeeze=False)
     for column, op in enumerate(ops):
@@ -87,11 +91,12 @@ def growth(path: Path, results: Mapping[str, Any]) -> None:
         axes[0][column].set_title(op["op"], fontsize=9)
         axes[0][column].legend(fontsize=6, frameon=False)
         axes[1][column].set_xlabel("times the size in brackets", fontsize=7)
-    _save(figure, path, results)
+    return _noted(figure, results)
 
 
-def _save(figure: Figure, path: Path, results: Mapping[str, Any]) -> None:
+def _noted(figure: Figure, results: Mapping[str, Any]) -> Figure:
     about = results["machine"]
     note = f"{about['machine']}, {about['threads']} threads, PyTorch {about['torch']}, commit {about['commit']}"
-    figure.supxlabel(note, fontsize=6, color="grey")
-    figure.savefig(path, dpi=130)
+    figure.set_dpi(130)
+    figure.supxlabel(shown(note, 200), fontsize=6, color="grey", **as_text([note]))
+    return figure

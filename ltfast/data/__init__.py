@@ -4,14 +4,14 @@ A floor of its own: nothing here knows of methods, losses or models.
 """
 
 from ltfast.data.bundle import DataBundle
+from ltfast.data.check_images import check_images
 from ltfast.data.datasets import (
     ArrayDataset,
     FileDataset,
     ImageDataset,
-    ImageDecodeError,
-    ImageNotFoundError,
     ReaderDataset,
 )
+from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.data.groups import class_groups
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews
@@ -46,6 +46,7 @@ __all__ = [
     "ReaderDataset",
     "SeededViews",
     "channel_statistics",
+    "check_images",
     "class_balanced_probabilities",
     "class_groups",
     "effective_number_probabilities",

@@ -1,6 +1,7 @@
 """What a training run needs to know of its data."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from ltfast.data.datasets import ImageDataset
 
@@ -15,6 +16,8 @@ class DataBundle:
         mean, std: of each channel, pixel values in [0, 1]; as many as `channels`.
         image_size: height and width in pixels that the images have, or are to be brought to where they differ.
         channels: 1 (grey) or 3 (RGB).
+        named: the classes have names; otherwise `class_names` are the labels' numbers.
+        left_out: which files of the data set's folders were left out and why, in a line; None if none were.
     """
 
     train: ImageDataset
@@ -23,6 +26,8 @@ class DataBundle:
     std: tuple[float, ...]
     image_size: int
     channels: int
+    named: bool = True
+    left_out: str | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -38,3 +43,15 @@ class DataBundle:
     def class_counts(self) -> list[int]:
         """The number of training images of each class, length C."""
         return self.train.class_counts
+
+    def digests(self, *, sizes: bool = True) -> dict[str, str]:
+        """Short hashes of the parts of the data, by name: `class names`, `training labels`, `test images`, ...
+
+        Args:
+            sizes: see `ImageDataset.digests`.
+        """
+        names = blake2b("\0".join(self.class_names).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+        digests = {"class names": names}
+        for part, data in (("training", self.train), ("test", self.test)):
+            digests |= {f"{part} {name}": value for name, value in data.digests(sizes=sizes).items()}
+        return digests

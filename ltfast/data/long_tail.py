@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltfast.errors import InputError
+
 Profile = Literal["exponential", "pareto"]
 
 PARETO_POWER = 6.0  # ImageNet-LT's
@@ -24,7 +26,7 @@ def exponential_counts(largest: float, num_classes: int, imbalance: float) -> li
         imbalance: the count of class 0 over that of class C - 1, at least 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        InputError: an argument is out of its range.
     """
     _check(largest, num_classes, imbalance)
     # written exactly as the literature's code, so that rounding falls the same way
@@ -52,7 +54,7 @@ def pareto_counts(largest: float, num_classes: int, imbalance: float) -> list[in
         imbalance: the count of class 0 over that of class C - 1, at least 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        InputError: an argument is out of its range.
     """
     _check(largest, num_classes, imbalance)
     if num_classes == 1:
@@ -79,20 +81,20 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         (sum of n_k,) int64: positions in `labels`, class after class.
 
     Raises:
-        ValueError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
+        InputError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
     """
     if profile not in ("exponential", "pareto"):
-        raise ValueError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
+        raise InputError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
     classes = labels.numpy()
     available = np.bincount(classes, minlength=num_classes).tolist()
     if 0 in available:
-        raise ValueError(f"labels: expected images of every class, class {available.index(0)} has none")
+        raise InputError(f"labels: expected images of every class, class {available.index(0)} has none")
     counts = _fitting_counts(available, imbalance, profile)
     if 0 in counts:
         # an imbalance beyond the number of images cannot be
         candidates = range(1, math.ceil(min(imbalance, len(labels) + 1)))
         most = bisect_left(candidates, True, key=lambda tried: 0 in _fitting_counts(available, tried, profile))
-        raise ValueError(
+        raise InputError(
             f"imbalance: {imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
             "(`none` on the command line), which takes the data as they are"
         )
@@ -123,8 +125,8 @@ def _fitting_counts(available: list[int], imbalance: float, profile: Profile) ->
 
 def _check(largest: float, num_classes: int, imbalance: float) -> None:
     if not (math.isfinite(largest) and largest > 0):
-        raise ValueError(f"largest: expected a positive number of images, got {largest}")
+        raise InputError(f"largest: expected a positive number of images, got {largest}")
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        raise InputError(f"num_classes: expected at least 1, got {num_classes}")
     if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise ValueError(f"imbalance: expected a finite number of at least 1, got {imbalance}")
+        raise InputError(f"imbalance: expected a finite number of at least 1, got {imbalance}")

@@ -20,6 +20,7 @@ from ltfast.data.transforms import (
     output_format,
     to_grey,
 )
+from ltfast.errors import InputError
 
 PatchPolicy = Literal["basic", "cifar", "dscl"]
 _RATIO = (3 / 4, 4 / 3)  # of a patch's width to its height
@@ -45,7 +46,7 @@ class PatchViews:
     query; float32. It draws from the global generators of `random` and numpy.
 
     Raises:
-        ValueError: an unknown policy, or an argument out of its range.
+        InputError: an unknown policy, or an argument out of its range.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class PatchViews:
         scale: Sequence[float],
     ) -> None:
         if policy not in get_args(PatchPolicy):
-            raise ValueError(f"policy: expected one of {', '.join(get_args(PatchPolicy))}, got {policy!r}")
+            raise InputError(f"policy: expected one of {', '.join(get_args(PatchPolicy))}, got {policy!r}")
         if patches < 0:
-            raise ValueError(f"patches: expected at least 0, got {patches}")
+            raise InputError(f"patches: expected at least 0, got {patches}")
         if patch_size < 1:
-            raise ValueError(f"patch_size: expected at least 1 pixel, got {patch_size}")
+            raise InputError(f"patch_size: expected at least 1 pixel, got {patch_size}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale: expected two rising shares in (0, 1], got {tuple(scale)}")
+            raise InputError(f"scale: expected two rising shares in (0, 1], got {tuple(scale)}")
         size, convert, mean, std = output_format(bundle, image_size, None)
         self.patches, self.patch_size, self.scale = patches, patch_size, tuple(scale)
         self.finish = NormalizedTensor(mean, std)

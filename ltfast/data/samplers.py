@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 
 from ltfast.data.groups import class_groups
 from ltfast.data.seeding import derive_seed
+from ltfast.errors import InputError
 from ltfast.ops.class_counts import ClassCounts, read_class_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "group_preferred", "dual")
@@ -246,7 +247,7 @@ def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.99
         ValueError: there are no images, or beta is out of its range.
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"beta: expected a value in [0, 1), got {beta}")
+        raise InputError(f"beta: expected a value in [0, 1), got {beta}")
     counts = _counts(class_counts)
     effective = (1 - beta**counts) / (1 - beta)
     return _normalised(torch.where(counts > 0, counts / effective, 0.0))
@@ -276,15 +277,15 @@ def group_preferred_probabilities(
     """
     counts = _counts(class_counts)
     if stage not in (1, 2, 3):
-        raise ValueError(f"stage: expected 1, 2 or 3, got {stage}")
+        raise InputError(f"stage: expected 1, 2 or 3, got {stage}")
     if not 0 <= rho <= 1:
-        raise ValueError(f"rho: expected a value in [0, 1], got {rho}")
+        raise InputError(f"rho: expected a value in [0, 1], got {rho}")
     if stage == 1:
         return _normalised(counts)
     if stage == 3:
         return _normalised(torch.where(counts > 0, 1 / counts, 0.0))
     if outside := [c for c in preferred or () if not 0 <= c < len(counts)]:
-        raise ValueError(f"preferred: expected classes in [0, {len(counts)}), got {outside[0]}")
+        raise InputError(f"preferred: expected classes in [0, {len(counts)}), got {outside[0]}")
     chosen = torch.zeros(len(counts), dtype=torch.bool)
     chosen[class_groups(class_counts)["medium"] if preferred is None else list(preferred)] = True
     shares = torch.where(chosen, rho * _share(counts, chosen), (1 - rho) * _share(counts, ~chosen))
@@ -341,7 +342,7 @@ def make_sampler(
             ClassSampler(labels, probabilities, seed=derive_seed("first of dual", seed), **shared),
             InstanceSampler(len(labels), seed=derive_seed("second of dual", seed), **shared),
         )
-    raise ValueError(f"name: expected one of {', '.join(SAMPLERS)}, got {name!r}")
+    raise InputError(f"name: expected one of {', '.join(SAMPLERS)}, got {name!r}")
 
 
 def _class_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -367,5 +368,5 @@ def _normalised(weights: Tensor) -> Tensor:
 def _share(counts: Tensor, chosen: Tensor) -> Tensor:
     total = counts[chosen].sum()
     if total == 0:
-        raise ValueError("class_counts: stage 2 expects images of preferred classes and of others; got only one kind")
+        raise InputError("class_counts: stage 2 expects images of preferred classes and of others; got only one kind")
     return counts / total

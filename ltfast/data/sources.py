@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,11 +11,17 @@ from sklearn.datasets import load_digits
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from ltfast.data.arrays import read_npz
 from ltfast.data.bundle import DataBundle
+from ltfast.data.class_names import check_length, read_class_names, with_classes
 from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset, ReaderDataset
+from ltfast.data.folder import read_folder
+from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.lists import read_lists
 from ltfast.data.long_tail import Profile, long_tail_indices
+from ltfast.data.splits import Splits
+from ltfast.errors import InputError, InputNotFoundError, InputTypeError, UserError
 
 SOURCES = """\
   digits         scikit-learn's handwritten digits, built in
@@ -34,11 +39,20 @@ CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 DIGITS_TRAIN_PER_CLASS = 110
 
-Splits = tuple[ImageDataset, ImageDataset]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class PackageError(UserError, ModuleNotFoundError):
+    """A package that a source needs is not installed."""
 
 
 def load(
-    source: str, *, imbalance: float | None = None, profile: Profile = "exponential", root: str | Path = "data"
+    source: str,
+    *,
+    imbalance: float | None = None,
+    profile: Profile = "exponential",
+    root: str | Path = "data",
+    class_names: str | Path | None = None,
 ) -> DataBundle:
     """Load a data set, and cut its training images to a long tail.
 
@@ -50,9 +64,10 @@ def load(
             - `npz:FILE`: `x_train` and `x_test`, (N, H, H), (N, H, H, 1) or (N, H, H, 3) uint8; `y_train` and `y_test`,
               (N,) or (N, 1) integers. The classes are 0 to the largest training label.
             - `folder:DIR`: `DIR/train`, and `DIR/test` or, where there is none, `DIR/val`; a folder a class in each,
-              the classes in the order of their names.
+              the classes in the order of their names. See `ltfast.data.folder` for links and nested folders.
             - `list:FILE`: the lists of ImageNet-LT, Places-LT and iNaturalist, `path label` a line, paths relative to
-              `root`. FILE's name has "train" in it; the test list is the file beside it with "test" instead or, where
+              `root`. The label is what follows the last space or tab. The text is UTF-8, or what its byte-order mark
+              says. FILE's name has "train" in it; the test list is the file beside it with "test" instead or, where
               there is none, "val" (`ImageNet_LT_train.txt`, `ImageNet_LT_test.txt`).
             - `torch/NAME`, `hfds/NAME`: what `timm.data.create_dataset` names and has random access to, from the folder
               `root`. The training split is "train"; the test split is torchvision's own and, for `hfds/`, "validation"
@@ -62,6 +77,8 @@ def load(
             are. The test images are never cut.
         profile: the tail's form, "exponential" or "pareto"; see `ltfast.data.long_tail`.
         root: folder of the images or downloads; of use to `cifar10`, `cifar100`, `list:`, `torch/` and `hfds/`.
+        class_names: a text file with the names of the classes, a name a line, line k + 1 for label k. For sources
+            whose classes are numbers alone: `npz:`, `list:`, and `hfds/` without names.
 
     Returns:
         The bundle. `mean` and `std` are CIFAR-10's for `cifar10` and `cifar100`, computed from the (cut) training
@@ -69,33 +86,42 @@ def load(
         3 (grey files are decoded to RGB).
 
     Raises:
-        ValueError: the source is unknown or malformed, there is one class alone, a class has no training images, or the
-            long tail cannot be cut.
-        TypeError: an array has the wrong dtype.
-        FileNotFoundError: a file or folder is missing, or could not be downloaded.
-        ModuleNotFoundError: `hfds/` without Hugging Face's package `datasets`.
+        InputError: the source is unknown or malformed, there is one class alone, a class has no training images, the
+            long tail cannot be cut, or `class_names` does not fit.
+        InputTypeError: an array has the wrong dtype.
+        InputNotFoundError: a file or folder is missing, or could not be downloaded.
+        PackageError: `hfds/` without Hugging Face's package `datasets`.
     """
-    train, test = _splits(source, Path(root).expanduser())
-    _check_classes(source, train)
+    splits = _splits(source, Path(root).expanduser())
+    if class_names is not None:
+        splits = _named(splits, Path(class_names).expanduser(), source)
+    train, test = splits.train, splits.test
+    _check_classes(source, splits)
     if imbalance is not None:
         train = train.subset(long_tail_indices(train.labels, len(train.class_names), imbalance, profile))
+    size, statistics = _size_and_statistics(source, train)
+    return DataBundle(train, test, *statistics, size, len(statistics[0]), named=splits.named, left_out=splits.left_out)
+
+
+def _size_and_statistics(source: str, train: ImageDataset) -> tuple[int, Statistics]:
     if not isinstance(train, ArrayDataset):
-        return DataBundle(train, test, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, image_size=224, channels=3)
+        return 224, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     height, width = train.images.shape[1:3]
     if height != width:
-        raise ValueError(f"{source}: expected square images, got {height} x {width}; pad them, or use folder:")
-    mean, std = (CIFAR_MEAN, CIFAR_STD) if source in ("cifar10", "cifar100") else channel_statistics(train.images)
-    return DataBundle(train, test, mean, std, image_size=height, channels=len(mean))
+        raise InputError(f"{source}: expected square images, got {height} x {width}; pad them, or use folder:")
+    if source in ("cifar10", "cifar100"):
+        return height, (CIFAR_MEAN, CIFAR_STD)
+    return height, channel_statistics(train.images)
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: NDArray[np.uint8]) -> Statistics:
     """The mean and standard deviation of each channel, pixel values in [0, 1].
 
     Args:
         images: (N, H, W) or (N, H, W, 3) uint8.
 
     Raises:
-        ValueError: a channel is constant, so that it cannot be normalised.
+        InputError: a channel is constant, so that it cannot be normalised.
     """
     levels = np.arange(256) / 255
     mean, std = [], []
@@ -106,18 +132,29 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         mean.append(float(share @ levels))
         std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
         if np.count_nonzero(share) == 1:
-            raise ValueError(f"images: expected some variation, channel {channel} is {mean[-1] * 255:.0f} everywhere")
+            raise InputError(f"images: expected some variation, channel {channel} is {mean[-1] * 255:.0f} everywhere")
     return tuple(mean), tuple(std)
 
 
-def _check_classes(source: str, train: ImageDataset) -> None:
+def _named(splits: Splits, path: Path, source: str) -> Splits:
+    if splits.named:
+        raise InputError(f"class_names: expected none, as the classes of {source} have names, got {path}")
+    names = read_class_names(path)
+    check_length(path, names, len(splits.train.class_names), source)
+    train, test = (with_classes(images, images.labels, names) for images in (splits.train, splits.test))
+    return splits._replace(train=train, test=test, named=True)
+
+
+def _check_classes(source: str, splits: Splits) -> None:
+    train = splits.train
     if len(train.class_names) < 2:
-        raise ValueError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
+        raise InputError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
     empty = [label for label, count in enumerate(train.class_counts) if count == 0]
     if empty:
         names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        hint = "; do its labels start at 1? They should start at 0" if empty[0] == 0 else ""
-        raise ValueError(
+        numbered = source.startswith(("npz:", "list:"))
+        hint = "; do its labels start at 1? They should start at 0" if numbered and empty == [0] else ""
+        raise InputError(
             f"{source}: expected training images of all {len(train.class_names)} classes, {len(empty)} have none: "
             f"{names}{hint}"
         )
@@ -130,20 +167,20 @@ def _splits(source: str, root: Path) -> Splits:
     if source in ("cifar10", "cifar100"):
         return _cifar(source, root)
     if kind == "npz" and name:
-        return _npz(Path(name).expanduser())
+        return read_npz(Path(name).expanduser())
     if kind == "folder" and name:
-        return _folder(Path(name).expanduser())
+        return read_folder(Path(name).expanduser())
     if kind == "list" and name:
-        return _list(Path(name).expanduser(), root)
+        return read_lists(Path(name).expanduser(), root)
     if source.startswith("torch/"):
         return _timm_torch(source, root)
     if source.startswith("hfds/"):
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
-        raise ValueError(
+        raise InputError(
             f"source: {source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}"
         )
-    raise ValueError(f"source: {source!r} is none of\n{SOURCES}")
+    raise InputError(f"source: {source!r} is none of\n{SOURCES}")
 
 
 def _digits() -> Splits:
@@ -157,7 +194,9 @@ def _digits() -> Splits:
         train.append(members[:DIGITS_TRAIN_PER_CLASS])
         test.append(members[DIGITS_TRAIN_PER_CLASS:])
     whole = ArrayDataset(images, torch.from_numpy(data.target), [str(digit) for digit in range(10)])
-    return whole.subset(torch.from_numpy(np.concatenate(train))), whole.subset(torch.from_numpy(np.concatenate(test)))
+    return Splits(
+        whole.subset(torch.from_numpy(np.concatenate(train))), whole.subset(torch.from_numpy(np.concatenate(test)))
+    )
 
 
 def _download(name: str, root: Path, dataset: Callable[[], Any]) -> Any:
@@ -165,7 +204,7 @@ def _download(name: str, root: Path, dataset: Callable[[], Any]) -> Any:
     try:
         return dataset()
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"{name}: not in the folder {str(root)!r}, and could not be downloaded ({error}). Put its files there as "
             "torchvision does, give the folder that has them as root, or give the images as npz:FILE or folder:DIR"
         ) from error
@@ -178,131 +217,28 @@ def _cifar(name: str, root: Path) -> Splits:
         data = _download(name, root, lambda: dataset(str(root), train=train, download=True))
         return ArrayDataset(data.data, torch.tensor(data.targets), data.classes)
 
-    return split(True), split(False)
-
-
-def _npz(path: Path) -> Splits:
-    arrays = _read_npz(path)
-    shape = arrays["x_train"].shape[1:]
-    if arrays["x_test"].shape[1:] != shape:
-        raise ValueError(
-            f"{path}: x_test: expected images of shape {shape} as in x_train, got {arrays['x_test'].shape[1:]}"
-        )
-    if arrays["y_train"].size == 0:
-        raise ValueError(f"{path}: y_train: expected labels, got none")
-    # the training labels say which classes there are
-    names = [str(label) for label in range(int(arrays["y_train"].max()) + 1)]
-
-    def split(part: str) -> ArrayDataset:
-        labels = arrays[f"y_{part}"]
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        try:
-            return ArrayDataset(arrays[f"x_{part}"], torch.from_numpy(labels.astype(np.int64)), names)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{path}: {part}: {error}") from error
-
-    return split("train"), split("test")
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"npz: no file {path}")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected a .npz file, and it is none ({error})") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path}: expected a .npz file, got a single array")
-    arrays: dict[str, NDArray[Any]] = {}
-    with file:
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            if name not in file.files:
-                raise ValueError(f"{path}: expected the arrays x_train, y_train, x_test, y_test, got {file.files}")
-            try:
-                arrays[name] = file[name]
-            except (ValueError, EOFError, OSError, BadZipFile) as error:
-                raise ValueError(f"{path}: {name} cannot be read ({error})") from error
-            if name.startswith("y") and not np.issubdtype(arrays[name].dtype, np.integer):
-                raise TypeError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
-    return arrays
-
-
-def _folder(path: Path) -> Splits:
-    held_out = path / "test" if (path / "test").is_dir() else path / "val"
-    for folder in (path, path / "train", held_out):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"folder: no folder {folder}; expected train/ and test/ or val/ in {path}")
-    names, classes = find_classes(path / "train")
-
-    def split(folder: Path) -> FileDataset:
-        unknown = set(find_classes(folder)[0]) - set(names)
-        if unknown:
-            raise ValueError(f"{folder}: expected the classes of {path / 'train'}, got {sorted(unknown)[:5]} besides")
-        samples = make_dataset(folder, classes, IMG_EXTENSIONS, allow_empty=True)
-        if not samples:
-            raise FileNotFoundError(f"{folder}: no images")
-        return FileDataset([file for file, _ in samples], torch.tensor([label for _, label in samples]), names)
-
-    return split(path / "train"), split(held_out)
-
-
-def _list(path: Path, root: Path) -> Splits:
-    if "train" not in path.name:
-        raise ValueError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
-    if not path.is_file():
-        raise FileNotFoundError(f"list: no file {path}")
-    before, _, after = path.name.rpartition("train")
-    candidates = [path.with_name(before + part + after) for part in ("test", "val")]
-    held_out = next((file for file in candidates if file.is_file()), None)
-    if held_out is None:
-        raise FileNotFoundError(
-            f"list: expected a test list beside {path}: {candidates[0].name} or {candidates[1].name}"
-        )
-    train_paths, train_labels = _read_list(path, root)
-    test_paths, test_labels = _read_list(held_out, root)
-    names = [str(label) for label in range(max(train_labels) + 1)]
-    if max(test_labels) >= len(names):
-        raise ValueError(f"{held_out}: expected labels below {len(names)} as in {path}, got {max(test_labels)}")
-    return (
-        FileDataset(train_paths, torch.tensor(train_labels), names),
-        FileDataset(test_paths, torch.tensor(test_labels), names),
-    )
-
-
-def _read_list(path: Path, root: Path) -> tuple[list[Path], list[int]]:
-    paths, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        file, _, label = line.strip().rpartition(" ")
-        if not file or not label.isdecimal():
-            raise ValueError(f"{path}:{number}: expected a path and a label of at least 0, got {line!r}")
-        paths.append(root / file.strip())
-        labels.append(int(label))
-    if not paths:
-        raise ValueError(f"{path}: expected a path and a label a line, got an empty file")
-    # one look tells a wrong root at once; a single missing image is named when it is opened
-    if not paths[0].is_file():
-        raise FileNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the images' folder (root)?")
-    return paths, labels
+    return Splits(split(True), split(False))
 
 
 def _timm_torch(name: str, root: Path) -> Splits:
+    if name in ("torch/image_folder", "torch/folder"):  # timm's names of the parts, and the walk of folder:
+        return read_folder(root, ("train", "training"), ("val", "valid", "eval", "evaluation", "validation"))
+
     def split(part: str) -> ImageDataset:
         try:
             data = _download(name, root, lambda: create_dataset(name, str(root), split=part, download=True))
         except AssertionError as error:  # timm's word for a name it does not know
-            raise ValueError(f"source: {error}; expected one of\n{SOURCES}") from error
+            raise InputError(f"source: {error}; expected one of\n{SOURCES}") from error
         if isinstance(getattr(data, "data", None), np.ndarray | Tensor):
-            labels = torch.as_tensor(data.targets)
-            return ArrayDataset(np.asarray(data.data), labels, _names(data.classes))
+            names = _names(data.classes)
+            return ArrayDataset(np.asarray(data.data), _labels(data.targets, names, f"{name}: {part}"), names)
         if hasattr(data, "imgs"):
+            names = _names(data.classes)
             paths, targets = zip(*data.imgs, strict=True)
-            return FileDataset(paths, torch.tensor(targets), _names(data.classes))
-        raise ValueError(f"source: {name} has no list of its images and labels; give them as folder:DIR or list:FILE")
+            return FileDataset(paths, _labels(targets, names, f"{name}: {part}"), names)
+        raise InputError(f"source: {name} has no list of its images and labels; give them as folder:DIR or list:FILE")
 
-    return split("train"), split("validation")
+    return Splits(split("train"), split("validation"))
 
 
 def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
@@ -311,16 +247,43 @@ def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
 
 
 def _timm_hfds(name: str, root: Path) -> Splits:
-    def split(part: str) -> ReaderDataset:
+    def reader_of(part: str) -> Any:
         try:
-            reader = create_dataset(name, str(root), split=part).reader
+            return create_dataset(name, str(root), split=part).reader
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
+            raise PackageError(
                 f"source: {name} needs Hugging Face's package datasets (pip install datasets): {error}"
             ) from error
-        labels = torch.tensor(reader.dataset[reader.label_key])
-        return ReaderDataset(reader, torch.arange(len(labels)), labels, list(reader.class_to_idx))
+        except (OSError, ValueError, KeyError) as error:  # no such data set, part or column; no network
+            raise InputError(f"source: {name}: {part}: {error}") from error
 
-    train = split("train")
-    held_out = "validation" if "validation" in (train.reader.dataset.info.splits or ()) else "test"
-    return train, split(held_out)
+    train = reader_of("train")
+    held_out = "validation" if "validation" in (train.dataset.info.splits or ()) else "test"
+    test = reader_of(held_out)
+    train_labels, test_labels = (
+        _integers(reader.dataset[reader.label_key], f"{name}: {part}")
+        for reader, part in ((train, "train"), (test, held_out))
+    )
+    # the column of labels may have no names
+    named = sorted(train.class_to_idx, key=train.class_to_idx.__getitem__)
+    names = named or numbered_classes(train_labels, lambda position: f"{name}: train: image {position}")
+
+    def split(reader: Any, labels: NDArray[np.integer[Any]], part: str) -> ReaderDataset:
+        return ReaderDataset(reader, torch.arange(len(labels)), _labels(labels, names, f"{name}: {part}"), names)
+
+    return Splits(split(train, train_labels, "train"), split(test, test_labels, held_out), named=bool(named))
+
+
+def _labels(values: Any, names: Sequence[str], where: str) -> Tensor:
+    """(N,) int64, in [0, C)."""
+    labels = _integers(values, where)
+    check_labels(labels, len(names), "the number of classes", lambda position: f"{where}: image {position}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _integers(values: Any, where: str) -> NDArray[np.integer[Any]]:
+    """(N,), N at least 1."""
+    labels = np.asarray(values[:])
+    if labels.ndim != 1 or len(labels) == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputTypeError(f"{where}: expected integer labels of shape (N,), got {labels.dtype} {labels.shape}")
+    return labels

@@ -124,8 +124,32 @@ def output_format(
 
 def fit_steps(bundle: DataBundle, size: int) -> list[Any]:
     if not isinstance(bundle.train, ArrayDataset):
-        return [Resize(size * 256 // 224), CenterCrop(size)]
+        return [CentreCrop(size * 256 // 224, size)]
     return [] if size == bundle.image_size else [Resize((size, size))]
+
+
+class CentreCrop:
+    """torchvision's Resize of the short side to `short` pixels, and CenterCrop to (size, size), size at most `short`.
+
+    Of an image that is over four times as long as wide, only the part that the crop keeps is resized: 2 x 6000 pixels
+    would become 256 x 768,000. Its values are torchvision's to within one level, those of other images the same.
+    """
+
+    def __init__(self, short: int, size: int) -> None:
+        self.short, self.size = short, size
+        self.resize, self.crop = Resize(short), CenterCrop(size)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if max(image.size) <= 4 * min(image.size):
+            return self.crop(self.resize(image))
+        (left, right), (top, bottom) = (self._kept(side, min(image.size)) for side in image.size)
+        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, right, bottom))
+
+    def _kept(self, side: int, shortest: int) -> tuple[float, float]:
+        """The ends of what the crop keeps of a side, in pixels of the image."""
+        resized = self.short * side // shortest
+        first = round((resized - self.size) / 2)
+        return first * side / resized, (first + self.size) * side / resized
 
 
 class Sometimes:

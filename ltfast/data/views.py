@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from ltfast.data.datasets import ImageDataset
 from ltfast.data.samplers import DualSampler, EpochSampler
 from ltfast.data.seeding import derive_seed, seeded
+from ltfast.errors import InputError
 
 
 class SeededViews(Dataset[tuple[Any, ...]]):
@@ -86,9 +87,9 @@ class NumberedBatches(Sampler[list[tuple[int, int]]]):
             ValueError: an argument is out of its range.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
         if isinstance(sampler, DualSampler) and batch_size % 2:
-            raise ValueError(f"batch_size: expected an even number for a dual sampler, got {batch_size}")
+            raise InputError(f"batch_size: expected an even number for a dual sampler, got {batch_size}")
         if start_draw < 0:
             raise ValueError(f"start_draw: expected at least 0, got {start_draw}")
         self.sampler = sampler

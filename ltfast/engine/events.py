@@ -11,12 +11,16 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar
 
+# Windows has no O_NOFOLLOW, and without O_BINARY changes line ends
+_APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
 
 class Events:
     """A file of events, which a run can do without: if it cannot be written, this is said once, and no more is.
 
-    Every value is in the file when `add` returns. (TensorBoard's own writer leaves it to a thread, which would show a
-    traceback of its own when the disk is full, and lose two minutes' values when the run is killed.)
+    The file is a new one, and no link is followed to it. Every value is in it when `add` returns. (TensorBoard's own
+    writer leaves it to a thread, which would show a traceback of its own when the disk is full, and lose two minutes'
+    values when the run is killed.)
 
     Args:
         out: the run's folder.
@@ -29,7 +33,7 @@ class Events:
         self.path = out / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
         self.say = say
         self.failed = False
-        self._write(Event(wall_time=now, file_version="brain.Event:2"))
+        self._write(Event(wall_time=now, file_version="brain.Event:2"), os.O_CREAT | os.O_EXCL)
         if purge_step is not None:
             self._write(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -37,11 +41,11 @@ class Events:
         """A scalar at an optimiser step of the run."""
         self._write(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
-    def _write(self, event: Any) -> None:
+    def _write(self, event: Any, flags: int = 0) -> None:
         if self.failed:
             return
         try:
-            with open(self.path, "ab") as file:
+            with os.fdopen(os.open(self.path, _APPEND | flags, 0o666), "ab") as file:
                 RecordWriter(file).write(event.SerializeToString())
         except OSError as error:
             self.failed = True

@@ -1,6 +1,7 @@
 """How much each parameter of a network matters to some images."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 from accelerate.utils import reduce, send_to_device
@@ -16,6 +17,8 @@ def parameter_importance(
     parameters: Sequence[nn.Parameter],
     batches: Iterable[Sequence[Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    *,
+    accumulate: int = 1,
 ) -> list[Tensor]:
     r"""The mean over batches of :math:`(w \, \partial L / \partial w)^2`: to first order, the square of what a batch's
     loss changes by when the parameter is set to zero.
@@ -29,6 +32,7 @@ def parameter_importance(
         batches: `(images, labels)`; under several processes each one's share of them, which may be of any sizes: the
             batches are those of all processes joined.
         loss: of scores and labels, a mean over the batch.
+        accumulate: so many consecutive batches count as one, as in an optimiser step.
 
     Returns:
         A tensor of each parameter's shape, float32 or float64.
@@ -44,18 +48,19 @@ def parameter_importance(
         for p in parameters:
             p.requires_grad_(True)
         while True:
-            batch = next(shares, None)
-            own = 0 if batch is None else len(batch[1])
+            window = list(islice(shares, accumulate))
+            own = sum(len(batch[1]) for batch in window)
             rows = int(reduce(torch.tensor(own, device=device), "sum"))
             if rows == 0:
                 break
-            if batch is None:
-                gradients = [torch.zeros_like(p) for p in parameters]
-            else:
+            gradients: list[Tensor] = []
+            for batch in window:
                 images, labels = send_to_device(batch, device, non_blocking=True)
                 with torch.enable_grad():
-                    value = loss(scores(images), labels) * (own / rows)
-                gradients = list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
+                    value = loss(scores(images), labels) * (len(labels) / rows)
+                more = list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
+                gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
+            gradients = gradients or [torch.zeros_like(p) for p in parameters]
             if own < rows:  # the others have the rest
                 joined = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
                 parts = joined.split([p.numel() for p in parameters])

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce, send_to_device
+from accelerate.utils import broadcast, find_batch_size, reduce, send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -33,9 +33,11 @@ from ltfast.engine.checkpoint import (
     save_checkpoint,
 )
 from ltfast.engine.events import Events
+from ltfast.engine.files import remove_partial_files
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
-from ltfast.engine.lock import locked
+from ltfast.engine.lock import Lock, locked
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.plot import plot_per_class
 from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
 from ltfast.engine.seeding import seed_everything
@@ -117,7 +119,8 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to other settings.
         TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
-        OSError: a file cannot be written, and the last checkpoint is whole; or another run is writing to `out`.
+        FolderError: another run is writing to `out`, or `out` was deleted or replaced under this one.
+        OSError: a file cannot be written, and the last checkpoint is whole.
     """
     return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator).execute()
 
@@ -152,15 +155,20 @@ class _Run:
         )
         self.interrupt = Interrupt()
         self.events: Events | None = None
+        self.lock: Lock | None = None
 
     def execute(self) -> dict[str, Any] | None:
-        with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+        with locked(self.out) if self.accelerator.is_main_process else nullcontext() as self.lock:
             return self._execute()
 
     def _execute(self) -> dict[str, Any] | None:
+        if self.accelerator.is_main_process:
+            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
         saved = self._load()
         if self.position.stage == len(self.plan.stages) and (report := self._written_report()):
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
+            if self.accelerator.is_main_process and not (self.out / PICTURE).exists():
+                plot_per_class(self.out / PICTURE, report, self.facts["class_names"], self.groups)
             return report
         if saved is None and self.accelerator.is_main_process:
             for name in (METRICS, PICTURE):  # of a run whose checkpoint was deleted
@@ -271,15 +279,17 @@ class _Run:
     ) -> dict[str, Tensor]:
         """One optimiser step; the values to log, on the device."""
         window = list(islice(batches, self.run.accumulate))
+        sizes = [find_batch_size(batch) for batch in window]
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(window):
+            parts = sum(sizes) / sizes[i]  # not its inverse: of equal batches, their number exactly
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             seed_everything(self.run.seed, number, _STEP, done, i, self.accelerator.process_index)
             with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
                 loss, logged = model(stage.prepare(batch))
-                self.accelerator.backward(loss / len(window))
+                self.accelerator.backward(loss / parts)
             for name, value in {"loss": loss, **logged}.items():
-                sums[name] = sums.get(name, 0) + value.detach() / len(window)
+                sums[name] = sums.get(name, 0) + value.detach() / parts
         stage.after_backward()
         if self.run.clip_norm is not None:
             self.accelerator.clip_grad_norm_(trained, self.run.clip_norm)
@@ -301,6 +311,7 @@ class _Run:
                 f"{self._kept()}. A lower --lr often helps, or --precision bf16"
             )
         if self.events:
+            self._check_folder()
             step = self._global_step()
             for name in window[-1]:
                 value = torch.stack([logged[name] for logged in window]).float().mean()
@@ -313,6 +324,7 @@ class _Run:
         if stage.evaluated:
             groups, num_classes = self.groups, len(self.class_counts)
             self.metrics = evaluate(stage, self.plan.test, groups, num_classes, self.accelerator)
+            self._check_folder()
             for name in ("top1", *groups):
                 value = self.metrics[name]
                 line += f"  {name} {'-' if value is None else f'{value:.1f}'}"
@@ -353,6 +365,7 @@ class _Run:
             "class_counts": list(self.class_counts),
             "settings": self.settings,
         }
+        self._check_folder()
         write_report(self.out, report, self.facts["class_names"], self.groups)
         return report
 
@@ -392,6 +405,7 @@ class _Run:
             stage.before_save()
         if not self.accelerator.is_main_process:
             return
+        self._check_folder()
         scaler = self.accelerator.scaler
         adapted = self.plan.adapted if self.position.stage == len(self.plan.stages) else None
         left_out = set() if adapted is None else adapted.left_out(self.modules)
@@ -431,6 +445,11 @@ class _Run:
         if self.position.stage < len(self.plan.stages):
             done += self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
         return done
+
+    def _check_folder(self) -> None:
+        """Before anything is written: the folder is still this run's."""
+        if self.lock is not None:
+            self.lock.check()
 
     def _kept(self) -> str:
         return f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from ltfast.engine.files import replace_file
+from ltfast.engine.picture import as_text, picture, shown
 
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _INK, _GREY, _GRID = "#262626", "#6e6e6e", "#e6e6e6"
@@ -17,19 +17,16 @@ _NAMED = 30  # up to so many classes, each has its name and its numbers
 _HALO = [withStroke(linewidth=3, foreground="white")]
 
 
+@picture
 def plot_per_class(
-    path: Path, report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
-) -> None:
+    report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
+) -> Figure:
     """Draw the accuracy of each class as bars, classes sorted by count, and the counts as a line.
 
     Args:
-        path: the PNG file to write.
         report: `per_class` and `class_counts` of length C, `top1`, and each group's accuracy.
         class_names: length C.
         groups: class indices of many, medium and few.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     counts: Sequence[int] = report["class_counts"]
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
@@ -80,9 +77,15 @@ def plot_per_class(
                 fontsize=10,
                 color="white" if inside else _INK,
             )
-        crowded = max(len(class_names[c]) for c in order) * len(order) > 100
-        labels = [f"{class_names[c]}{' · ' if crowded else chr(10)}{counts[c]:,}" for c in order]
-        bars.set_xticks(x, labels, rotation=45 if crowded else 0, ha="right" if crowded else "center", fontsize=9)
+        names = [shown(class_names[c]) for c in order]
+        crowded = max(map(len, names)) * len(order) > 100
+        labels = [f"{name}{' · ' if crowded else chr(10)}{counts[c]:,}" for name, c in zip(names, order, strict=True)]
+        placed: dict[str, Any] = {
+            "rotation": 45 if crowded else 0,
+            "ha": "right" if crowded else "center",
+            "fontsize": 9,
+        }
+        bars.set_xticks(x, labels, **placed, **as_text(labels))
         if crowded:
             for label in bars.get_xticklabels():
                 label.set_rotation_mode("anchor")
@@ -92,24 +95,22 @@ def plot_per_class(
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0, colors=tint)
 
-    shown = {name: report[name] for name in groups if report[name] is not None}
-    patches = [Patch(color=_COLOURS[name], label=f"{name}  {value:.1f} %") for name, value in shown.items()]
+    known = {name: report[name] for name in groups if report[name] is not None}
+    patches = [Patch(color=_COLOURS[name], label=f"{name}  {value:.1f} %") for name, value in known.items()]
     figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False)
-    figure.suptitle(f"All {report['top1']:.1f} %", x=0.012, ha="left", fontsize=12, fontweight="bold")
-    replace_file(path, lambda file: figure.savefig(file, format="png"))
+    top1 = "-" if report["top1"] is None else f"{report['top1']:.1f} %"
+    figure.suptitle(f"All {top1}", x=0.012, ha="left", fontsize=12, fontweight="bold")
+    return figure
 
 
-def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+@picture
+def plot_importance(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw how much each run's parameters matter to many, medium and few classes, as shares of the sum.
 
     Shares, because a loss that is small everywhere makes every importance small.
 
     Args:
-        path: the file to write: .png, .pdf or .svg.
         rows: of each run: `method`, and `importance`, a number or None for each group.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     figure = Figure(figsize=(max(5.0, 2.2 + 1.6 * len(rows)), 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -123,27 +124,24 @@ def plot_importance(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
             x = i + (j - (len(values) - 1) / 2) * 0.26
             axes.bar(x, share, width=0.24, color=_COLOURS[group], zorder=2)
             axes.annotate(f"{share:.0f}", (x, share), (0, 2), textcoords="offset points", ha="center", fontsize=9)
-    names = methods if unique else [f"{row['method']}\n{Path(name).name}" for name, row in rows.items()]
-    axes.set_xticks(range(len(rows)), names)
+    names = methods if unique else [f"{row['method']}\n{shown(Path(name).name)}" for name, row in rows.items()]
+    axes.set_xticks(range(len(rows)), names, **as_text(names))
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="share of the parameters' importance (%)")
     axes.grid(axis="y", color=_GRID, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, colors=_INK)
     handles = [Patch(color=colour, label=f"{group} classes") for group, colour in _COLOURS.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
-    replace_file(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
+    return figure
 
 
-def plot_choices(path: Path, shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> None:
+@picture
+def plot_choices(shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> Figure:
     """Draw which keys the test images of each class choose: a row a class, a column a key.
 
     Args:
-        path: the file to write: .png, .pdf or .svg.
         shares: (C, S), of the class's choices, in [0, 1].
         class_names: length C, in the order of the rows.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     classes, keys = len(shares), len(shares[0])
     named = classes <= _NAMED
@@ -152,9 +150,10 @@ def plot_choices(path: Path, shares: Sequence[Sequence[float]], class_names: Seq
     axes = figure.add_subplot()
     image = axes.imshow([[100 * share for share in row] for row in shares], cmap="Blues", vmin=0, aspect="auto")
     axes.set_xticks(range(keys), [str(i + 1) for i in range(keys)] if keys <= _NAMED else [""] * keys)
-    axes.set_yticks(range(classes) if named else [], class_names if named else [])
+    names = [shown(name) for name in class_names] if named else []
+    axes.set_yticks(range(len(names)), names, **as_text(names))
     axes.set(xlabel="key", ylabel="class, the most training images first")
     axes.tick_params(length=0, colors=_INK)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label="share of the class's choices (%)")
-    replace_file(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
+    return figure

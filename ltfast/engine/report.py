@@ -17,13 +17,14 @@ METRICS, PICTURE = "metrics.json", "per_class.png"
 def write_report(
     out: Path, report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write `per_class.png` and then `metrics.json` into a run's folder: the latter says that the run is finished.
+    """Write `metrics.json`, which says that the run is finished, and then `per_class.png` into a run's folder.
 
     Raises:
         OSError: a file cannot be written.
     """
-    plot_per_class(out / PICTURE, report, class_names, groups)
+    (out / PICTURE).unlink(missing_ok=True)  # of other numbers
     write_json(out / METRICS, report)
+    plot_per_class(out / PICTURE, report, class_names, groups)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

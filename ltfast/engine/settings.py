@@ -30,7 +30,7 @@ class RunSettings:
         False, "torch's deterministic algorithms alone: same bits from run to run on a GPU too, where it is slower"
     )
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "arithmetic of the model; fp16 needs a GPU")
-    accumulate: int = option(1, "batches whose gradients are averaged into one optimiser step")
+    accumulate: int = option(1, "batches an optimiser step: their gradients are averaged, each image counts the same")
     clip_norm: float | None = option(None, "largest gradient norm; none leaves gradients as they are")
     sync_batchnorm: bool = option(False, "under several processes, BatchNorm's statistics are of all their batches")
     workers: int = option(0, "processes that decode and augment images; 0 does it in the training process")

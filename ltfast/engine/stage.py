@@ -11,7 +11,8 @@ from ltfast.engine.optimisation import Optimisation
 
 
 class Batches(Protocol):
-    """A stage's training batches."""
+    """A stage's training batches: tensors, or nested tuples of them, whose first has an image a row. Under several
+    processes each has as many, of the same sizes."""
 
     def __len__(self) -> int:
         """Batches an epoch, at least 1."""
@@ -121,7 +122,8 @@ class Stage(Predictor):
         raise NotImplementedError
 
     def after_backward(self) -> None:
-        """Called before each optimiser step, with the gradients of all its batches: to zero those of frozen weights."""
+        """Called before each optimiser step, with the gradients of all its batches: to zero those of frozen weights.
+        With `--accumulate` an optimiser step has several batches, and `forward` is called once for each."""
 
     def after_step(self) -> None:
         """Called after each optimiser step: to move a momentum encoder, restore frozen weights, ..."""

@@ -165,6 +165,7 @@ class PruningStage(GroupStage):
         classes: Sequence[int],
         num_classes: int,
         share: float | None,
+        accumulate: int,
         **options: Any,
     ) -> None:
         """
@@ -174,6 +175,7 @@ class PruningStage(GroupStage):
             classes: the group's.
             num_classes: C.
             share: of the free weights, pruned in the end; None searches it.
+            accumulate: batches an optimiser step: the importance is measured on as many images at a time.
             options: see `GroupStage`.
         """
         super().__init__(name, batches, optimisation, **options)
@@ -181,6 +183,7 @@ class PruningStage(GroupStage):
         self.classes = classes
         self.num_classes = num_classes
         self.given = share
+        self.accumulate = accumulate
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
 
     def start(self) -> None:
@@ -195,7 +198,11 @@ class PruningStage(GroupStage):
 
         self.network.eval()
         return parameter_importance(
-            self.network, list(self.network.weights.values()), self.images(self.classes), self.loss
+            self.network,
+            list(self.network.weights.values()),
+            self.images(self.classes),
+            self.loss,
+            accumulate=self.accumulate,
         )
 
     def _searched(self) -> float:
@@ -378,6 +385,7 @@ def build(
                     classes=classes,
                     num_classes=bundle.num_classes,
                     share=shares[number],
+                    accumulate=run.accumulate,
                     **options,
                 )
             )

@@ -39,7 +39,7 @@ class Settings(BackboneSettings):
     beta: float = option(8.0, "weight of the other positives together, where an image's own key has 1")
     queue_size: int | None = option(None, "keys in the memory queue; none: 65536, or the number of training images")
     queue_sharded: bool = option(False, "under several processes, each holds a share of the queue, not all of it")
-    key_momentum: float = option(0.999, "share of the key encoder that stays at each step")
+    key_momentum: float = option(0.999, "share of the key encoder that stays at each optimiser step")
     feature_dim: int = option(128, "width of the projection head's output")
     pbsd_weight: float = option(1.5, "weight of the patches' self-distillation; 0 leaves it and the patches out")
     patches: int = option(5, "patches of an image")
@@ -50,7 +50,8 @@ class Settings(BackboneSettings):
     classifier_epochs: int = option(40, "epochs of the classifier's stage")
     classifier_lr: float | None = option(
         None,
-        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for 2048 a step",
+        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for 2048 images "
+        "an optimiser step",
     )
     classifier_batch_size: int = option(2048, "its images a batch and process, or as many as there are")
     classifier_augment: Literal["none", "basic", "cifar", "imagenet"] | None = option(
@@ -74,14 +75,14 @@ class Settings(BackboneSettings):
         check(self.classifier_epochs >= 1, "classifier_epochs", "at least 1", self.classifier_epochs)
         check(self.classifier_batch_size >= 1, "classifier_batch_size", "at least 1", self.classifier_batch_size)
 
-    def of_classifier(self, batch_size: int, world_size: int = 1) -> Optimisation:
-        """How the second stage is optimised, with batches of this size in each of so many processes."""
+    def of_classifier(self, batch_size: int, images: int) -> Optimisation:
+        """How the second stage is optimised, with batches of this size, and so many images an optimiser step."""
         milestones = sorted({self.classifier_epochs // 2, self.classifier_epochs * 3 // 4} - {0})
         return Optimisation(
             epochs=self.classifier_epochs,
             batch_size=batch_size,
             optimizer="momentum",
-            lr=10 * batch_size * world_size / 2048 if self.classifier_lr is None else self.classifier_lr,
+            lr=10 * images / 2048 if self.classifier_lr is None else self.classifier_lr,
             weight_decay=0.0,
             schedule="multistep" if milestones else "constant",
             milestones=tuple(milestones),
@@ -134,7 +135,7 @@ class ContrastStage(Stage):
             network: its backbone and projection head are trained.
             losses: with the queue.
             pbsd_weight: of the distillation; 0 leaves it out.
-            key_momentum: share of the key encoder that stays at each step.
+            key_momentum: share of the key encoder that stays at each optimiser step.
         """
         from timm.utils.model_ema import ModelEmaV3
 
@@ -168,7 +169,6 @@ class ContrastStage(Stage):
         maps, features = feature_map(self.network.backbone, query_images)
         query = self.network.projection(features)
         with torch.no_grad():
-            self.key_network.update(self.network)
             key = self.key_network.module.branches(key_images)[1]
         if self.pbsd_weight == 0:
             (contrast,) = self.queue_losses(query, key, labels)
@@ -185,6 +185,9 @@ class ContrastStage(Stage):
             total, logged = contrast + self.pbsd_weight * distillation, {"distillation": distillation}
         self.queue_losses.queue.enqueue(key, labels)
         return total, {"contrast": contrast, **logged}
+
+    def after_step(self) -> None:
+        self.key_network.update(self.network)
 
     def before_save(self) -> None:
         self.queue_losses.queue.collect()
@@ -278,10 +281,11 @@ def build(
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
         **shared,
     )
+    images = batch_size * world_size * min(run.accumulate, len(classifier_batches))
     classifier = ClassifierStage(
         "classifier",
         classifier_batches,
-        settings.of_classifier(batch_size, world_size),
+        settings.of_classifier(batch_size, images),
         network=network,
         loss=nn.CrossEntropyLoss(),
     )

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.data import class_groups, load
+from ltfast.data import check_images, class_groups, load
 from ltfast.engine import RunSettings
 from ltfast.engine.importance import parameter_importance
+from ltfast.errors import InputError
 from ltfast.methods.batches import class_batches
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.methods.restore import restore
@@ -54,8 +55,11 @@ def measure(
         profile=settings["profile"],
         root=facts["root"] if root is None else root,
     )
-    if bundle.class_counts != facts["class_counts"]:
-        raise ValueError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+    if settings.get("skip_broken", False):
+        bundle = check_images(bundle, skip_broken=True, splits=["train"])
+    names = facts["class_names"]
+    if bundle.class_counts != facts["class_counts"] or (bundle.named and bundle.class_names != names):
+        raise InputError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
     size = settings["image_size"] or facts["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()
@@ -78,7 +82,6 @@ def measure(
         return total / sum(value.numel() for value in values) * sum(counts[c] for c in classes) / batch_size
 
     classes = [c for c, count in enumerate(counts) if count]
-    names = bundle.class_names
     return {
         "method": settings["method"],
         "importance": {group: importance(members) for group, members in groups.items()},

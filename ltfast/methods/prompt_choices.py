@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ltfast.engine import RunSettings
+from ltfast.errors import InputError
 from ltfast.methods.lpt import GroupStage
 from ltfast.methods.restore import restore
 
@@ -26,12 +27,12 @@ def choices(
         the share of each key among its images' choices.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: see `restore`; or the run is another method's.
+        InputNotFoundError, CheckpointError, InputError: see `restore`; or the run is another method's.
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
     if not isinstance(predictor, GroupStage):
-        raise ValueError(f"checkpoint: expected a finished run of method lpt, got {trained.settings['method']}'s")
+        raise InputError(f"checkpoint: expected a finished run of method lpt, got {trained.settings['method']}'s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = predictor.to(device).eval().network
     counts = trained.facts["class_counts"]

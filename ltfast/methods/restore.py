@@ -1,17 +1,18 @@
 """A trained method from its checkpoint."""
 
-from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ltfast.data import DataBundle, load
+from ltfast.data import DataBundle, check_images, load
+from ltfast.data.class_names import with_classes
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.errors import InputError
 from ltfast.methods import METHODS, settings_of
+from ltfast.methods.match_classes import match_classes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Trained:
         settings: the run's.
         facts: what `facts_of` told of the training data.
         unfinished: where the run is, and what is evaluated, in words; None if it is finished.
+        left_out: which files were left out of the data, in words; None if none were.
     """
 
     plan: Plan
@@ -33,16 +35,16 @@ class Trained:
     settings: dict[str, Any]
     facts: dict[str, Any]
     unfinished: str | None
+    left_out: str | None
 
 
 def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any]:
     """What `restore` needs to know of the training data, as plain values."""
-    kind, _, name = source.partition(":")
     return {
-        # the paths of a run hold in any folder
-        "source": f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "list") else source,
+        "source": _absolute_source(source),
         "root": _absolute(root),
         "class_names": bundle.class_names,
+        "named": bundle.named,
         "class_counts": bundle.class_counts,
         "mean": list(bundle.mean),
         "std": list(bundle.std),
@@ -58,11 +60,15 @@ def restore(
     batch_size: int = 256,
     source: str | None = None,
     root: str | Path | None = None,
+    class_names: str | Path | None = None,
     aggregate: str | None = None,
+    skip_broken: bool | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
-    """The trained stages of a run, and test batches.
+    """The trained stages of a run, and test batches whose labels are the training's.
+
+    Classes are matched by name where the training and the data both have names, and by number where neither has.
 
     Args:
         checkpoint: the file, or the run's folder.
@@ -70,13 +76,17 @@ def restore(
         batch_size: test images a batch.
         source: the data whose test images to use; None means the run's own.
         root: folder of the images, as for `ltfast.data.load`; None means the run's own.
+        class_names: a text file with a name a line, line k + 1 for label k: the classes of the data or the training,
+            whichever has numbers alone.
         aggregate: how a method with sub-models weights them; None means the run's own way.
+        skip_broken: leave out test images that cannot be decoded; None means as the run did.
         rank, world_size: this process, and how many there are.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or no data.
+        InputNotFoundError: there is no checkpoint, or no data.
         CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
-        ValueError: the data's classes or channels are not those of the training, or the method cannot `aggregate` so.
+        InputError: the test images are of classes that the training did not have, the classes cannot be matched, the
+            channels are not the training's, or the method cannot `aggregate` so.
     """
     try:
         saved = load_checkpoint(checkpoint)
@@ -85,17 +95,27 @@ def restore(
     settings, facts = saved["settings"], saved["facts"]
     source = facts["source"] if source is None else source
     bundle = load(source, root=facts["root"] if root is None else root)
-    _check_classes(bundle.class_names, facts["class_names"], source)
+    if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
+        bundle = check_images(bundle, skip_broken=True, splits=["test"])
+    classes, labels = match_classes(
+        bundle,
+        source,
+        facts["class_names"],
+        facts.get("named", not facts["source"].startswith(("npz:", "list:"))),  # an older checkpoint does not say
+        own=_absolute_source(source) == facts["source"],
+        class_names=None if class_names is None else Path(class_names).expanduser(),
+    )
+    facts = {**facts, "class_names": classes}
+    test = with_classes(bundle.test, labels, classes)
     if bundle.channels != facts["channels"]:
-        raise ValueError(
+        raise InputError(
             f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
         )
 
     # a stand-in with the training's labels and the test images: building a method never asks for an image of it
     counts = torch.tensor(facts["class_counts"])
-    train = copy(bundle.test)
-    train.labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    bundle = replace(bundle, train=train, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    train = with_classes(test, torch.repeat_interleave(torch.arange(len(counts)), counts), classes)
+    bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
     names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
@@ -118,7 +138,7 @@ def restore(
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
-        return Trained(plan, plan.predictor, source, settings, facts, None)
+        return Trained(plan, plan.predictor, source, settings, facts, None, bundle.left_out)
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
     where = (
         f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
@@ -126,22 +146,15 @@ def restore(
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    return Trained(plan, stage, source, settings, facts, f"{where}; stage {stage.name} is evaluated as it is")
+    unfinished = f"{where}; stage {stage.name} is evaluated as it is"
+    return Trained(plan, stage, source, settings, facts, unfinished, bundle.left_out)
 
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _check_classes(got: Sequence[str], expected: Sequence[str], source: str) -> None:
-    if len(got) != len(expected):
-        raise ValueError(f"data: expected {len(expected)} classes, as in the training, got {len(got)} in {source}")
-    # arrays and lists number their classes: numbers are no names to compare with others
-    if all(map(str.isdecimal, got)) != all(map(str.isdecimal, expected)):
-        return
-    for number, (name, trained) in enumerate(zip(got, expected, strict=True)):
-        if name != trained:
-            raise ValueError(
-                f"data: expected the classes of the training, got {name!r} instead of {trained!r} "
-                f"as class {number} in {source}"
-            )
+def _absolute_source(source: str) -> str:
+    """The same data in any current folder."""
+    kind, _, name = source.partition(":")
+    return f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "list") else source

@@ -93,24 +93,10 @@ def test_eval_on_other_data_normalises_and_groups_as_in_training(run, tmp_path, 
     metrics, result = json.loads((run / "metrics.json").read_text()), json.loads(out.read_text())
     assert all(result[key] == metrics[key] for key in ("top1", "many", "medium", "few", "per_class"))
 
-    keep = labels < 9
+    keep = labels < 9  # the digits' names are their numbers
     np.savez(tmp_path / "d.npz", x_train=images[keep], y_train=labels[keep], x_test=images[keep], y_test=labels[keep])
-    assert main(["eval", "--checkpoint", str(run), "--data", f"npz:{tmp_path}/d.npz"]) == 2
-    assert "data: expected 10 classes, as in the training, got 9" in capsys.readouterr().err
-
-
-def test_eval_compares_the_names_of_classes(pets, capsys):
-    assert main([*PETS, "--data", "folder:pets", "--out", "run"]) == 0
-    for part in ("train", "test"):
-        (pets / part / "dog").rename(pets / part / "cow")
-    assert main(["eval", "--checkpoint", "run"]) == 2
-    error = capsys.readouterr().err
-    assert "--data: expected the classes of the training, got 'cow' instead of 'dog' as class 1 in folder:" in error
-    # numbers are no names: only how many there are can be compared
-    images, labels = np.zeros((3, 8, 8, 3), dtype=np.uint8), np.arange(3)
-    images[0] = 255
-    np.savez("d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    assert main(["eval", "--checkpoint", "run", "--data", "npz:d.npz"]) == 0
+    assert main(["eval", "--checkpoint", str(run), "--data", f"npz:{tmp_path}/d.npz", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["per_class"] == [*metrics["per_class"][:9], None]
 
 
 def test_eval_finds_the_runs_data_from_any_folder(pets, monkeypatch, tmp_path):
@@ -191,8 +177,9 @@ def test_names_are_shown_as_they_are(pets, capsys):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_broken_image_is_named_in_one_line(pets, workers, capsys):
-    (pets / "train" / "dog" / "3.png").write_text("no image")
-    assert main([*PETS, "--data", "folder:pets", "--out", "run", "--workers", workers]) == 1
+    path = pets / "train" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:100])  # cut off behind its header
+    assert main([*PETS, "--data", "folder:pets", "--out", "run", "--workers", workers]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ltfast: error: cannot decode image pets/train/dog/3.png")
     assert error.count("\n") == 1

@@ -20,6 +20,7 @@ from ltfast.data import (
     pareto_counts,
     sources,
 )
+from ltfast.errors import InputError
 
 RANDOM = np.random.RandomState(0)
 
@@ -82,16 +83,18 @@ def test_a_class_without_training_images_is_named(tmp_path):
     def with_labels(labels):
         return save(tmp_path, arrays(y_train=np.array(labels)))
 
-    with pytest.raises(ValueError, match=r"all 4 classes, 1 have none: 0; do its labels start at 1\?") as caught:
+    with pytest.raises(InputError, match=r"all 4 classes, 1 have none: 0; do its labels start at 1\?") as caught:
         load(with_labels([1, 2, 3] * 4))
     assert str(caught.value).startswith(f"npz:{tmp_path}")
+    with pytest.raises(InputError, match=r"all 4 classes, 2 have none: 0, 2$"):  # label 0 is not the only one
+        load(with_labels([1, 3] * 6))
     with pytest.raises(ValueError, match=r"all 12 classes, 9 have none: 1, 2, 3, 4, 5, \.\.\.$"):
         load(with_labels([0, 10, 11] * 4), imbalance=2)
     bundle = load(save(tmp_path, arrays(y_test=np.zeros(6, dtype=int))))
     assert bundle.test.class_counts == [6, 0, 0]
 
     with pytest.raises(ValueError, match=r"all 3 classes, 1 have none: 1$"):
-        load(make_list(tmp_path, train="a b/0.png 0\na b/1.png 2\n"), root=tmp_path / "images")
+        load(make_list(tmp_path, train="a b/0.png 0\na b/1.png 2\na b/2.png 2\n"), root=tmp_path / "images")
 
 
 # cifar10, cifar100: small files of the same form
@@ -178,10 +181,10 @@ def test_npz(tmp_path, shape, channels, column, dtype):
         ({"y_test": np.array(list("abcabc"))}, TypeError, "y_test: expected integers, got <U1"),
         ({"y_test": np.array([0, None] * 3)}, ValueError, "y_test cannot be read .*allow_pickle"),
         ({"y_train": np.arange(11) % 3}, ValueError, "train: images: expected as many .* 12 images and 11 labels"),
-        ({"y_test": np.eye(6, dtype=int)}, ValueError, r"test: labels: expected shape \(N,\) .* got \(6, 6\)"),
-        ({"y_test": np.arange(6)}, ValueError, r"test: labels: expected values in \[0, 3\), got 0 to 5"),
-        ({"y_train": np.arange(12) - 1}, ValueError, r"train: labels: expected values in \[0, 11\), got -1 to 10"),
-        ({"y_train": np.arange(0)}, ValueError, "y_train: expected labels, got none"),
+        ({"y_test": np.eye(6, dtype=int)}, ValueError, r"y_test: expected shape \(N,\) .* got \(6, 6\)"),
+        ({"y_test": np.arange(6)}, ValueError, r"y_test\[5\]: expected a label below 3, as in y_train, got 5"),
+        ({"y_train": np.arange(12) - 1}, ValueError, r"y_train\[0\]: expected a label of at least 0, got -1"),
+        ({"y_train": np.arange(0)}, ValueError, r"y_train: expected shape \(N,\) with N at least 1, got \(0,\)"),
         ({"x_test": noise(6, 5, 5, 3)}, ValueError, r"x_test: .*\(6, 6, 3\) as in x_train, got \(5, 5, 3\)"),
         (
             {"x_train": noise(12, 3, 6, 6), "x_test": noise(6, 3, 6, 6)},
@@ -217,7 +220,7 @@ def test_no_npz(tmp_path):
         load(f"npz:{tmp_path}/cut.npz")
     with open(tmp_path / "single.npz", "wb") as file:
         np.save(file, noise(3))
-    with pytest.raises(ValueError, match=r"single\.npz: expected a \.npz file, got a single array"):
+    with pytest.raises(ValueError, match=r"single\.npz: expected a \.npz file, and it is none"):
         load(f"npz:{tmp_path}/single.npz")
 
 
@@ -267,7 +270,7 @@ def test_bad_folders(tmp_path):
     source = make_folder(tmp_path / "c")
     (tmp_path / "c" / "train" / "empty").mkdir()
     with pytest.raises(
-        ValueError, match=r"folder:.*/c: expected training images of all 3 classes, 1 have none: empty$"
+        ValueError, match=r"folder:.*/c: expected training images of all 3 classes, 1 have none: empty \(it is empty\)"
     ):
         load(source)
     source = make_folder(tmp_path / "d", test_classes=())
@@ -317,7 +320,7 @@ def test_bad_lists(tmp_path):
             load(source, root=images)
     with pytest.raises(ValueError, match=r"Bees_LT_train\.txt: .* got an empty file"):
         load(make_list(tmp_path, train="\n"), root=images)
-    with pytest.raises(ValueError, match=r"Bees_LT_test\.txt: expected labels below 2 as in .*, got 5"):
+    with pytest.raises(ValueError, match=r"Bees_LT_test\.txt:1: expected a label below 2, as in .*, got 5"):
         load(make_list(tmp_path, test="a b/0.png 5\n"), root=images)
     with pytest.raises(FileNotFoundError, match=r"no image .*elsewhere/a b/0\.png; is .* the images' folder \(root\)"):
         load(make_list(tmp_path), root=tmp_path / "elsewhere")

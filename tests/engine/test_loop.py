@@ -75,6 +75,33 @@ def test_accumulating_two_batches_is_one_of_twice_the_size(tmp_path):
     torch.testing.assert_close(weights(tmp_path / "4"), weights(tmp_path / "8"), rtol=1e-5, atol=1e-6)
 
 
+class SizedBatches(toy.ToyBatches):
+    """Batches of given sizes, in the points' order."""
+
+    def __init__(self, *sizes):
+        super().__init__(0)
+        self.sizes = sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def epoch(self, epoch, skip):
+        yield from list(zip(self.points.split(self.sizes), self.labels.split(self.sizes), strict=True))[skip:]
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "sizes", "joined"),
+    [(3, (8, 8, 8, 8, 8), (24, 16)), (4, (12, 12, 12, 4), (40,)), (2, (10, 5, 10, 10, 5), (15, 20, 5))],
+)
+def test_each_image_of_an_optimiser_step_counts_the_same(accumulate, sizes, joined, tmp_path):
+    """Where the last step has fewer batches, and where a batch is smaller."""
+    for name, number, of_batches in (("several", accumulate, sizes), ("joined", 1, joined)):
+        plan = toy.toy_plan(stages=1, dropout=0.0, norm=False)
+        plan.stages[0].batches = SizedBatches(*of_batches)
+        toy.toy_train(tmp_path / name, plan, accumulate=number)
+    torch.testing.assert_close(weights(tmp_path / "several"), weights(tmp_path / "joined"), rtol=1e-5, atol=1e-6)
+
+
 def test_bf16_trains_float32_weights(tmp_path):
     seen = []
 

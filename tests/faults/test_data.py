@@ -1,13 +1,15 @@
 """Data that are not as they should be: a message that names what is wrong, or a run to its end."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from faults.conftest import METHODS, tiny, tiny_folder, tiny_npz
+from faults.conftest import METHODS, same_bits, tiny, tiny_folder, tiny_npz
 from ltfast.cli import main
+from ltfast.data import FileDataset
 from ltfast.engine.checkpoint import load_checkpoint
 
 FILES = ["--epochs", "1", "--batch-size", "4", "--image-size", "8"]
@@ -62,29 +64,93 @@ def test_one_image_a_class_is_trained_on(method, encoder, tmp_path):
     assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / "run")["model"].values())
 
 
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:120])
+
+
 FAULTS = {
     "no image": lambda path: path.write_bytes(b"no image"),
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:120]),
     "empty": lambda path: path.write_bytes(b""),
     "16 bits": lambda path: Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path),
-    "huge": lambda path: Image.new("1", (20_000, 20_000)).save(path),
+    "pipe": lambda path: path.unlink() or os.mkfifo(path),
 }
 
 
-@pytest.mark.parametrize(
-    ("part", "workers", "fault"),
-    [("train", "0", fault) for fault in FAULTS] + [("test", "0", "no image"), ("test", "2", "cut off")],
-)
-def test_an_image_that_cannot_be_decoded_is_named(part, workers, fault, tmp_path, capsys):
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_image_with_a_wrong_header_is_named_before_training(part, fault, tmp_path, capsys):
     source = tiny_folder(tmp_path / "d")
     broken = tmp_path / "d" / part / "b" / "1.png"
     FAULTS[fault](broken)
+    status, error = fails(["train", "--data", source, *FILES, "--out", tmp_path / "run"], capsys)
+    assert status == 2
+    assert f"cannot decode image {broken}: " in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("part", "workers"), [("train", "0"), ("train", "1"), ("test", "0"), ("test", "1")])
+def test_an_image_that_is_damaged_behind_its_header_is_named(part, workers, tmp_path, capsys):
+    source = tiny_folder(tmp_path / "d")
+    broken = tmp_path / "d" / part / "b" / "1.png"
+    cut_off(broken)
     out = tmp_path / "run"
     status, error = fails(["train", "--data", source, *FILES, "--workers", workers, "--out", out], capsys)
-    assert status == 1
+    assert status == 2
     assert f"cannot decode image {broken}: " in error
     # what was trained before the test images were looked at is kept
     assert (out / "checkpoint.pt").exists() == (part == "test")
+
+
+def test_images_that_cannot_be_decoded_can_be_left_out(tmp_path, capsys):
+    """Of training and testing; the run continues, is evaluated and looked into without them too."""
+    source = tiny_folder(tmp_path / "d", per_class=(7, 3))
+    good = tiny_folder(tmp_path / "good", per_class=(7, 3))
+    for part in ("train", "test"):
+        cut_off(tmp_path / "d" / part / "b" / "1.png")
+        (tmp_path / "good" / part / "b" / "1.png").unlink()
+    runs = {"skipped": [source, "--skip-broken"], "without": [good]}
+    for name, words in runs.items():
+        assert main(["train", *FILES, "--out", str(tmp_path / name), "--data", *words]) == 0
+        output = capsys.readouterr().out
+        assert "13 training images in 2 classes of 7 to 6, 5 test images" in output
+        for part, number in (("train", "1 of 14 training"), ("test", "1 of 6 test")):
+            line = f"left out {number} images:\n  cannot decode image {tmp_path}/d/{part}/b/1.png: "
+            assert (line in output) == (name == "skipped")
+    assert same_bits(tmp_path / "skipped", tmp_path / "without")
+
+    again = ["train", *FILES, "--out", str(tmp_path / "skipped"), "--data", *runs["skipped"]]
+    assert main(again) == 0
+    assert "holds a finished run of these settings" in capsys.readouterr().out
+    assert "skip_broken was True and is now False" in fails(again[:-1], capsys)[1]
+
+    assert main(["eval", "--checkpoint", str(tmp_path / "skipped")]) == 0
+    accuracy = json.loads((tmp_path / "skipped" / "eval.json").read_text())["per_class"]
+    assert accuracy == json.loads((tmp_path / "skipped" / "metrics.json").read_text())["per_class"]
+    words = ["eval", "--checkpoint", tmp_path / "without", "--data", source]
+    assert f"cannot decode image {tmp_path}/d/test/b/1.png" in fails(words, capsys)[1]
+    assert main([str(word) for word in [*words, "--skip-broken"]]) == 0
+    picture = str(tmp_path / "importance.png")
+    assert main(["report", "importance", str(tmp_path / "skipped"), "--images", "4", "--out", picture]) == 0
+
+
+def test_headers_are_looked_at_once_for_a_run(tmp_path, monkeypatch):
+    looked = []
+    look = FileDataset.check_header
+    monkeypatch.setattr(FileDataset, "check_header", lambda self, index: looked.append(index) or look(self, index))
+    words = ["train", "--data", tiny_folder(tmp_path / "d"), *FILES, "--out", str(tmp_path / "run")]
+    for _ in range(2):
+        assert main(words) == 0
+        assert len(looked) == 18
+
+
+def test_test_images_that_would_be_enormous_are_evaluated(tmp_path):
+    """Resizing all of them, not what the crop keeps, would take 12 GB each."""
+    source = tiny_folder(tmp_path / "d")
+    for part, size in (("train", (60_000, 1)), ("test", (60_000, 1)), ("test", (1, 60_000))):
+        path = tmp_path / "d" / part / "b" / f"{size[0]}.png"
+        Image.new("1", size).save(path)
+        assert path.stat().st_size < 30_000
+    assert main(["train", "--data", source, *FILES, "--image-size", "64", "--out", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

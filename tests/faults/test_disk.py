@@ -1,4 +1,4 @@
-"""A disk that is full. A link to /dev/full in a file's place makes writing fail as it does there."""
+"""A disk that is full: what is written goes to /dev/full, where writing fails as it does there."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from faults.conftest import same_bits, tiny, tiny_npz
 from ltfast.cli import main
+from ltfast.engine import events, files
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint
 from ltfast.engine.events import Events
 from ltfast.engine.loop import _Run
@@ -30,8 +31,21 @@ def whole(words, tmp_path_factory):
     return out
 
 
-def fill(path):
-    path.symlink_to("/dev/full")
+@pytest.fixture
+def fill(monkeypatch):
+    """Of a file's name: make writing it fail, once."""
+
+    def fill(name):
+        def open_full(path, mode):
+            if not path.name.startswith(name):
+                return open(path, mode)
+            monkeypatch.delattr(files, "open")
+            path.touch()
+            return open("/dev/full", "wb")
+
+        monkeypatch.setattr(files, "open", open_full, raising=False)
+
+    return fill
 
 
 def at_step(monkeypatch, number, act):
@@ -48,8 +62,8 @@ def at_step(monkeypatch, number, act):
     monkeypatch.setattr(_Run, "_step", step)
 
 
-def test_no_room_for_the_first_checkpoint(words, whole, tmp_path, capsys):
-    fill(tmp_path / f"{CHECKPOINT}.partial")
+def test_no_room_for_the_first_checkpoint(words, whole, tmp_path, capsys, fill):
+    fill(CHECKPOINT)
     assert main([*words, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == f"ltfast: error: cannot write {tmp_path}/{CHECKPOINT}: {FULL}; there is no earlier one\n"
@@ -57,9 +71,9 @@ def test_no_room_for_the_first_checkpoint(words, whole, tmp_path, capsys):
     assert same_bits(tmp_path, whole)
 
 
-def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeypatch):
+def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeypatch, fill):
     """The one before it stays as it is, and once there is room the run continues from it."""
-    at_step(monkeypatch, 7, lambda: fill(tmp_path / f"{CHECKPOINT}.partial"))
+    at_step(monkeypatch, 7, lambda: fill(CHECKPOINT))
     assert main([*words, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == f"ltfast: error: cannot write {tmp_path}/{CHECKPOINT}: {FULL}; the one before it is whole\n"
@@ -70,21 +84,23 @@ def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "per_class.png"])
-def test_no_room_for_the_report(name, words, whole, tmp_path, capsys):
-    fill(tmp_path / f"{name}.partial")
+def test_no_room_for_the_report(name, words, whole, tmp_path, capsys, fill):
+    fill(name)
     assert main([*words, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == f"ltfast: error: cannot write {tmp_path}/{name}: {FULL}; there is no earlier one\n"
-    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / name).exists()
+    assert (tmp_path / "metrics.json").exists() == (name == "per_class.png")  # the numbers are not lost
     assert main([*words, "--out", str(tmp_path)]) == 0  # nothing is trained again
     assert "train 2/2" not in capsys.readouterr().out
+    assert (tmp_path / name).exists()
     assert same_bits(tmp_path, whole)
 
 
-def test_no_room_for_the_weights_of_prompts(encoder, tmp_path, capsys):
+def test_no_room_for_the_weights_of_prompts(encoder, tmp_path, capsys, fill):
     source = tiny_npz(tmp_path / "d.npz", [6, 4])
     words = [*tiny("lpt", source, batch_size=4, encoder=encoder), "--out", str(tmp_path)]
-    fill(tmp_path / "weights.safetensors.partial")
+    fill("weights.safetensors")
     assert main(words) == 1
     assert f"cannot write {tmp_path}/weights.safetensors: {FULL}" in capsys.readouterr().err
     assert load_checkpoint(tmp_path)["position"] == {"stage": 1, "epoch": 0, "step": 0}
@@ -92,19 +108,18 @@ def test_no_room_for_the_weights_of_prompts(encoder, tmp_path, capsys):
     assert (tmp_path / "weights.safetensors").stat().st_size > 1000
 
 
-def test_no_room_for_the_result_of_eval(whole, tmp_path, capsys):
-    fill(tmp_path / "e.json.partial")
+def test_no_room_for_the_result_of_eval(whole, tmp_path, capsys, fill):
+    fill("e.json")
     assert main(["eval", "--checkpoint", str(whole), "--out", str(tmp_path / "e.json")]) == 1
     assert f"cannot write {tmp_path}/e.json: {FULL}" in capsys.readouterr().err
 
 
 def test_no_room_for_events_is_said_once_and_the_run_goes_on(words, whole, tmp_path, capsys, monkeypatch):
-    def full():
-        (events,) = tmp_path.glob("events.*")
-        events.unlink()
-        fill(events)
+    def full(file, record):
+        with open("/dev/full", "wb") as device:
+            device.write(record)
 
-    at_step(monkeypatch, 2, full)
+    at_step(monkeypatch, 2, lambda: monkeypatch.setattr(events.RecordWriter, "write", full))
     assert main([*words, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert shown.out.count(f"TensorBoard's events cannot be written any more: {FULL}; the run goes on") == 1
@@ -113,9 +128,9 @@ def test_no_room_for_events_is_said_once_and_the_run_goes_on(words, whole, tmp_p
 
 
 def test_events_are_in_the_file_at_once_and_purged_where_a_killed_run_continues(tmp_path):
-    events = Events(tmp_path, purge_step=None, say=pytest.fail)
+    first = Events(tmp_path, purge_step=None, say=pytest.fail)
     for step in range(1, 6):
-        events.add("loss", 0.5 * step, step)
+        first.add("loss", 0.5 * step, step)
     Events(tmp_path, purge_step=4, say=pytest.fail).add("loss", 10.0, 4)
     read = EventAccumulator(str(tmp_path))
     read.Reload()

@@ -1,4 +1,4 @@
-"""Nothing that comes from a stranger is run: no checkpoint, no data, no recipe."""
+"""Nothing that comes from a stranger is run: no checkpoint, no data, no recipe; and no link of theirs is written to."""
 
 import ast
 import os
@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from faults.conftest import tiny, tiny_npz
+from ltfast.bench import pictures
 from ltfast.cli import main
+from ltfast.engine import events
+from ltfast.engine.export import save_program
+from ltfast.engine.files import remove_partial_files, replace_file
+from ltfast.engine.plot import plot_choices
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
@@ -149,3 +154,152 @@ def test_a_recipe_runs_no_code(line, tmp_path, capsys):
 def test_an_option_runs_no_code(flag, tmp_path, capsys):
     words = f"{flag}=!!python/object/apply:os.mkdir [{tmp_path / 'mine'}]"
     refused(["train", words, "--out", tmp_path / "run"], tmp_path, capsys)
+
+
+@pytest.fixture(scope="module")
+def lpt_run(encoder, tmp_path_factory):
+    """A finished run that writes all that runs write."""
+    out = tmp_path_factory.mktemp("lpt")
+    source = tiny_npz(out / "data.npz", [6, 4])
+    words = [*tiny("lpt", source, batch_size=4, encoder=encoder), "--out", str(out / "run")]
+    assert main(words) == 0
+    return words, out / "run"
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Of a folder and names: links in place of the files, and of what they might be called while they are written, to
+    files of the user's, which must stay as they are."""
+    victims = []
+
+    def plant(folder, *names):
+        for name in names:
+            for link in (folder / name, folder / f"{name}.partial"):
+                victim = tmp_path / f"victim{len(victims)}"
+                victim.write_text("the user's")
+                link.unlink(missing_ok=True)
+                link.symlink_to(victim)
+                victims.append(victim)
+
+    yield plant
+    assert victims
+    assert all(victim.read_text() == "the user's" for victim in victims)
+
+
+def written(folder, *names):
+    assert all(not (folder / name).is_symlink() and (folder / name).stat().st_size > 100 for name in names)
+    left = [path for path in folder.glob("*.partial") if not path.is_symlink()]
+    assert not left
+
+
+def test_a_run_writes_through_no_link(lpt_run, planted, tmp_path):
+    words, _ = lpt_run
+    names = ("metrics.json", "per_class.png", "weights.safetensors")
+    planted(tmp_path, *names)
+    (tmp_path / "checkpoint.pt.partial").symlink_to(tmp_path / "victim0")
+    assert main([*words[:-1], str(tmp_path)]) == 0
+    written(tmp_path, *names, "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (["eval", "--checkpoint", "RUN"], ["eval.json"]),
+        (["report", "importance", "RUN", "--out", "RUN/i.png"], ["i.png", "i.json"]),
+        (["report", "prompts", "RUN", "--out", "RUN/p.svg"], ["p.svg", "p.json"]),
+    ],
+    ids=["eval", "importance", "prompts"],
+)
+def test_a_command_writes_through_no_link(command, names, lpt_run, planted):
+    _, run = lpt_run
+    planted(run, *names)
+    assert main([word.replace("RUN", str(run)) for word in command]) == 0
+    written(run, *names)
+
+
+def test_an_exported_program_is_written_through_no_link(planted, tmp_path):
+    planted(tmp_path, "model.pt2")
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    save_program(tmp_path / "model.pt2", program, {"class_names": ["a", "b"]})
+    written(tmp_path, "model.pt2")
+
+
+def test_a_bench_s_pictures_are_written_through_no_link(planted, tmp_path):
+    machine = dict.fromkeys(("machine", "threads", "torch", "commit"), "x")
+    work = {"bytes": 1.0, "flops": 1.0, "exps": 0.0, "median_ms": 1.0, "least_ms": 1.0, "times_ltfast": 1.0}
+    rows = [
+        {"case": "a", "op": "a", "dtype": "float32", "implementation": name, **work} for name in ("ltfast", "eager")
+    ]
+    ceilings = {"flops": {"float32": 1e12}, "bytes": 1e11, "exps": 1e10}
+    results = {"machine": machine, "rows": rows, "ceilings": ceilings}
+    planted(tmp_path, "speedups.png", "roofline.png")
+    assert pictures.speedups(tmp_path / "speedups.png", results)
+    assert pictures.roofline(tmp_path / "roofline.png", results)
+    written(tmp_path, "speedups.png", "roofline.png")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_events_are_written_through_no_link(when, planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(events.time, "time", lambda: 1.0)
+    monkeypatch.setattr(events.time, "monotonic_ns", lambda: 2)
+    said = []
+    name = events.Events(tmp_path / "none", purge_step=None, say=said.append).path.name
+    said.clear()
+    if when == "before":
+        planted(tmp_path, name)
+    writer = events.Events(tmp_path, purge_step=None, say=said.append)
+    if when == "meanwhile":
+        planted(tmp_path, name)
+    writer.add("loss", 1.0, 1)
+    assert len(said) == 1
+    assert "TensorBoard's events cannot be written any more" in said[0]
+
+
+def test_a_new_file_can_be_read_as_the_umask_says_and_a_device_is_no_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        replace_file(tmp_path / "f", lambda file: file.write(b"x"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match=f"cannot write {tmp_path}/{name}: something else than a file is there"):
+            replace_file(tmp_path / name, lambda file: file.write(b"x"))
+    assert {path.name for path in tmp_path.iterdir()} == {"f", "pipe", "folder"}
+
+
+def test_what_killed_runs_left_is_removed_and_no_more(lpt_run, tmp_path):
+    words, _ = lpt_run
+    digits = "0123456789abcdef"
+    own = [f"checkpoint.pt.{digits}.partial", f"metrics.json.{digits}.partial"]
+    others = [f"eval.json.{digits}.partial", "checkpoint.pt.partial", f"checkpoint.pt.{digits}.partial.txt"]
+    for name in (*own, *others):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f"weights.safetensors.{digits}.partial").symlink_to(tmp_path / others[0])
+    (tmp_path / f"per_class.png.{digits}.partial").mkdir()
+    remove_partial_files(tmp_path, ("checkpoint.pt", "metrics.json", "weights.safetensors", "per_class.png"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *others,
+        f"weights.safetensors.{digits}.partial",
+        f"per_class.png.{digits}.partial",
+    }
+    (tmp_path / own[0]).write_text("half")
+    assert main([*words[:-1], str(tmp_path)]) == 0
+    assert not (tmp_path / own[0]).exists()
+
+
+def test_a_writer_that_fails_in_whatever_way_leaves_nothing(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / "f", fail)
+    with pytest.raises(
+        OSError, match=r"cannot write .*f: \[Errno 2\] No such file or directory; there is no earlier one$"
+    ):
+        replace_file(tmp_path / "nowhere" / "f", fail)
+    assert not plot_choices(tmp_path / "f.nothing", [[1.0]], ["a"])
+    assert not list(tmp_path.iterdir())

@@ -85,6 +85,8 @@ def test_the_key_encoder_follows_slowly():
         for p in stage.network.parameters():
             p += 1
     stage(next(stage.batches.epoch(0, 0)))
+    assert all(torch.equal(old, new) for old, new in zip(before, stage.key_network.parameters(), strict=True))
+    stage.after_step()
     for old, new in zip(before, stage.key_network.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
     assert stage.train().key_network.module.training
@@ -113,7 +115,7 @@ def test_the_classifier_sees_classes_alike_and_new_draws():
 
 @pytest.mark.parametrize(("epochs", "milestones"), [(40, (20, 30)), (8, (4, 6)), (3, (1, 2)), (2, (1,)), (1, None)])
 def test_the_classifier_s_learning_rate_falls_twice(epochs, milestones):
-    optimisation = settings_of("dscl", {"classifier_epochs": epochs}).of_classifier(256)
+    optimisation = settings_of("dscl", {"classifier_epochs": epochs}).of_classifier(64, 256)
     assert optimisation.lr == 1.25
     assert (optimisation.schedule == "multistep") == (milestones is not None)
     assert milestones is None or optimisation.milestones == milestones
@@ -144,6 +146,7 @@ def test_learns_the_digits():
                 stage(batch)[0].backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                stage.after_step()
     stage.eval()
     with torch.no_grad():
         right = torch.cat([stage.predict(images).argmax(1) == labels for images, labels in plan.test])
@@ -154,9 +157,10 @@ def test_learns_the_digits():
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     command = ["train", "--config", "dscl/digits", "--epochs", "2", "--classifier-epochs", "1", "--queue-size", "100"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    steps = []
+    steps, after_step = [], ContrastStage.after_step
 
     def interrupt_once(stage):
+        after_step(stage)
         steps.append(stage.epoch)
         if len(steps) == 6:  # of 8, in the second epoch; the queue has gone round
             os.kill(os.getpid(), signal.SIGINT)

@@ -67,3 +67,14 @@ def test_a_damaged_checkpoint_is_not_to_be_deleted(checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"is truncated, damaged or no checkpoint \(\w+\)$"):
         restore(checkpoint, run=RunSettings())
+
+
+def test_a_checkpoint_that_does_not_say_whether_its_classes_have_names(checkpoint, tmp_path):
+    """An array's have numbers."""
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["facts"]["named"]
+    save_checkpoint(checkpoint, {name: value for name, value in saved.items() if name != "format"})
+    assert restore(checkpoint, run=RunSettings()).facts["class_names"] == ["0", "1", "2"]
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    assert restore(checkpoint, run=RunSettings(), class_names=names).facts["class_names"] == ["a", "b", "c"]

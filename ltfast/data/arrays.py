@@ -1,0 +1,88 @@
+"""`npz:FILE`: images and labels as arrays in a file."""
+
+import math
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ltfast.data.datasets import ArrayDataset
+from ltfast.data.files import check_file, check_memory
+from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.splits import Splits
+from ltfast.errors import InputError, InputTypeError
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_npz(path: Path) -> Splits:
+    """The arrays `x_train`, `y_train`, `x_test` and `y_test` of a `.npz` file.
+
+    Raises:
+        InputNotFoundError: there is no such file.
+        InputError: it is no `.npz` file, lacks an array, does not fit into memory, or holds a wrong shape or label.
+        InputTypeError: an array has a wrong dtype.
+    """
+    arrays = _read_arrays(path)
+    shape = arrays["x_train"].shape[1:]
+    if arrays["x_test"].shape[1:] != shape:
+        raise InputError(
+            f"{path}: x_test: expected images of shape {shape} as in x_train, got {arrays['x_test'].shape[1:]}"
+        )
+    train_labels, test_labels = (_labels(path, name, arrays[name]) for name in ("y_train", "y_test"))
+    names = numbered_classes(train_labels, lambda position: f"{path}: y_train[{position}]")
+    check_labels(test_labels, len(names), "as in y_train", lambda position: f"{path}: y_test[{position}]")
+
+    def split(part: str, labels: NDArray[np.integer[Any]]) -> ArrayDataset:
+        try:
+            return ArrayDataset(arrays[f"x_{part}"], torch.from_numpy(labels.astype(np.int64)), names)
+        except TypeError as error:
+            raise InputTypeError(f"{path}: {part}: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{path}: {part}: {error}") from error
+
+    return Splits(split("train", train_labels), split("test", test_labels), named=False)
+
+
+def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """(N,), N at least 1."""
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputTypeError(f"{path}: {name}: expected integers, got {array.dtype}")
+    labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if labels.ndim != 1 or len(labels) == 0:
+        raise InputError(f"{path}: {name}: expected shape (N,) with N at least 1, got {array.shape}")
+    return labels
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    check_file("npz", path)
+    try:
+        archive = ZipFile(path)
+    except Exception as error:  # a damaged or forged archive makes zipfile raise almost anything
+        raise InputError(f"{path}: expected a .npz file, and it is none ({error})") from error
+    with archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if not members.keys() >= set(_NAMES):
+            raise InputError(f"{path}: expected the arrays {', '.join(_NAMES)}, got {list(members)}")
+        check_memory(f"{path}: its arrays", sum(members[name].file_size for name in _NAMES))
+        return {name: _read_array(archive, members[name], f"{path}: {name}") for name in _NAMES}
+
+
+def _read_array(archive: ZipFile, member: ZipInfo, name: str) -> NDArray[Any]:
+    try:
+        # numpy allocates what an array's header claims before it reads
+        with archive.open(member) as file:
+            major, _ = npy.read_magic(file)
+            shape, _, dtype = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(file)
+            claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if claimed != held and not dtype.hasobject:
+            raise ValueError(f"its header claims {claimed:,} bytes, shape {shape} of {dtype}, and it has {held:,}")
+        with archive.open(member) as file:
+            array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    except Exception as error:  # as above, and numpy
+        raise InputError(f"{name} cannot be read ({error})") from error
+    return array

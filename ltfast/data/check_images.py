@@ -1,0 +1,125 @@
+"""Looking at images before a run uses them, so that one bad file does not end it hours later."""
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import distributed
+
+from ltfast.data.bundle import DataBundle
+from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset
+from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
+from ltfast.errors import InputError
+
+_SHOWN = 5  # images that a message names
+_BrokenImage = ImageDecodeError | ImageNotFoundError
+
+
+def check_images(
+    bundle: DataBundle,
+    *,
+    skip_broken: bool = False,
+    splits: Collection[Literal["train", "test"]] = ("train", "test"),
+) -> DataBundle:
+    """Refuse images that cannot be decoded, or leave them out.
+
+    Files are looked at in threads; where `torch.distributed` is set up, each process looks at its share, and all must
+    call this. The first process shows a progress bar on a terminal.
+
+    Args:
+        bundle: the data.
+        skip_broken: decode every image, and leave out those that cannot be decoded; the first process prints how many
+            these are, and their names. Otherwise only the headers of a `FileDataset` are read: format, mode and size.
+            A file that is damaged behind its header is then named when it is decoded.
+        splits: which images to look at.
+
+    Returns:
+        The bundle, without the images that are left out.
+
+    Raises:
+        ImageNotFoundError, ImageDecodeError: a file is missing, or its header is wrong; the message says how many are.
+        InputError: `skip_broken` leaves a class without training images, or no test image.
+    """
+    return replace(
+        bundle,
+        train=_checked(bundle.train, "train", skip_broken) if "train" in splits else bundle.train,
+        test=_checked(bundle.test, "test", skip_broken) if "test" in splits else bundle.test,
+    )
+
+
+def _checked(images: ImageDataset, split: str, skip_broken: bool) -> ImageDataset:
+    if isinstance(images, ArrayDataset) or not (skip_broken or isinstance(images, FileDataset)):
+        return images
+    what = "training images" if split == "train" else "test images"
+    rank, world_size = (
+        (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    )
+    console = Console(quiet=rank != 0, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    look = images.check_header if isinstance(images, FileDataset) and not skip_broken else images.image
+    broken = _look_at(look, range(rank, len(images), world_size), console, f"checking {what}")
+    if world_size > 1:
+        shares: list[Any] = [None] * world_size
+        distributed.all_gather_object(shares, broken)
+        broken = {index: error for share in shares for index, error in share.items()}
+    broken = dict(sorted(broken.items()))
+    if not broken:
+        return images
+    if not skip_broken:
+        raise _refusal(list(broken.values()), f"{len(images):,} {what}")
+    kept = torch.tensor([index for index in range(len(images)) if index not in broken], dtype=torch.int64)
+    _check_left(images, kept, broken, split)
+    console.print(f"left out {len(broken):,} of {len(images):,} {what}:")
+    for error in list(broken.values())[:_SHOWN]:
+        console.print(f"  {error}")
+    if len(broken) > _SHOWN:
+        console.print(f"  and {len(broken) - _SHOWN:,} more")
+    return images.subset(kept)
+
+
+def _look_at(look: Callable[[int], Any], indices: range, console: Console, title: str) -> dict[int, _BrokenImage]:
+    """What is wrong with the images at `indices`, where something is."""
+    threads = min(32, (os.cpu_count() or 1) + 4)  # as concurrent.futures has it: for waiting, and for decoding
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        ThreadPool(threads) as pool,
+    ):
+        errors = pool.imap(partial(_error, look), indices, chunksize=16)
+        pairs = zip(indices, progress.track(errors, total=len(indices), description=title), strict=True)
+        return {index: error for index, error in pairs if error is not None}
+
+
+def _error(look: Callable[[int], Any], index: int) -> _BrokenImage | None:
+    try:
+        look(index)
+    except (ImageDecodeError, ImageNotFoundError) as error:
+        return type(error)(str(error))  # without the traceback, which would hold on to the file's content
+    return None
+
+
+def _refusal(errors: list[_BrokenImage], what: str) -> _BrokenImage:
+    first, others = errors[0], errors[1:]
+    more = "".join(f"; {error}" for error in others[: _SHOWN - 1]) + ("; ..." if len(errors) > _SHOWN else "")
+    return type(first)(f"{first}{more} ({len(errors):,} of {what}; --skip-broken leaves out what cannot be decoded)")
+
+
+def _check_left(images: ImageDataset, kept: torch.Tensor, broken: dict[int, _BrokenImage], split: str) -> None:
+    """Whether every class has training images, and there is a test image."""
+    if split == "test":
+        if len(kept) == 0:
+            raise InputError(f"none of the {len(images):,} test images can be decoded: {next(iter(broken.values()))}")
+        return
+    left = torch.bincount(images.labels[kept], minlength=len(images.class_names))
+    emptied = [label for label in images.labels.unique().tolist() if left[label] == 0]
+    if emptied:
+        names = ", ".join(images.class_names[label] for label in emptied[:_SHOWN])
+        first = next(error for index, error in broken.items() if images.labels[index] == emptied[0])
+        raise InputError(
+            f"expected training images of all {len(images.class_names)} classes; of {len(emptied)}, none can be "
+            f"decoded: {names}{', ...' if len(emptied) > _SHOWN else ''} ({first})"
+        )

@@ -1,0 +1,174 @@
+"""`folder:DIR`: a folder of images for each class."""
+
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ltfast.data.datasets import FileDataset
+from ltfast.data.formats import FORMATS, extensions
+from ltfast.data.splits import Splits
+from ltfast.errors import InputError, InputNotFoundError
+
+_EXAMPLES = 3  # of what was left out, for each reason
+
+
+def read_folder(root: Path, train: Sequence[str] = ("train",), held_out: Sequence[str] = ("test", "val")) -> Splits:
+    """The images below a folder, whose training part and test part have a folder for each class.
+
+    The classes are the folders of the training part, in the order of their names. The images of a class are the files
+    in its folder and in folders below it whose extension is one of `ltfast.data.formats`. A link to a file counts as
+    the file, wherever it leads. `root` and its two parts may be links.
+
+    Hidden files and folders (`.name`), files that are no images, files beside the classes' folders and special files
+    (FIFOs, sockets, devices) are left out; `left_out` counts them.
+
+    Args:
+        root: the folder.
+        train, held_out: names of the parts' folders; the first that exists is taken.
+
+    Raises:
+        InputNotFoundError: a folder is missing, or there are no test images.
+        InputError: a class has no training images, or has images in several folders below its own and none in it; the
+            test part has other classes; a link leads to a folder outside of `root`, or to one that is read anyway; a
+            folder cannot be read.
+    """
+    parts = [_first_folder(root, names, train, held_out) for names in (train, held_out)]
+    walk = _Walk(root, parts)
+    names, files = walk.classes(parts[0])
+    present, test_files = walk.classes(parts[1])
+    if not names:
+        raise InputError(f"{parts[0]}: expected a folder for each class, got none")
+    empty = [name for name in names if not files[name]]
+    if empty:
+        shown = ", ".join(f"{name} ({_content(parts[0] / name)})" for name in empty[:5])
+        raise InputError(
+            f"folder:{root}: expected training images of all {len(names)} classes, {len(empty)} have none: {shown}"
+            f"{', ...' if len(empty) > 5 else ''}; images are files of the formats {', '.join(FORMATS)}"
+        )
+    unknown = sorted(set(present) - set(names))
+    if unknown:
+        raise InputError(f"{parts[1]}: expected the classes of {parts[0]}, got {unknown[:5]} besides")
+    if not any(test_files.values()):
+        raise InputNotFoundError(f"{parts[1]}: no images")
+
+    def split(files: dict[str, list[str]]) -> FileDataset:
+        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
+        return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
+
+    return Splits(split(files), split(test_files), left_out=walk.left_out())
+
+
+def _first_folder(root: Path, names: Sequence[str], *all_names: Sequence[str]) -> Path:
+    folder = next((root / name for name in names if (root / name).is_dir()), root / names[-1])
+    if not folder.is_dir():
+        expected = " and ".join(" or ".join(f"{name}/" for name in part) for part in all_names)
+        missing = folder if root.is_dir() else root
+        raise InputNotFoundError(f"folder: no folder {missing}; expected {expected} in {root}")
+    return folder
+
+
+def _content(folder: Path) -> str:
+    """What a folder without images has, in words."""
+    names = sorted(os.listdir(folder))
+    shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
+    return f"it holds {shown}{', ...' if len(names) > _EXAMPLES else ''}" if names else "it is empty"
+
+
+class _Walk:
+    """A look at all folders of a data set, each once."""
+
+    def __init__(self, root: Path, parts: Sequence[Path]) -> None:
+        self.root = root
+        self.inside = [os.path.realpath(folder) for folder in (root, *parts)]  # where links may lead
+        self.seen = {self.inside[0]: str(root)}  # each folder's real path, and how it was reached
+        self.counts: Counter[str] = Counter()
+        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def classes(self, part: Path) -> tuple[list[str], dict[str, list[str]]]:
+        """The names of the classes in order, and the paths of each one's images."""
+        real = os.path.realpath(part)
+        folders, images = self._look(str(part), real)
+        for image in images:
+            self._leave_out("beside the class folders", image)
+        for name in folders:
+            if os.fsencode(name).decode(errors="replace") != name:
+                raise InputError(f"{part}: expected class names in UTF-8, got {name!r}; rename the folder")
+        return list(folders), {name: self._images(os.path.join(part, name), folders[name]) for name in folders}
+
+    def _images(self, folder: str, real: str) -> list[str]:
+        """The paths of the images of a class."""
+        found, pending = {}, [(folder, real)]
+        while pending:
+            current, real = pending.pop()
+            folders, images = self._look(current, real)
+            pending += [(os.path.join(current, name), target) for name, target in folders.items()]
+            if images:
+                found[current] = images
+        if found and (common := os.path.commonpath(found)) not in found:
+            below = sorted({os.path.relpath(path, common).split(os.sep)[0] for path in found})
+            raise InputError(
+                f"{common}: expected the images of one class, got folders of images and no image beside them "
+                f"({', '.join(below[:_EXAMPLES])}{', ...' if len(below) > _EXAMPLES else ''}). If each of these is a "
+                f"class, move it up into {os.path.dirname(folder)}; if not, move their images into {common}"
+            )
+        return [image for path in sorted(found) for image in found[path]]
+
+    def _look(self, folder: str, real: str) -> tuple[dict[str, str], list[str]]:
+        """The names of the folders in a folder, with their real paths, and the paths of the images, each in order."""
+        if real in self.seen:
+            raise InputError(f"{folder} and {self.seen[real]} are the same folder; remove the link")
+        self.seen[real] = folder
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
+        folders, images, known = {}, [], extensions()
+        for entry in ordered:
+            kind = stat.S_IFREG if entry.is_file(follow_symlinks=False) else _kind(entry)
+            if entry.name.startswith("."):
+                self._leave_out("hidden", entry.path)
+            elif kind == stat.S_IFDIR:
+                folders[entry.name] = self._target(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+            elif kind not in (stat.S_IFREG, stat.S_IFLNK):  # a broken link is named when its image is opened
+                self._leave_out("FIFOs, sockets or devices", entry.path)
+            elif entry.name[entry.name.rfind(".") :].lower() in known:
+                images.append(entry.path)
+            else:
+                self._leave_out("no images", entry.path)
+        return folders, images
+
+    def _target(self, link: str) -> str:
+        target = os.path.realpath(link)
+        if not any(Path(target).is_relative_to(folder) for folder in self.inside):
+            raise InputError(
+                f"{link}: expected no link to a folder outside of {self.root}, got one to {target}; "
+                "copy that folder, or name its images in a list (list:FILE)"
+            )
+        return target
+
+    def _leave_out(self, reason: str, path: str) -> None:
+        self.counts[reason] += 1
+        if self.counts[reason] <= _EXAMPLES:
+            self.examples[reason].append(repr(os.path.relpath(path, self.root)))
+
+    def left_out(self) -> str | None:
+        if not self.counts:
+            return None
+        reasons = (
+            f"{count} {reason} ({', '.join(self.examples[reason])}{', ...' if count > _EXAMPLES else ''})"
+            for reason, count in sorted(self.counts.items())
+        )
+        return f"left out of {self.root}: {', '.join(reasons)}"
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """The type bits of what an entry is or leads to; of a broken link, a link's."""
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

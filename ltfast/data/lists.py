@@ -1,0 +1,81 @@
+"""`list:FILE`: a file with a path and a label a line."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ltfast.data.datasets import FileDataset
+from ltfast.data.files import check_file, read_lines
+from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.splits import Splits
+from ltfast.errors import InputError, InputNotFoundError
+
+_BLANKS = " \t"  # other white space may be part of a file's name
+_DIGITS = 18  # a label of so many fits into 64 bits
+
+
+class _List(NamedTuple):
+    paths: list[str]
+    labels: NDArray[np.int64]  # (N,)
+    lines: list[int]  # the number of each one's line
+
+
+def read_lists(path: Path, root: Path) -> Splits:
+    """The images that a training list and the test list beside it name.
+
+    Args:
+        path: the training list; "train" in its name is "test" or "val" in the other's.
+        root: the folder of the images.
+
+    Raises:
+        InputNotFoundError: a list is missing, or the first image of one.
+        InputError: a list cannot be read, or a line has no path and label; the message names the line.
+    """
+    if "train" not in path.name:
+        raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
+    check_file("list", path)
+    before, _, after = path.name.rpartition("train")
+    candidates = [path.with_name(before + part + after) for part in ("test", "val")]
+    held_out = next((file for file in candidates if os.path.lexists(file)), None)
+    if held_out is None:
+        raise InputNotFoundError(
+            f"list: expected a test list beside {path}: {candidates[0].name} or {candidates[1].name}"
+        )
+    train, test = _read(path, root), _read(held_out, root)
+    names = numbered_classes(train.labels, lambda position: f"{path}:{train.lines[position]}")
+    check_labels(test.labels, len(names), f"as in {path}", lambda position: f"{held_out}:{test.lines[position]}")
+    return Splits(
+        FileDataset(train.paths, torch.from_numpy(train.labels), names),
+        FileDataset(test.paths, torch.from_numpy(test.labels), names),
+        named=False,
+    )
+
+
+def _read(path: Path, root: Path) -> _List:
+    paths, labels, numbers = [], [], []
+    for number, line in enumerate(read_lines("list", path), 1):
+        line = line.strip(_BLANKS)
+        if not line:
+            continue
+        cut = max(line.rfind(blank) for blank in _BLANKS)
+        file, label = line[: max(cut, 0)].rstrip(_BLANKS), line[cut + 1 :]
+        if not file or not (label.isascii() and label.isdecimal()):
+            raise InputError(f"{path}:{number}: expected a path and a label of at least 0, got {line[:200]!r}")
+        if len(label) > _DIGITS:
+            raise InputError(f"{path}:{number}: expected a label of at most {_DIGITS} digits, got {len(label)}")
+        image = os.path.join(root, file)
+        if "\\" in file and os.sep != "\\" and not os.path.isfile(image):
+            raise InputError(f"{path}:{number}: expected / between folders and file, got {file!r}, which is no file")
+        paths.append(image)
+        labels.append(int(label))
+        numbers.append(number)
+    if not paths:
+        raise InputError(f"{path}: expected a path and a label a line, got an empty file")
+    # one look tells a wrong root at once; a single missing image is named when it is opened
+    if not os.path.isfile(paths[0]):
+        raise InputNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the images' folder (root)?")
+    return _List(paths, np.array(labels, dtype=np.int64), numbers)
