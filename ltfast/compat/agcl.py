@@ -1,11 +1,10 @@
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
 from ltfast.ops.checks import check_class_vector, check_classes
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 
 class AGCL(nn.Module):
@@ -28,7 +27,7 @@ class AGCL(nn.Module):
 
     def __init__(
         self,
-        cls_num_list: Sequence[int],
+        cls_num_list: ClassCounts,
         m: float = 0.5,
         weight: Tensor | None = None,
         s: float = 30,
@@ -40,7 +39,12 @@ class AGCL(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = AGCLLoss(
-            cls_num_list, scale=s, margin=m, noise_mul=noise_mul, gamma_pos=gamma_pos, gamma_neg=gamma_neg
+            parse_class_counts(cls_num_list, name="cls_num_list"),
+            scale=s,
+            margin=m,
+            noise_mul=noise_mul,
+            gamma_pos=gamma_pos,
+            gamma_neg=gamma_neg,
         )
         self.train_cls = train_cls
         self.gamma = gamma

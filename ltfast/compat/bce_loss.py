@@ -1,6 +1,5 @@
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ltfast import ops
@@ -8,6 +7,7 @@ from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
 from ltfast.ops.balanced_bce import check_arguments, reference
 from ltfast.ops.checks import check_classes, check_logits, check_reduction, check_reference_labels
+from ltfast.ops.class_counts import parse_class_counts
 
 
 class BCE_loss(nn.Module):
@@ -49,9 +49,9 @@ class BCE_loss(nn.Module):
         self.reduction = reduction
         bias = weight = None
         if type == "Bal":
-            bias = BalancedBCELoss(args.cls_num).bias
+            bias = BalancedBCELoss(parse_class_counts(args.cls_num, at_least=2, name="args.cls_num")).bias
         if type == "CB":
-            weight = (1 - 0.9999) / (1 - 0.9999 ** torch.as_tensor(args.cls_num, dtype=torch.float64))
+            weight = (1 - 0.9999) / (1 - 0.9999 ** parse_class_counts(args.cls_num, name="args.cls_num"))
             weight = (weight / weight.sum() * len(weight)).float()
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("weight", weight, persistent=False)

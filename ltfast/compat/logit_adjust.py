@@ -1,10 +1,9 @@
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from ltfast.compat.device import follow
 from ltfast.losses import LogitAdjustedLoss
 from ltfast.losses.cross_entropy import shifted_cross_entropy
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjust(nn.Module):
@@ -24,11 +23,10 @@ class LogitAdjust(nn.Module):
     m_list: Tensor
     weight: Tensor | None
 
-    def __init__(self, cls_num_list: Sequence[int], tau: float = 1, weight: Tensor | None = None) -> None:
+    def __init__(self, cls_num_list: ClassCounts, tau: float = 1, weight: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer(
-            "m_list", LogitAdjustedLoss(cls_num_list, tau=tau).adjustment.view(1, -1), persistent=False
-        )
+        adjustment = LogitAdjustedLoss(parse_class_counts(cls_num_list, name="cls_num_list"), tau=tau).adjustment
+        self.register_buffer("m_list", adjustment.view(1, -1), persistent=False)
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:

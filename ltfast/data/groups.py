@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
+from ltfast.ops.class_counts import ClassCounts, read_class_counts
+
 MINIMA = (101, 20)  # many: over 100 images; few: under 20; medium between
 
 
-def class_groups(class_counts: Sequence[int], minima: Sequence[int] = MINIMA) -> dict[str, list[int]]:
+def class_groups(class_counts: ClassCounts, minima: Sequence[int] = MINIMA) -> dict[str, list[int]]:
     """Split the classes by their number of training images (Liu et al., "Large-Scale Long-Tailed Recognition in an
     Open World", CVPR 2019).
 
     Args:
-        class_counts: the number of training images of each class, length C.
+        class_counts: the number of training images of each class, length C: see
+            `ltfast.ops.class_counts.read_class_counts`.
         minima: the fewest images of a class of each group but the last, falling.
 
     Returns:
@@ -23,8 +26,8 @@ def class_groups(class_counts: Sequence[int], minima: Sequence[int] = MINIMA) ->
     """
     names = ["many", "medium", "few"] if len(minima) == 2 else [f"group{i}" for i in range(len(minima) + 1)]
     groups: dict[str, list[int]] = {name: [] for name in names}
-    for label, count in enumerate(class_counts):
-        if count < 0:
-            raise ValueError(f"class_counts: expected counts of at least 0, got {count} for class {label}")
+    for label, count in enumerate(read_class_counts(class_counts).tolist()):
+        if not count >= 0:
+            raise ValueError(f"class_counts: expected counts of at least 0, got {count:g} for class {label}")
         groups[names[sum(count < minimum for minimum in minima)]].append(label)
     return groups

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from ltfast.data.groups import class_groups
 from ltfast.data.seeding import derive_seed
 from ltfast.errors import InputError
+from ltfast.ops.class_counts import ClassCounts, read_class_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "group_preferred", "dual")
 
@@ -206,11 +207,11 @@ class DualSampler(Sampler[int]):
         return chain.from_iterable(zip(self.first, self.second, strict=True))
 
 
-def class_balanced_probabilities(class_counts: Sequence[int]) -> Tensor:
+def class_balanced_probabilities(class_counts: ClassCounts) -> Tensor:
     """Each class that has images equally likely.
 
     Args:
-        class_counts: length C, at least 0.
+        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
 
     Returns:
         (C,) float64, sums to 1.
@@ -221,7 +222,7 @@ def class_balanced_probabilities(class_counts: Sequence[int]) -> Tensor:
     return _normalised((_counts(class_counts) > 0).to(torch.float64))
 
 
-def square_root_probabilities(class_counts: Sequence[int]) -> Tensor:
+def square_root_probabilities(class_counts: ClassCounts) -> Tensor:
     """`p_c ~ sqrt(n_c)` (Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", ECCV 2018).
 
     Args, returns, raises: as `class_balanced_probabilities`.
@@ -229,14 +230,14 @@ def square_root_probabilities(class_counts: Sequence[int]) -> Tensor:
     return _normalised(_counts(class_counts).sqrt())
 
 
-def effective_number_probabilities(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
+def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.9999) -> Tensor:
     """Each image weighted by its class's inverse effective number, so `p_c ~ n_c (1 - beta) / (1 - beta^n_c)`.
 
     `beta = 0` is instance-balanced sampling, `beta -> 1` class-balanced sampling.
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019; a sampler in LDAM's code.
 
     Args:
-        class_counts: length C, at least 0.
+        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
         beta: in [0, 1).
 
     Returns:
@@ -253,7 +254,7 @@ def effective_number_probabilities(class_counts: Sequence[int], beta: float = 0.
 
 
 def group_preferred_probabilities(
-    class_counts: Sequence[int], stage: int, rho: float = 0.8, preferred: Sequence[int] | None = None
+    class_counts: ClassCounts, stage: int, rho: float = 0.8, preferred: Sequence[int] | None = None
 ) -> Tensor:
     """The class group that a stage of decoupled optimisation prefers.
 
@@ -262,7 +263,7 @@ def group_preferred_probabilities(
     Source: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
 
     Args:
-        class_counts: length C, at least 0.
+        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
         stage: 1, 2 or 3.
         rho: in [0, 1]; of use to stage 2.
         preferred: the classes that stage 2 prefers; None means `class_groups`' medium ones.
@@ -353,10 +354,10 @@ def _class_counts(labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(labels, minlength=num_classes)
 
 
-def _counts(class_counts: Sequence[int]) -> Tensor:
-    counts = torch.tensor(class_counts, dtype=torch.float64)
-    if (counts < 0).any() or not counts.sum() > 0:
-        raise ValueError(f"class_counts: expected counts of at least 0, not all 0, got {list(class_counts)}")
+def _counts(class_counts: ClassCounts) -> Tensor:
+    counts = read_class_counts(class_counts)
+    if not counts.isfinite().all() or (counts < 0).any() or not counts.sum() > 0:
+        raise ValueError(f"class_counts: expected counts of at least 0, not all 0, got {counts.tolist()}")
     return counts
 
 

@@ -1,14 +1,13 @@
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.watch import Watch
 from ltfast.ops.agcl import check_settings
 from ltfast.ops.checks import check_classes, check_label_smoothing, check_number
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.distributed import class_ranges, rank
 
 
@@ -24,7 +23,7 @@ class AGCLLoss(nn.Module):
     on a GPU.
 
     Args:
-        class_counts: (C,), training images of each class.
+        class_counts: (C,), training images of each class, in the order of the labels.
         scale: what cosines are multiplied by.
         margin: taken from the label's cosine ("official" only).
         noise_mul: width of the noise for the rarest class, in units of the cosine.
@@ -50,7 +49,7 @@ class AGCLLoss(nn.Module):
 
     def __init__(
         self,
-        class_counts: Sequence[int] | Tensor,
+        class_counts: ClassCounts,
         *,
         scale: float = 20.0,
         margin: float = 0.1,

@@ -1,11 +1,10 @@
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses.class_counts import parse_class_counts
 from ltfast.ops.checks import check_classes, check_label_smoothing, check_number, check_reduction
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 
 class BalancedBCELoss(nn.Module):
@@ -15,7 +14,7 @@ class BalancedBCELoss(nn.Module):
     with the log-odds of the class prior added to its logit. Summed over the classes, mean over the batch.
 
     Args:
-        class_counts: (C,), training images of each class; at least two classes.
+        class_counts: (C,), training images of each class, in the order of the labels; at least two classes.
         tau: strength of the prior.
         label_smoothing: for integer labels, in [0, 1).
         target_threshold: targets over it become 1, the others 0; None leaves them.
@@ -32,7 +31,7 @@ class BalancedBCELoss(nn.Module):
 
     def __init__(
         self,
-        class_counts: Sequence[int] | Tensor,
+        class_counts: ClassCounts,
         *,
         tau: float = 1.0,
         label_smoothing: float = 0.0,

@@ -3,8 +3,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.cross_entropy import shifted_cross_entropy
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
 
@@ -19,7 +19,7 @@ class CompensationLoss(nn.Module):
     it is the list of class frequencies reversed, the rarest class's frequency for the commonest.
 
     Args:
-        class_counts: (C,), training images of each class.
+        class_counts: (C,), training images of each class, in the order of the labels.
         stage: 1, 2 or 3.
         rho: share of the preferred classes in stage 2, in (0, 1).
         preferred: the classes that stage 2 prefers; None means those with 20 to 100 images.
@@ -35,7 +35,7 @@ class CompensationLoss(nn.Module):
 
     def __init__(
         self,
-        class_counts: Sequence[int] | Tensor,
+        class_counts: ClassCounts,
         stage: int,
         *,
         rho: float = 0.8,

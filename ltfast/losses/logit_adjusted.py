@@ -1,10 +1,8 @@
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.ops.checks import check_number
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjustedLoss(nn.Module):
@@ -14,7 +12,7 @@ class LogitAdjustedLoss(nn.Module):
     al., NeurIPS 2020) at ``tau=1``. PyTorch's own cross-entropy does the work.
 
     Args:
-        class_counts: (C,), training images of each class.
+        class_counts: (C,), training images of each class, in the order of the labels.
         tau: strength of the adjustment.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
@@ -26,7 +24,7 @@ class LogitAdjustedLoss(nn.Module):
 
     adjustment: Tensor
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, *, tau: float = 1.0) -> None:
+    def __init__(self, class_counts: ClassCounts, *, tau: float = 1.0) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
         check_number("tau", tau)

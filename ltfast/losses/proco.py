@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -6,10 +5,10 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from ltfast import ops
-from ltfast.losses.class_counts import parse_class_counts
 from ltfast.losses.sharded_state import ShardedState
 from ltfast.losses.watch import Watch
 from ltfast.ops.checks import check_label_values, check_labels, check_matrix, check_positive
+from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.distributed import class_ranges, gather, gather_together, world_size
 
 _LARGEST_KAPPA = 1e5
@@ -41,8 +40,8 @@ class ProCoLoss(ShardedState):
         num_classes: C, at least 1.
         feature_dim: D, at least 2.
         temperature: tau, over 0.
-        class_counts: (C,), training images of each class: their log-frequencies are added to the logits of the loss
-            (logit adjustment), but not to those of ``logits``; None adds nothing.
+        class_counts: (C,), training images of each class, in the order of the labels: their log-frequencies are added
+            to the logits of the loss (logit adjustment), but not to those of ``logits``; None adds nothing.
         class_parallel: under ``torch.distributed``, each process has the statistics of its own share of the classes
             (``ltfast.ops.distributed.class_ranges``), for more classes than one device holds: memory C_r x D. The loss
             is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits`` gives
@@ -77,7 +76,7 @@ class ProCoLoss(ShardedState):
         feature_dim: int,
         *,
         temperature: float = 0.1,
-        class_counts: Sequence[int] | Tensor | None = None,
+        class_counts: ClassCounts | None = None,
         class_parallel: bool = False,
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from ltfast.data import (
     InstanceSampler,
     SeededViews,
     class_balanced_probabilities,
+    class_groups,
     effective_number_probabilities,
     group_preferred_probabilities,
     make_sampler,
@@ -251,3 +252,22 @@ def test_orders_and_views_share_no_seed(monkeypatch):
         data[(draw, 0)]
     assert len(used) == 2 + 3 * 4 + 4
     assert len(set(used)) == len(used)
+
+
+def test_class_counts_as_a_mapping_or_an_array():
+    counts = [40, 30, 200, 0]
+    mapping = dict(reversed(list(enumerate(counts))))
+    for form in (mapping, np.array(counts), torch.tensor(counts)):
+        for function in (
+            class_balanced_probabilities,
+            square_root_probabilities,
+            effective_number_probabilities,
+            lambda counts: group_preferred_probabilities(counts, 2),
+        ):
+            assert torch.equal(function(form), function(counts))
+        assert class_groups(form) == {"many": [2], "medium": [0, 1], "few": [3]}
+    for function in (square_root_probabilities, class_groups):
+        with pytest.raises(ValueError, match=r"class_counts has 2 labels.*no count of label 1"):
+            function({0: 5, 2: 3})
+        with pytest.raises(TypeError, match="class_counts is of type str"):
+            function("531")

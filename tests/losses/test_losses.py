@@ -1,11 +1,14 @@
 import math
+from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ltfast import compat
-from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
+from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss, ProCoLoss
 
 COUNTS = [1000, 300, 100, 50, 20, 5]
 EVERY = [AGCLLoss, BalancedBCELoss, LogitAdjustedLoss, lambda counts: CompensationLoss(counts, 3)]
@@ -34,12 +37,74 @@ def test_bad_class_counts(loss, counts, message):
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)
-@pytest.mark.parametrize("counts", [COUNTS, tuple(COUNTS), torch.tensor(COUNTS), torch.tensor(COUNTS).double()])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        tuple(COUNTS),
+        torch.tensor(COUNTS),
+        torch.tensor(COUNTS).double(),
+        np.array(COUNTS, dtype=np.uint16),
+        np.array(COUNTS[::-1], dtype=np.float32)[::-1],
+        [np.int64(count) for count in COUNTS],
+        [torch.tensor(count) for count in COUNTS],
+        dict(enumerate(COUNTS)).values(),
+        dict(reversed(list(enumerate(COUNTS)))),
+        Counter(np.repeat(np.arange(len(COUNTS)), COUNTS)),
+        Counter(torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS)).tolist()),
+    ],
+    ids=lambda counts: type(counts).__name__,
+)
 def test_counts_come_in_any_form(loss, counts):
-    logits, target = batch()
-    logits.requires_grad_()
-    loss(counts)(logits, target).backward()
-    assert logits.grad.isfinite().all()
+    buffers, expected = loss(counts).buffers(), loss(COUNTS).buffers()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(buffers, expected, strict=True))
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        ("531", TypeError, "class_counts is of type str"),
+        ({5, 3, 1}, TypeError, "class_counts is of type set"),
+        (None, TypeError, "class_counts is of type NoneType"),
+        (5, TypeError, "class_counts is of type int"),
+        ([5, None, 1], TypeError, r"class_counts\[1\] is None"),
+        (["5", "3"], TypeError, r"class_counts\[0\] is '5'"),
+        ([5, True], TypeError, r"class_counts\[1\] is True"),
+        (np.array([True, False]), TypeError, "class_counts has dtype bool"),
+        (torch.tensor([True, False]), TypeError, r"class_counts has dtype torch\.bool"),
+        ([[5], [3, 1]], TypeError, "class_counts is nested"),
+        ([5, [3]], TypeError, "class_counts is nested"),
+        (np.array(5), ValueError, r"class_counts has shape \(\)"),
+        ({0: 5, 2: 3}, ValueError, "no count of label 1"),
+        ({1: 5, 2: 3}, ValueError, "no count of label 0"),
+        (Counter([0, 0, 3, 1]), ValueError, "no count of label 2"),
+        ({-1: 5, 0: 3}, ValueError, "-1 among them, and no count of label 1"),
+        ({"cat": 5, "dog": 3}, TypeError, "class_counts has the label 'cat'"),
+        (Counter(torch.tensor([0, 1])), TypeError, r"class_counts has the label tensor\(0\)"),
+        ({0: 5, 1: 0}, ValueError, r"class_counts\[1\] is 0"),
+    ],
+    ids=str,
+)
+def test_counts_that_are_no_numbers_or_lack_a_class(loss, counts, error, message):
+    with pytest.raises(error, match=message):
+        loss(counts)
+
+
+def test_every_constructor_reads_counts_alike():
+    mapping, gap = dict(reversed(list(enumerate(COUNTS)))), {0: 5, 2: 3}
+    assert torch.equal(ProCoLoss(6, 4, class_counts=mapping).log_prior, ProCoLoss(6, 4, class_counts=COUNTS).log_prior)
+    for name, make in (
+        ("cls_num_list", compat.AGCL),
+        ("cls_num_list", compat.LogitAdjust),
+        (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="Bal")),
+        (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="CB")),
+    ):
+        ours, expected = make(mapping).buffers(), make(COUNTS).buffers()
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+        with pytest.raises(ValueError, match=rf"^{name} has 2 labels.*no count of label 1"):
+            make(gap)
+        with pytest.raises(TypeError, match=rf"^{name} is of type str"):
+            make("531")
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=EVERY_NAMES)

@@ -1,0 +1,90 @@
+"""Reading the counts that everything for long-tailed data starts from."""
+
+from collections.abc import Iterable, Mapping, Set
+from numbers import Integral, Real
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ClassCounts: TypeAlias = Mapping[int, int] | Iterable[int] | Iterable[float] | NDArray[np.number] | Tensor
+
+
+def parse_class_counts(class_counts: ClassCounts, *, at_least: int = 1, name: str = "class_counts") -> Tensor:
+    """The number of training images of each class as float64, shape (C,), on the CPU.
+
+    Args:
+        class_counts: see ``read_class_counts``.
+        at_least: the fewest classes.
+        name: what messages call it.
+
+    Raises:
+        TypeError, ValueError: as ``read_class_counts``; fewer than ``at_least`` classes, or a count that is not finite
+            and over 0.
+    """
+    counts = read_class_counts(class_counts, name=name)
+    if counts.numel() < at_least:
+        raise ValueError(f"{name} has shape {tuple(counts.shape)}: expected one count a class, at least {at_least}")
+    bad = ((counts <= 0) | ~counts.isfinite()).nonzero()
+    if bad.numel():
+        c = int(bad[0])
+        raise ValueError(f"{name}[{c}] is {counts[c].item():g}: expected a number over 0")
+    return counts
+
+
+def read_class_counts(class_counts: ClassCounts, *, name: str = "class_counts") -> Tensor:
+    """The counts as float64, shape (C,), on the CPU; their values are not checked.
+
+    Args:
+        class_counts: (C,), a list, tuple or other iterable of numbers in the order of the labels, a NumPy array or a
+            tensor; or a mapping from each of the labels 0 to C - 1 to its count (``dict``, ``collections.Counter``).
+        name: what messages call it.
+
+    Raises:
+        TypeError: not numbers, or labels that are no integers.
+        ValueError: not one-dimensional, or a label without a count.
+    """
+    expected = "expected numbers, one count a class"
+    if isinstance(class_counts, Mapping):
+        class_counts = [class_counts[c] for c in _labels(class_counts, name)]
+    if isinstance(class_counts, np.ndarray):
+        if class_counts.dtype.kind not in "iuf":
+            raise TypeError(f"{name} has dtype {class_counts.dtype}: {expected}")
+        counts = torch.from_numpy(class_counts.astype(np.float64))
+    elif isinstance(class_counts, Tensor):
+        if class_counts.dtype == torch.bool or class_counts.is_complex():
+            raise TypeError(f"{name} has dtype {class_counts.dtype}: {expected}")
+        counts = class_counts.detach().to("cpu", torch.float64)
+    elif isinstance(class_counts, (str, bytes, Set)) or not isinstance(class_counts, Iterable):
+        kind = type(class_counts).__name__
+        raise TypeError(f"{name} is of type {kind}: expected a list, a mapping, a NumPy array or a tensor")
+    else:
+        values = list(class_counts)
+        for c, value in enumerate(values):
+            if isinstance(value, (bool, np.bool_, str, bytes)) or not isinstance(value, (Real, Iterable)):
+                raise TypeError(f"{name}[{c}] is {value!r}: {expected}")
+        try:
+            counts = torch.tensor(values, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is nested: {expected}") from error
+    if counts.dim() != 1:
+        raise ValueError(f"{name} has shape {tuple(counts.shape)}: expected (C,), one count a class")
+    return counts
+
+
+def _labels(class_counts: Mapping[int, int], name: str) -> range:
+    """Of a mapping, which has exactly these."""
+    for label in class_counts:
+        if isinstance(label, bool) or not isinstance(label, Integral):
+            raise TypeError(f"{name} has the label {label!r}: expected the integers 0 to C - 1")
+    labels = range(len(class_counts))
+    for c in labels:
+        if c not in class_counts:
+            other = next(label for label in class_counts if label not in labels)
+            raise ValueError(
+                f"{name} has {len(labels)} labels, {other} among them, and no count of label {c}: expected the labels "
+                f"0 to C - 1, each with a count"
+            )
+    return labels
