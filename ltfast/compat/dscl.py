@@ -55,8 +55,7 @@ class DSCLLoss(losses.DSCLLoss):
             labels: (2 B + K,), integers of 0 or more.
 
         Raises:
-            ValueError, TypeError: a bad argument, named, the numbers of rows do not fit, or a label is not an integer of 0 or more; on a GPU
-                their values are not checked.
+            ValueError, TypeError: a bad argument, named. On a GPU the values of labels are not checked.
         """
         check_matrix(features, "features", "(rows, width)")
         check_labels(labels, features, "labels", classes=2**62)
