@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltfast.errors import InputError
+
 Profile = Literal["exponential", "pareto"]
 
 PARETO_POWER = 6.0  # ImageNet-LT's
@@ -82,17 +84,17 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         ValueError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
     """
     if profile not in ("exponential", "pareto"):
-        raise ValueError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
+        raise InputError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
     classes = labels.numpy()
     available = np.bincount(classes, minlength=num_classes).tolist()
     if 0 in available:
-        raise ValueError(f"labels: expected images of every class, class {available.index(0)} has none")
+        raise InputError(f"labels: expected images of every class, class {available.index(0)} has none")
     counts = _fitting_counts(available, imbalance, profile)
     if 0 in counts:
         # an imbalance beyond the number of images cannot be
         candidates = range(1, math.ceil(min(imbalance, len(labels) + 1)))
         most = bisect_left(candidates, True, key=lambda tried: 0 in _fitting_counts(available, tried, profile))
-        raise ValueError(
+        raise InputError(
             f"imbalance: {imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
             "(`none` on the command line), which takes the data as they are"
         )
@@ -127,4 +129,4 @@ def _check(largest: float, num_classes: int, imbalance: float) -> None:
     if num_classes < 1:
         raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
     if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise ValueError(f"imbalance: expected a finite number of at least 1, got {imbalance}")
+        raise InputError(f"imbalance: expected a finite number of at least 1, got {imbalance}")
