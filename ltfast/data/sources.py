@@ -1,6 +1,7 @@
 """Data sets by name: `load("cifar10", imbalance=100)`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,6 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from ltfast.data.bundle import DataBundle
 from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset, ReaderDataset
 from ltfast.data.long_tail import Profile, long_tail_indices
+from ltfast.errors import InputError, InputNotFoundError, InputTypeError
+from ltfast.network import hub_unreachable, reachable, seconds
 
 SOURCES = """\
   digits         scikit-learn's handwritten digits, built in
@@ -83,7 +86,7 @@ def load(
         return DataBundle(train, test, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, image_size=224, channels=3)
     height, width = train.images.shape[1:3]
     if height != width:
-        raise ValueError(f"{source}: expected square images, got {height} x {width}; pad them, or use folder:")
+        raise InputError(f"{source}: expected square images, got {height} x {width}; pad them, or use folder:")
     mean, std = (CIFAR_MEAN, CIFAR_STD) if source in ("cifar10", "cifar100") else channel_statistics(train.images)
     return DataBundle(train, test, mean, std, image_size=height, channels=len(mean))
 
@@ -106,18 +109,18 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         mean.append(float(share @ levels))
         std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
         if np.count_nonzero(share) == 1:
-            raise ValueError(f"images: expected some variation, channel {channel} is {mean[-1] * 255:.0f} everywhere")
+            raise InputError(f"images: expected some variation, channel {channel} is {mean[-1] * 255:.0f} everywhere")
     return tuple(mean), tuple(std)
 
 
 def _check_classes(source: str, train: ImageDataset) -> None:
     if len(train.class_names) < 2:
-        raise ValueError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
+        raise InputError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
     empty = [label for label, count in enumerate(train.class_counts) if count == 0]
     if empty:
         names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
         hint = "; do its labels start at 1? They should start at 0" if empty[0] == 0 else ""
-        raise ValueError(
+        raise InputError(
             f"{source}: expected training images of all {len(train.class_names)} classes, {len(empty)} have none: "
             f"{names}{hint}"
         )
@@ -140,10 +143,10 @@ def _splits(source: str, root: Path) -> Splits:
     if source.startswith("hfds/"):
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
-        raise ValueError(
+        raise InputError(
             f"source: {source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}"
         )
-    raise ValueError(f"source: {source!r} is none of\n{SOURCES}")
+    raise InputError(f"source: {source!r} is none of\n{SOURCES}")
 
 
 def _digits() -> Splits:
@@ -160,12 +163,16 @@ def _digits() -> Splits:
     return whole.subset(torch.from_numpy(np.concatenate(train))), whole.subset(torch.from_numpy(np.concatenate(test)))
 
 
-def _download(name: str, root: Path, dataset: Callable[[], Any]) -> Any:
-    """`dataset()`, which downloads; a failure says what to do instead."""
+def _download(name: str, root: Path, dataset: Callable[[bool], Any], url: str | None = None) -> Any:
+    """`dataset(False)` where the files are there, or `dataset(True)`, which downloads; a failure says what to do."""
+    with suppress(OSError, RuntimeError):  # what torchvision raises for files that are not there
+        return dataset(False)
     try:
-        return dataset()
+        if url is not None and not reachable(url):
+            raise OSError(f"{url} does not answer within {seconds():g} seconds")
+        return dataset(True)
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"{name}: not in the folder {str(root)!r}, and could not be downloaded ({error}). Put its files there as "
             "torchvision does, give the folder that has them as root, or give the images as npz:FILE or folder:DIR"
         ) from error
@@ -175,7 +182,7 @@ def _cifar(name: str, root: Path) -> Splits:
     dataset = CIFAR10 if name == "cifar10" else CIFAR100
 
     def split(train: bool) -> ArrayDataset:
-        data = _download(name, root, lambda: dataset(str(root), train=train, download=True))
+        data = _download(name, root, lambda download: dataset(str(root), train, download=download), dataset.url)
         return ArrayDataset(data.data, torch.tensor(data.targets), data.classes)
 
     return split(True), split(False)
@@ -185,11 +192,11 @@ def _npz(path: Path) -> Splits:
     arrays = _read_npz(path)
     shape = arrays["x_train"].shape[1:]
     if arrays["x_test"].shape[1:] != shape:
-        raise ValueError(
+        raise InputError(
             f"{path}: x_test: expected images of shape {shape} as in x_train, got {arrays['x_test'].shape[1:]}"
         )
     if arrays["y_train"].size == 0:
-        raise ValueError(f"{path}: y_train: expected labels, got none")
+        raise InputError(f"{path}: y_train: expected labels, got none")
     # the training labels say which classes there are
     names = [str(label) for label in range(int(arrays["y_train"].max()) + 1)]
 
@@ -200,31 +207,33 @@ def _npz(path: Path) -> Splits:
         try:
             return ArrayDataset(arrays[f"x_{part}"], torch.from_numpy(labels.astype(np.int64)), names)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{path}: {part}: {error}") from error
+            raise (InputTypeError if isinstance(error, TypeError) else InputError)(
+                f"{path}: {part}: {error}"
+            ) from error
 
     return split("train"), split("test")
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"npz: no file {path}")
+        raise InputNotFoundError(f"npz: no file {path}")
     try:
         file = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected a .npz file, and it is none ({error})") from error
+        raise InputError(f"{path}: expected a .npz file, and it is none ({error})") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path}: expected a .npz file, got a single array")
+        raise InputError(f"{path}: expected a .npz file, got a single array")
     arrays: dict[str, NDArray[Any]] = {}
     with file:
         for name in ("x_train", "y_train", "x_test", "y_test"):
             if name not in file.files:
-                raise ValueError(f"{path}: expected the arrays x_train, y_train, x_test, y_test, got {file.files}")
+                raise InputError(f"{path}: expected the arrays x_train, y_train, x_test, y_test, got {file.files}")
             try:
                 arrays[name] = file[name]
             except (ValueError, EOFError, OSError, BadZipFile) as error:
-                raise ValueError(f"{path}: {name} cannot be read ({error})") from error
+                raise InputError(f"{path}: {name} cannot be read ({error})") from error
             if name.startswith("y") and not np.issubdtype(arrays[name].dtype, np.integer):
-                raise TypeError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
+                raise InputTypeError(f"{path}: {name}: expected integers, got {arrays[name].dtype}")
     return arrays
 
 
@@ -232,16 +241,16 @@ def _folder(path: Path) -> Splits:
     held_out = path / "test" if (path / "test").is_dir() else path / "val"
     for folder in (path, path / "train", held_out):
         if not folder.is_dir():
-            raise FileNotFoundError(f"folder: no folder {folder}; expected train/ and test/ or val/ in {path}")
+            raise InputNotFoundError(f"folder: no folder {folder}; expected train/ and test/ or val/ in {path}")
     names, classes = find_classes(path / "train")
 
     def split(folder: Path) -> FileDataset:
         unknown = set(find_classes(folder)[0]) - set(names)
         if unknown:
-            raise ValueError(f"{folder}: expected the classes of {path / 'train'}, got {sorted(unknown)[:5]} besides")
+            raise InputError(f"{folder}: expected the classes of {path / 'train'}, got {sorted(unknown)[:5]} besides")
         samples = make_dataset(folder, classes, IMG_EXTENSIONS, allow_empty=True)
         if not samples:
-            raise FileNotFoundError(f"{folder}: no images")
+            raise InputNotFoundError(f"{folder}: no images")
         return FileDataset([file for file, _ in samples], torch.tensor([label for _, label in samples]), names)
 
     return split(path / "train"), split(held_out)
@@ -249,21 +258,21 @@ def _folder(path: Path) -> Splits:
 
 def _list(path: Path, root: Path) -> Splits:
     if "train" not in path.name:
-        raise ValueError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
+        raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
     if not path.is_file():
-        raise FileNotFoundError(f"list: no file {path}")
+        raise InputNotFoundError(f"list: no file {path}")
     before, _, after = path.name.rpartition("train")
     candidates = [path.with_name(before + part + after) for part in ("test", "val")]
     held_out = next((file for file in candidates if file.is_file()), None)
     if held_out is None:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"list: expected a test list beside {path}: {candidates[0].name} or {candidates[1].name}"
         )
     train_paths, train_labels = _read_list(path, root)
     test_paths, test_labels = _read_list(held_out, root)
     names = [str(label) for label in range(max(train_labels) + 1)]
     if max(test_labels) >= len(names):
-        raise ValueError(f"{held_out}: expected labels below {len(names)} as in {path}, got {max(test_labels)}")
+        raise InputError(f"{held_out}: expected labels below {len(names)} as in {path}, got {max(test_labels)}")
     return (
         FileDataset(train_paths, torch.tensor(train_labels), names),
         FileDataset(test_paths, torch.tensor(test_labels), names),
@@ -277,30 +286,32 @@ def _read_list(path: Path, root: Path) -> tuple[list[Path], list[int]]:
             continue
         file, _, label = line.strip().rpartition(" ")
         if not file or not label.isdecimal():
-            raise ValueError(f"{path}:{number}: expected a path and a label of at least 0, got {line!r}")
+            raise InputError(f"{path}:{number}: expected a path and a label of at least 0, got {line!r}")
         paths.append(root / file.strip())
         labels.append(int(label))
     if not paths:
-        raise ValueError(f"{path}: expected a path and a label a line, got an empty file")
+        raise InputError(f"{path}: expected a path and a label a line, got an empty file")
     # one look tells a wrong root at once; a single missing image is named when it is opened
     if not paths[0].is_file():
-        raise FileNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the images' folder (root)?")
+        raise InputNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the images' folder (root)?")
     return paths, labels
 
 
 def _timm_torch(name: str, root: Path) -> Splits:
     def split(part: str) -> ImageDataset:
         try:
-            data = _download(name, root, lambda: create_dataset(name, str(root), split=part, download=True))
+            data = _download(
+                name, root, lambda download: create_dataset(name, str(root), split=part, download=download)
+            )
         except AssertionError as error:  # timm's word for a name it does not know
-            raise ValueError(f"source: {error}; expected one of\n{SOURCES}") from error
+            raise InputError(f"source: {error}; expected one of\n{SOURCES}") from error
         if isinstance(getattr(data, "data", None), np.ndarray | Tensor):
             labels = torch.as_tensor(data.targets)
             return ArrayDataset(np.asarray(data.data), labels, _names(data.classes))
         if hasattr(data, "imgs"):
             paths, targets = zip(*data.imgs, strict=True)
             return FileDataset(paths, torch.tensor(targets), _names(data.classes))
-        raise ValueError(f"source: {name} has no list of its images and labels; give them as folder:DIR or list:FILE")
+        raise InputError(f"source: {name} has no list of its images and labels; give them as folder:DIR or list:FILE")
 
     return split("train"), split("validation")
 
@@ -311,6 +322,8 @@ def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
 
 
 def _timm_hfds(name: str, root: Path) -> Splits:
+    hub_unreachable()  # asked now, for its libraries ask for minutes
+
     def split(part: str) -> ReaderDataset:
         try:
             reader = create_dataset(name, str(root), split=part).reader
