@@ -10,6 +10,7 @@ from torch import Tensor
 from ltfast.data import class_groups, load
 from ltfast.engine import RunSettings
 from ltfast.engine.importance import parameter_importance
+from ltfast.errors import InputError
 from ltfast.methods.batches import class_batches
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.methods.restore import restore
@@ -55,8 +56,8 @@ def measure(
         root=facts["root"] if root is None else root,
     )
     if bundle.class_counts != facts["class_counts"]:
-        raise ValueError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
-    size = settings["image_size"] or facts["image_size"]
+        raise InputError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+    size = trained.image_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()
     parameters = list(predictor.parameters())

@@ -11,7 +11,9 @@ import torch
 from ltfast.data import DataBundle, load
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.errors import InputError, SettingError
 from ltfast.methods import METHODS, settings_of
+from ltfast.methods.settings import unless_auto
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Trained:
         source: whose test images these are.
         settings: the run's.
         facts: what `facts_of` told of the training data.
+        image_size: height and width in pixels of the images that it takes.
         unfinished: where the run is, and what is evaluated, in words; None if it is finished.
     """
 
@@ -32,6 +35,7 @@ class Trained:
     source: str
     settings: dict[str, Any]
     facts: dict[str, Any]
+    image_size: int
     unfinished: str | None
 
 
@@ -87,7 +91,7 @@ def restore(
     bundle = load(source, root=facts["root"] if root is None else root)
     _check_classes(bundle.class_names, facts["class_names"], source)
     if bundle.channels != facts["channels"]:
-        raise ValueError(
+        raise InputError(
             f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
         )
 
@@ -98,14 +102,21 @@ def restore(
     bundle = replace(bundle, train=train, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
-    names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
-    values = {name: value for name, value in settings.items() if name in names}
+    known = fields(METHODS[method].settings) if method in METHODS else ()
+    names = {field.name for field in known}
+    # what is "auto" now was None before it had a name of its own
+    automatic = {field.name for field in known if field.default == "auto"}
+    values = {
+        name: "auto" if value is None and name in automatic else value
+        for name, value in settings.items()
+        if name in names
+    }
     if aggregate is not None:
         if "aggregate" not in names:
-            raise ValueError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
+            raise SettingError("aggregate", f"none, for method {method!r} has no sub-models", aggregate)
         values["aggregate"] = aggregate
     chosen = settings_of(method, values)
-    size = facts["image_size"] if chosen.image_size is None else chosen.image_size
+    size = unless_auto(chosen.image_size, facts["image_size"])
     whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
     plan = METHODS[method].build(
         replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
@@ -118,7 +129,7 @@ def restore(
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
-        return Trained(plan, plan.predictor, source, settings, facts, None)
+        return Trained(plan, plan.predictor, source, settings, facts, size, None)
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
     where = (
         f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
@@ -126,7 +137,7 @@ def restore(
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    return Trained(plan, stage, source, settings, facts, f"{where}; stage {stage.name} is evaluated as it is")
+    return Trained(plan, stage, source, settings, facts, size, f"{where}; stage {stage.name} is evaluated as it is")
 
 
 def _absolute(path: str | Path) -> str:
@@ -135,13 +146,13 @@ def _absolute(path: str | Path) -> str:
 
 def _check_classes(got: Sequence[str], expected: Sequence[str], source: str) -> None:
     if len(got) != len(expected):
-        raise ValueError(f"data: expected {len(expected)} classes, as in the training, got {len(got)} in {source}")
+        raise InputError(f"data: expected {len(expected)} classes, as in the training, got {len(got)} in {source}")
     # arrays and lists number their classes: numbers are no names to compare with others
     if all(map(str.isdecimal, got)) != all(map(str.isdecimal, expected)):
         return
     for number, (name, trained) in enumerate(zip(got, expected, strict=True)):
         if name != trained:
-            raise ValueError(
+            raise InputError(
                 f"data: expected the classes of the training, got {name!r} instead of {trained!r} "
                 f"as class {number} in {source}"
             )
