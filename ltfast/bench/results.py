@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ltfast.errors import InputError, InputNotFoundError
+
 RESULTS = "results.json"
 FLOORS = ("copy", "matmul")  # what a step cannot do without: no peers
 
@@ -81,11 +83,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text())
         if not {"machine", "ceilings", "rows"} <= results.keys():
-            raise ValueError("machine, ceilings or rows is missing")
+            raise InputError("machine, ceilings or rows is missing")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"compare: there is no {path}") from error
+        raise InputNotFoundError(f"compare: there is no {path}") from error
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"compare: {path} is no result of ltfast bench: {error}") from error
+        raise InputError(f"compare: {path} is no result of ltfast bench: {error}") from error
     return results
 
 
@@ -99,7 +101,7 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
     old, new = (by_case(results) for results in (before, after))
     common = [case for case in old if case in new]
     if not common:
-        raise ValueError("compare: expected results with a case in common")
+        raise InputError("compare: expected results with a case in common")
     result = Table(title=f"ltfast, before and after; slower: over {threshold:g}x", title_justify="left", box=None)
     result.add_column("", no_wrap=True)
     for heading in ("before ms", "after ms", "after / before"):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ltfast.engine.files import replace_file
 from ltfast.engine.stage import Adapted, Plan
+from ltfast.errors import InputError, InputNotFoundError
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 _FORMAT = 2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read, or is not this run's."""
 
 
@@ -42,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / CHECKPOINT
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: there is no {path}")
+        raise InputNotFoundError(f"checkpoint: there is no {path}")
     try:
         # torch's reader checks sizes but not contents: the archive's own checksums do
         with zipfile.ZipFile(path) as archive:

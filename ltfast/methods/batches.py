@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
 from ltfast.engine import RunSettings
+from ltfast.errors import SettingError
 
 
 class TrainBatches:
@@ -27,7 +28,7 @@ class TrainBatches:
     def __init__(self, views: SeededViews, batches: NumberedBatches, *, workers: int) -> None:
         if len(batches) == 0:
             share = len(batches.sampler)
-            raise ValueError(f"batch_size: expected at most {share}, the images of an epoch, got {batches.batch_size}")
+            raise SettingError("batch_size", f"at most {share}, the images of an epoch", batches.batch_size)
         self.batches = batches
         self.loader: DataLoader[Any] = DataLoader(
             views,

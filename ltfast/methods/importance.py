@@ -67,7 +67,7 @@ def measure(
             f"data: {facts['source']} does not have the training images of {checkpoint} any more. "
             f"What differs: {', '.join(changed or ['the images of each class'])}"
         )
-    size = settings["image_size"] or facts["image_size"]
+    size = trained.image_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()
     parameters = list(predictor.parameters())

@@ -12,9 +12,10 @@ from ltfast.data.class_names import with_classes
 from ltfast.engine import Plan, Predictor, RunSettings
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 from ltfast.engine.identity import changed_data
-from ltfast.errors import InputError
+from ltfast.errors import InputError, SettingError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.match_classes import match_classes
+from ltfast.methods.settings import unless_auto
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Trained:
         source: whose test images these are.
         settings: the run's.
         facts: what `facts_of` told of the training data.
+        image_size: height and width in pixels of the images that it takes.
         unfinished: where the run is, and what is evaluated, in words; None if it is finished.
         left_out: which files were left out of the data, in words; None if none were.
     """
@@ -36,6 +38,7 @@ class Trained:
     source: str
     settings: dict[str, Any]
     facts: dict[str, Any]
+    image_size: int
     unfinished: str | None
     left_out: str | None
 
@@ -131,14 +134,21 @@ def restore(
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
-    names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
-    values = {name: value for name, value in settings.items() if name in names}
+    known = fields(METHODS[method].settings) if method in METHODS else ()
+    names = {field.name for field in known}
+    # what is "auto" now was None before it had a name of its own
+    automatic = {field.name for field in known if field.default == "auto"}
+    values = {
+        name: "auto" if value is None and name in automatic else value
+        for name, value in settings.items()
+        if name in names
+    }
     if aggregate is not None:
         if "aggregate" not in names:
-            raise ValueError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
+            raise SettingError("aggregate", f"none, for method {method!r} has no sub-models", aggregate)
         values["aggregate"] = aggregate
     chosen = settings_of(method, values)
-    size = facts["image_size"] if chosen.image_size is None else chosen.image_size
+    size = unless_auto(chosen.image_size, facts["image_size"])
     whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
     plan = METHODS[method].build(
         replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
@@ -151,7 +161,7 @@ def restore(
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
-        return Trained(plan, plan.predictor, source, settings, facts, None, bundle.left_out)
+        return Trained(plan, plan.predictor, source, settings, facts, size, None, bundle.left_out)
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
     where = (
         f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
@@ -160,7 +170,7 @@ def restore(
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
     unfinished = f"{where}; stage {stage.name} is evaluated as it is"
-    return Trained(plan, stage, source, settings, facts, unfinished, bundle.left_out)
+    return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
 
 
 def _absolute(path: str | Path) -> str:
