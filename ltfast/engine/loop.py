@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, reduce, send_to_device
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +32,7 @@ from ltfast.engine.checkpoint import (
     save_adapted,
     save_checkpoint,
 )
+from ltfast.engine.console import Console
 from ltfast.engine.events import Events
 from ltfast.engine.files import remove_partial_files
 from ltfast.engine.identity import SAME_COMMAND, check_data, check_processes
@@ -47,6 +47,7 @@ from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import loss_milliseconds
+from ltfast.errors import InputError
 
 _LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
 _LEAST_SCALE = 1e-4  # of fp16's losses; it begins at 65536, and is halved at each step whose gradient overflows
@@ -78,7 +79,7 @@ def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelera
         ValueError: fp16 without a GPU.
     """
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
+        raise InputError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
@@ -154,9 +155,7 @@ class _Run:
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
         self.path = out / CHECKPOINT
-        self.console = Console(
-            quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False, markup=False, emoji=False
-        )
+        self.console = Console(quiet=not accelerator.is_main_process)
         self.interrupt = Interrupt()
         self.events: Events | None = None
         self.lock: Lock | None = None

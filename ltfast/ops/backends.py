@@ -20,7 +20,7 @@ _native: ModuleType | None
 _NO_NATIVE = "ltfast was installed without its C++ kernels (no compiler, or LTFAST_NATIVE=off)"
 _NO_CUDA = "ltfast was installed without its CUDA kernels (no nvcc of CUDA 12.1 or later, or LTFAST_CUDA=off)"
 try:
-    from ltfast import _native  # type: ignore[attr-defined,no-redef]
+    from ltfast import _native  # type: ignore[no-redef]
 except ImportError as error:
     _native = None
     if importlib.util.find_spec("ltfast._native") is not None:
