@@ -58,7 +58,7 @@ def balanced_bce(
         checks.check_number("target_threshold", target_threshold)
     check_arguments(logits, target, bias, weight, pos_weight)
     arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
-    if backends.resolve(logits.device) == "reference":
+    if backends.choose("balanced_bce", logits) == "reference":
         if target.dim() == 1:
             checks.check_reference_labels(target, logits.shape[1])
         return reference.balanced_bce(*arguments)
