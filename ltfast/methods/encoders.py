@@ -57,7 +57,7 @@ def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> N
     try:
         keys = model.load_state_dict(checkpoint_filter_fn(dict(weights), model), strict=False)
         wrong = [*keys.unexpected_keys, *(name for name in keys.missing_keys if not name.startswith("head."))]
-    except RuntimeError as error:  # sizes that differ, a line each
-        wrong = str(error).splitlines()[1:]
+    except (RuntimeError, ValueError, IndexError) as error:  # sizes that differ, a line each
+        wrong = str(error).splitlines()[1:] or [str(error)]
     if wrong:
         raise InputError(f"init: the encoder is not of this backbone: {wrong[0].strip()}")

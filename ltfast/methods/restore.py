@@ -1,6 +1,7 @@
 """A trained method from its checkpoint."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import torch
 
 from ltfast.data import DataBundle, check_images, load
 from ltfast.data.class_names import with_classes
-from ltfast.engine import Plan, Predictor, RunSettings
-from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.engine import Plan, Predictor, RunSettings, schema
+from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
 from ltfast.engine.identity import changed_data
-from ltfast.errors import InputError, SettingError
+from ltfast.engine.schema import anything, integer, list_of, one_of, record
+from ltfast.errors import InputError, InputNotFoundError, InputTypeError, SettingError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.match_classes import match_classes
 from ltfast.methods.settings import unless_auto
+
+_FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def restore(
 
     Raises:
         InputNotFoundError: there is no checkpoint, or no data.
-        CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
+        CheckpointError: the checkpoint cannot be read or used, or no stage of it that gives class scores is trained.
         InputError: the test images are of classes that the training did not have, the classes cannot be matched, the
             channels are not the training's, or the method cannot `aggregate` so.
     """
@@ -99,12 +103,18 @@ def restore(
         saved = load_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
-    settings, facts = saved["settings"], saved["facts"]
+    settings, facts = _checked_content(checkpoint, saved)
     source = facts["source"] if source is None else source
-    bundle = load(source, root=facts["root"] if root is None else root)
+    own = _absolute_source(source) == facts["source"]
+    try:
+        bundle = load(source, root=facts["root"] if root is None else root)
+    except (InputError, InputTypeError, InputNotFoundError) as error:
+        if not own:
+            raise
+        kind = InputNotFoundError if isinstance(error, InputNotFoundError) else CheckpointError
+        raise kind(f"checkpoint {checkpoint}: facts.source: {error}") from error
     if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
         bundle = check_images(bundle, skip_broken=True, splits=["test"])
-    own = _absolute_source(source) == facts["source"]
     if own and rank == 0:
         digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
         if changed := changed_data(facts, {"digests": digests}):
@@ -134,30 +144,27 @@ def restore(
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
-    known = fields(METHODS[method].settings) if method in METHODS else ()
-    names = {field.name for field in known}
-    # what is "auto" now was None before it had a name of its own
-    automatic = {field.name for field in known if field.default == "auto"}
-    values = {
-        name: "auto" if value is None and name in automatic else value
-        for name, value in settings.items()
-        if name in names
-    }
+    names = {field.name for field in fields(METHODS[method].settings)}
+    values = {name: value for name, value in settings.items() if name in names}
     if aggregate is not None:
         if "aggregate" not in names:
             raise SettingError("aggregate", f"none, for method {method!r} has no sub-models", aggregate)
         values["aggregate"] = aggregate
-    chosen = settings_of(method, values)
-    size = unless_auto(chosen.image_size, facts["image_size"])
     whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
-    plan = METHODS[method].build(
-        replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
-        bundle,
-        run=replace(run, seed=settings["seed"]),
-        rank=rank,
-        world_size=world_size,
-        test_batch_size=batch_size,
-    )
+    try:
+        chosen = settings_of(method, values)
+        size = unless_auto(chosen.image_size, facts["image_size"])
+        plan = METHODS[method].build(
+            replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
+            bundle,
+            run=replace(run, seed=settings["seed"]),
+            rank=rank,
+            world_size=world_size,
+            test_batch_size=batch_size,
+        )
+    except (ValueError, RuntimeError) as error:  # torch's word for a network that is too large is the second
+        raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
+    check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
@@ -171,6 +178,29 @@ def restore(
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
     unfinished = f"{where}; stage {stage.name} is evaluated as it is"
     return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
+
+
+def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and facts of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, or is no setting of the method; or the facts do not fit together.
+    """
+    settings, facts = dict(saved["settings"]), dict(saved["facts"])
+    check_content(checkpoint, record({"method": one_of(METHODS)}), settings, "settings")
+    for field in fields(METHODS[settings["method"]].settings):
+        if field.default == "auto" and settings.get(field.name, "auto") is None:
+            settings[field.name] = "auto"  # older checkpoints have None there
+    known = {**schema.settings(RunSettings), **schema.settings(METHODS[settings["method"]].settings)}
+    check_content(checkpoint, record({"seed": known["seed"]}, known), settings, "settings")
+    check_content(checkpoint, record(dict.fromkeys(_FACTS, anything)), facts, "facts")
+    for name, length in (
+        ("class_counts", len(facts["class_names"])),
+        *((n, facts["channels"]) for n in ("mean", "std")),
+    ):
+        check_content(checkpoint, list_of(anything, length), facts[name], f"facts.{name}")
+    check_content(checkpoint, integer(2, 10**9), sum(facts["class_counts"]), "facts.class_counts, their sum")
+    return settings, facts
 
 
 def _absolute(path: str | Path) -> str:
