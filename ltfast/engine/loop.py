@@ -26,8 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ltfast.engine.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
+    CheckpointError,
+    check_content,
+    check_position,
     check_settings,
     load_checkpoint,
+    load_optimizer,
     load_weights,
     save_adapted,
     save_checkpoint,
@@ -40,6 +44,7 @@ from ltfast.engine.metrics import evaluate
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
+from ltfast.engine.schema import is_finite, like
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
@@ -204,8 +209,9 @@ class _Run:
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, steps)
         if saved is not None and resumed:
-            optimizer.load_state_dict(saved["optimizer"])
+            load_optimizer(self.path, optimizer.optimizer, saved["optimizer"])
             if self.accelerator.scaler is not None and saved["scaler"]:
+                check_content(self.path, like(self.accelerator.scaler.state_dict()), saved["scaler"], "scaler")
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
@@ -366,7 +372,8 @@ class _Run:
         """What `metrics.json` holds, if it is of a run of these settings."""
         with suppress(FileNotFoundError, ValueError):
             report = read_metrics(self.out)
-            if report.get("settings") == self.settings:
+            whole = len(report["per_class"]) == len(self.class_counts)
+            if whole and (report["settings"], report["class_counts"]) == (self.settings, list(self.class_counts)):
                 return report
         return None
 
@@ -392,12 +399,15 @@ class _Run:
         return None
 
     def _save(self, optimizer: Any | None) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.modules.parameters()):
+        if not all(is_finite(p) for p in self.modules.parameters()):
             raise TrainingError(f"a weight is not finite; {self._kept()}. A lower --lr often helps")
         for stage in self.plan.stages:
             stage.before_save()
         if not self.accelerator.is_main_process:
             return
+        weights = self.modules.state_dict()
+        if bad := next((name for name, value in weights.items() if not is_finite(value)), None):
+            raise TrainingError(f"{bad} is not finite; {self._kept()}. A lower --lr often helps")
         scaler = self.accelerator.scaler
         adapted = self.plan.adapted if self.position.stage == len(self.plan.stages) else None
         left_out = set() if adapted is None else adapted.left_out(self.modules)
@@ -411,7 +421,7 @@ class _Run:
                 "position": vars(self.position),
                 "loss_sum": self.loss_sum,
                 "train_seconds": self.train_seconds,
-                "model": {name: value for name, value in self.modules.state_dict().items() if name not in left_out},
+                "model": {name: value for name, value in weights.items() if name not in left_out},
                 "whole": not left_out,
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -419,13 +429,17 @@ class _Run:
         )
 
     def _load(self) -> dict[str, Any] | None:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         saved = load_checkpoint(self.path)
         check_settings(self.path, saved["settings"], self.settings)
+        check_position(self.path, saved["position"], self.plan, self.steps_per_epoch)
         load_weights(self.path, self.plan, saved["model"])
-        self.position = Position(**saved["position"])
-        self.loss_sum, self.train_seconds = saved["loss_sum"], saved["train_seconds"]
+        self.position = Position(*(saved["position"][name] for name in ("stage", "epoch", "step")))
+        if (saved["optimizer"] is None) != (self.position.epoch == self.position.step == 0):
+            expected = "expected a state inside of a stage, and none where it starts"
+            raise CheckpointError(f"checkpoint {self.path}: optimizer: {expected}, got the other")
+        self.loss_sum, self.train_seconds = float(saved["loss_sum"]), float(saved["train_seconds"])
         if self.position.stage < len(self.plan.stages):
             where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
             self.console.print(f"resuming {self.plan.stages[self.position.stage].name} at {where}")

@@ -10,8 +10,22 @@ from rich.table import Table
 
 from ltfast.engine.files import replace_file
 from ltfast.engine.plot import plot_per_class
+from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
+from ltfast.errors import InputError, InputNotFoundError
 
 METRICS, PICTURE = "metrics.json", "per_class.png"
+
+_ACCURACY = optional(number(0, 100))
+_SCHEMA = record(
+    {
+        **dict.fromkeys(("top1", "many", "medium", "few"), _ACCURACY),
+        "per_class": list_of(_ACCURACY),
+        "class_counts": list_of(integer(0)),
+        "train_seconds": number(0),
+        "loss_ms": optional(number(0)),
+        "settings": mapping(plain),
+    }
+)
 
 
 def write_report(
@@ -41,18 +55,17 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """A run's `metrics.json`.
 
     Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is not one.
+        InputNotFoundError: the folder has none.
+        InputError: it is not one; the message names the place in it.
     """
     path = folder / METRICS
     if not path.is_file():
-        raise FileNotFoundError(f"run: there is no {path}: not a run's folder, or the run is not finished")
+        raise InputNotFoundError(f"run: there is no {path}: not a run's folder, or the run is not finished")
     try:
-        metrics = json.loads(path.read_text())
-        if not {"top1", "many", "medium", "few"} <= metrics.keys():
-            raise ValueError("top1, many, medium or few is missing")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"run: {path} is no metrics file: {error}") from error
+        metrics: dict[str, Any] = read_json(path)
+        _SCHEMA(metrics, "")
+    except ValueError as error:
+        raise InputError(f"run: {path} is no metrics file: {error}") from error
     return metrics
 
 
@@ -111,8 +124,8 @@ def weights_table(name: str, weights: Mapping[str, Sequence[float] | None]) -> T
     result = Table(title=f"mean weights of {escape(name)}'s sub-models", title_justify="left")
     result.add_column("test images of")
     models = max(len(values) for values in weights.values() if values is not None)
-    for number in range(models):
-        result.add_column(str(number + 1), justify="right")
+    for i in range(models):
+        result.add_column(str(i + 1), justify="right")
     for group, values in weights.items():
         result.add_row(group, *(["-"] * models if values is None else [f"{value:.2f}" for value in values]))
     return result

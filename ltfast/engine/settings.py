@@ -1,5 +1,6 @@
 """Typed settings: dataclasses whose fields carry their own help."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ class RunSettings:
         check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
         check(self.precision in ("fp32", "bf16", "fp16"), "precision", "fp32, bf16 or fp16", self.precision)
         check(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
-        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a positive number or none", self.clip_norm)
+        clip = self.clip_norm  # JSON has no infinity
+        check(clip is None or 0 < clip < math.inf, "clip_norm", "a positive finite number or none", clip)
         check(self.workers >= 0, "workers", "at least 0", self.workers)
         check(self.checkpoint_minutes >= 0, "checkpoint_minutes", "at least 0", self.checkpoint_minutes)

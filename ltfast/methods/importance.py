@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ltfast.data import class_groups, load
+from ltfast.data.long_tail import Profile
 from ltfast.engine import RunSettings
+from ltfast.engine.checkpoint import CheckpointError, check_content
 from ltfast.engine.importance import parameter_importance
+from ltfast.engine.schema import anything, number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.methods.restore import restore
@@ -48,6 +51,8 @@ def measure(
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     settings, facts = trained.settings, trained.facts
+    cut = {"imbalance": optional(number(1)), "profile": one_of(get_args(Profile)), "image_size": anything}
+    check_content(checkpoint, record(cut), settings, "settings")
     bundle = load(
         facts["source"],
         imbalance=settings["imbalance"],
@@ -55,7 +60,7 @@ def measure(
         root=facts["root"] if root is None else root,
     )
     if bundle.class_counts != facts["class_counts"]:
-        raise ValueError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
+        raise CheckpointError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
     size = settings["image_size"] or facts["image_size"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()

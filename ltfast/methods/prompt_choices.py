@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ltfast.engine import RunSettings
+from ltfast.errors import InputError
 from ltfast.methods.lpt import GroupStage
 from ltfast.methods.restore import restore
 
@@ -31,7 +32,7 @@ def choices(
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
     if not isinstance(predictor, GroupStage):
-        raise ValueError(f"checkpoint: expected a finished run of method lpt, got {trained.settings['method']}'s")
+        raise InputError(f"checkpoint: expected a finished run of method lpt, got {trained.settings['method']}'s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = predictor.to(device).eval().network
     counts = trained.facts["class_counts"]

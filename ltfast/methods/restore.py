@@ -1,6 +1,6 @@
 """A trained method from its checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,9 +9,13 @@ from typing import Any
 import torch
 
 from ltfast.data import DataBundle, load
-from ltfast.engine import Plan, Predictor, RunSettings
-from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ltfast.engine import Plan, Predictor, RunSettings, schema
+from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
+from ltfast.engine.schema import anything, integer, list_of, one_of, record
+from ltfast.errors import InputError, InputNotFoundError
 from ltfast.methods import METHODS, settings_of
+
+_FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,27 @@ def restore(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no data.
-        CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
+        CheckpointError: the checkpoint cannot be read or used, or no stage of it that gives class scores is trained.
         ValueError: the data's classes or channels are not those of the training, or the method cannot `aggregate` so.
     """
     try:
         saved = load_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
+    _check_content(checkpoint, saved)
     settings, facts = saved["settings"], saved["facts"]
+    own = source is None
     source = facts["source"] if source is None else source
-    bundle = load(source, root=facts["root"] if root is None else root)
+    try:
+        bundle = load(source, root=facts["root"] if root is None else root)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        if not own:
+            raise
+        kind = InputNotFoundError if isinstance(error, FileNotFoundError) else CheckpointError
+        raise kind(f"checkpoint {checkpoint}: facts.source: {error}") from error
     _check_classes(bundle.class_names, facts["class_names"], source)
     if bundle.channels != facts["channels"]:
-        raise ValueError(
+        raise InputError(
             f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
         )
 
@@ -98,23 +110,27 @@ def restore(
     bundle = replace(bundle, train=train, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
-    names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
+    names = {field.name for field in fields(METHODS[method].settings)}
     values = {name: value for name, value in settings.items() if name in names}
     if aggregate is not None:
         if "aggregate" not in names:
-            raise ValueError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
+            raise InputError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
         values["aggregate"] = aggregate
-    chosen = settings_of(method, values)
-    size = facts["image_size"] if chosen.image_size is None else chosen.image_size
     whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
-    plan = METHODS[method].build(
-        replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
-        bundle,
-        run=replace(run, seed=settings["seed"]),
-        rank=rank,
-        world_size=world_size,
-        test_batch_size=batch_size,
-    )
+    try:
+        chosen = settings_of(method, values)
+        size = facts["image_size"] if chosen.image_size is None else chosen.image_size
+        plan = METHODS[method].build(
+            replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
+            bundle,
+            run=replace(run, seed=settings["seed"]),
+            rank=rank,
+            world_size=world_size,
+            test_batch_size=batch_size,
+        )
+    except (ValueError, RuntimeError) as error:  # torch's word for a network that is too large is the second
+        raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
+    check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
@@ -127,6 +143,25 @@ def restore(
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
     return Trained(plan, stage, source, settings, facts, f"{where}; stage {stage.name} is evaluated as it is")
+
+
+def _check_content(checkpoint: Path, saved: Mapping[str, Any]) -> None:
+    """Refuse what `restore` could not use.
+
+    Raises:
+        CheckpointError: it is missing, or is no setting of the method; or the facts do not fit together.
+    """
+    settings, facts = saved["settings"], saved["facts"]
+    check_content(checkpoint, record({"method": one_of(METHODS)}), settings, "settings")
+    known = {**schema.settings(RunSettings), **schema.settings(METHODS[settings["method"]].settings)}
+    check_content(checkpoint, record({"seed": known["seed"]}, known), settings, "settings")
+    check_content(checkpoint, record(dict.fromkeys(_FACTS, anything)), facts, "facts")
+    for name, length in (
+        ("class_counts", len(facts["class_names"])),
+        *((n, facts["channels"]) for n in ("mean", "std")),
+    ):
+        check_content(checkpoint, list_of(anything, length), facts[name], f"facts.{name}")
+    check_content(checkpoint, integer(2, 10**9), sum(facts["class_counts"]), "facts.class_counts, their sum")
 
 
 def _absolute(path: str | Path) -> str:
