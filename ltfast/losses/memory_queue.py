@@ -26,8 +26,8 @@ class MemoryQueue(ShardedState):
     Args:
         feature_dim: D, at least 1.
         size: the most keys it holds, at least 1.
-        num_classes: C; labels are then in [0, C), and there are C sums. None: any labels of 0 or more, and sums of those
-            alone that are in the queue, but each ``enqueue`` then waits for a GPU.
+        num_classes: C; labels are then in [0, C), and there are C sums. None: any labels of 0 or more, and sums of the
+            classes in the queue alone, but each ``enqueue`` then waits for a GPU.
         dtype: of the keys: float32, bfloat16, float16 or float64. It stays when the module's dtype changes.
         sharded: under ``torch.distributed`` with W processes, each keeps every W-th key, and together they hold those
             that each would hold otherwise. Every query meets the keys of all. Each process then receives, of b queries

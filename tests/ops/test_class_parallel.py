@@ -35,7 +35,7 @@ def test_a_share_of_the_classes(place, classes, start, dtype):
         expected = loss_and_gradient(
             lambda x, o=options: reference.agcl_share(x, target, *o), cosine.double(), incoming
         )
-        for tolerance, one, other in zip(tolerances(place, dtype), actual, expected, strict=True):
+        for tolerance, one, other in zip(tolerances(dtype), actual, expected, strict=True):
             assert row_error(one, other) < 10 * tolerance + NOISE_ERROR * (class_noise is not None)
         assert actual[1].dtype == dtype
 
@@ -98,7 +98,7 @@ def test_vmf(place, width, classes, dtype):
         expected, expected_gradient = loss_and_gradient(
             lambda x: vmf_cross_entropy(x, target, directions, kappa, log_prior=prior), features.double()
         )
-    tolerance, gradient_tolerance = tolerances(place, dtype)
+    tolerance, gradient_tolerance = tolerances(dtype)
     assert relative_error(loss, expected) < 5 * tolerance
     assert row_error(gradient, expected_gradient) < gradient_tolerance
     assert gradient.dtype == dtype
