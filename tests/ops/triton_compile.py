@@ -23,6 +23,7 @@ from ltfast.ops.agcl import triton as agcl
 from ltfast.ops.balanced_bce import triton as balanced_bce
 from ltfast.ops.bessel import triton as bessel
 from ltfast.ops.class_sums import triton as class_sums
+from ltfast.ops.mean_weight import triton as mean_weight
 from ltfast.ops.noise import triton as noise
 from ltfast.ops.queue_softmax import triton as queue_softmax
 from ltfast.ops.roi_pool import triton as roi_pool
@@ -214,10 +215,10 @@ def cases(target: str) -> Iterator[tuple]:
                 f"agcl {dtype} {classes} {gamma_pos} {gamma_neg}",
                 agcl._row_kernel,
                 {"logits": f"*{dtype}", "target": "*i64", "class_noise": f"*{acc}", "seed": "*i64",
-                 "loss": f"*{acc}", "gradient": f"*{dtype}"},
-                {"row_stride": "i32", "classes": "i32"} | dict.fromkeys(scalars, "fp64"),
-                {"NOISY": True, "FOCUS": gamma_pos != 0, "POWER": agcl.power_kind(gamma_neg), "WITH_GRADIENT": True,
-                 "ACC": accumulator, **options},
+                 "mean_weight": f"*{acc}", "loss": f"*{acc}", "gradient": f"*{dtype}"},
+                {"row_stride": "i32", "classes": "i32", "ignore_index": "i64"} | dict.fromkeys(scalars, "fp64"),
+                {"MEAN": True, "NOISY": True, "FOCUS": gamma_pos != 0, "POWER": agcl.power_kind(gamma_neg),
+                 "WITH_GRADIENT": True, "ACC": accumulator, **options},
                 warps,
             )  # fmt: skip
         if classes == CLASSES[-1]:
@@ -243,10 +244,12 @@ def cases(target: str) -> Iterator[tuple]:
                 f"balanced_bce {dtype} {classes} {'soft' if soft else 'labels'}",
                 balanced_bce._row_kernel,
                 {"logits": f"*{dtype}", "target": "*fp32" if soft else "*i64", "bias": f"*{acc}",
-                 "class_weight": f"*{acc}", "pos_weight": f"*{acc}", "loss": f"*{acc}", "gradient": f"*{dtype}"},
-                {"row_stride": "i32", "target_stride": "i32", "classes": "i32"} | dict.fromkeys(scalars, "fp64"),
-                {"SOFT": soft, "THRESHOLD": False, "WEIGHTED": soft, "POS_WEIGHTED": soft, "WITH_GRADIENT": True,
-                 "ACC": accumulator, "TERMS": balanced_bce.series_terms(torch_dtype), **options},
+                 "class_weight": f"*{acc}", "pos_weight": f"*{acc}", "mean_weight": f"*{acc}", "loss": f"*{acc}",
+                 "gradient": f"*{dtype}"},
+                {"row_stride": "i32", "target_stride": "i32", "classes": "i32", "ignore_index": "i64"}
+                | dict.fromkeys(scalars, "fp64"),
+                {"MEAN": not soft, "SOFT": soft, "THRESHOLD": False, "WEIGHTED": soft, "POS_WEIGHTED": soft,
+                 "WITH_GRADIENT": True, "ACC": accumulator, "TERMS": balanced_bce.series_terms(torch_dtype), **options},
                 warps,
             )  # fmt: skip
         yield (
@@ -318,14 +321,18 @@ def cases(target: str) -> Iterator[tuple]:
         for width, classes, first, last in shapes[dtype, nu]:
             options = vmf.launch_options(classes, width, DTYPES[dtype])
             warps = options.pop("num_warps")
-            matrices = ("products", "features", "directions", "kappa", "log_prior", "state", "loss", "gradient")
+            matrices = ("products", "features", "directions", "kappa", "log_prior", "mean_weight", "state", "loss",
+                        "gradient")  # fmt: skip
             yield (
                 f"vmf_cross_entropy {dtype} {nu} {width} {classes} {'first' * first} {'last' * last}",
                 vmf._cross_entropy_kernel,
                 dict.fromkeys(matrices, f"*{dtype}") | {"target": "*i64"},
                 dict.fromkeys(("stride", "start", "count", "classes", "width"), "i32")
-                | dict.fromkeys(("v", "inverse_temperature", "unit"), "fp64"),
+                | dict.fromkeys(("v", "inverse_temperature", "unit"), "fp64")
+                | {"ignore_index": "i64"},
                 {
+                    "MEAN": bool(last),
+                    "MEAN_GRADIENT": True,
                     "LABELLED": True,
                     "PRIOR": True,
                     "FIRST": bool(first),
@@ -336,6 +343,15 @@ def cases(target: str) -> Iterator[tuple]:
                 },
                 warps,
             )
+    for dtype in ("fp32", "fp64"):
+        yield (
+            f"mean_weight {dtype}",
+            mean_weight._mean_weight_kernel,
+            {"target": "*i64", "weight": f"*{dtype}"},
+            {"rows": "i32", "ignore_index": "i64"},
+            {"BLOCK": mean_weight.BLOCK},
+            4,
+        )
     yield (
         "half_normal", noise._half_normal_kernel, {"out": "*fp32", "seed": "*i64"}, {"columns": "i32"}, {"BLOCK": 1024},
         4,
