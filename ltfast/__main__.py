@@ -2,6 +2,17 @@
 
 import sys
 
-from ltfast.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """`ltfast.cli.main`, imported where an interrupt is caught already."""
+    try:
+        from ltfast.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("ltfast: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

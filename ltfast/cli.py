@@ -3,23 +3,31 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import resources
-from importlib.metadata import PackageNotFoundError, version
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import ltfast
+from ltfast.errors import SettingError, UserError
+from ltfast.terminal import Output, say, shown, tolerant_streams
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
     from rich.table import Table
+
+    from ltfast.recipe import Recipe
 
 # Whatever is slow to import (torch, timm, ...) is imported by the command that needs it.
 
@@ -27,7 +35,23 @@ _EXTRA = {"accelerate", "jsonargparse", "matplotlib", "rich", "safetensors", "sk
           "torchmetrics", "torchvision", "yaml", "PIL"}  # fmt: skip
 
 
-class UsageError(ValueError):
+# not the functions' docstrings, which `python -OO` leaves out
+_ABOUT = {
+    "train": "train a method on a data set; the same command continues a run that was stopped",
+    "eval": "evaluate a trained checkpoint on test images",
+    "export": "write a trained model as a PyTorch program, which needs no ltfast to run",
+    "report": "compare finished runs side by side; `report importance` shows what their parameters matter to, "
+    "`report prompts` which prompts classes choose",
+    "report importance": "show how much the parameters of trained runs matter to many, medium and few classes",
+    "report prompts": "show which group prompts the test images of each class choose, in a run of method lpt",
+    "bench": "time each op beside what people would use instead and the machine's limits; `bench step` times training "
+    "steps",
+    "bench step": "time whole training steps with the published losses and with ltfast's",
+    "info": "show versions, devices and the implementations that run here",
+}
+
+
+class UsageError(UserError):
     """What the user asked for cannot be done."""
 
 
@@ -77,9 +101,9 @@ _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minu
 
 
 def train(argv: Sequence[str]) -> int:
-    """train a method on a data set; the same command continues a run that was stopped"""
     from ltfast.engine import RunSettings
     from ltfast.methods import METHODS, settings_of
+    from ltfast.recipe import read_recipe, recipe_names
 
     first = _Parser(add_help=False, allow_abbrev=False)
     for name in ("--method", "--config", "--data"):
@@ -91,16 +115,17 @@ def train(argv: Sequence[str]) -> int:
     # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
     if config is None and asked.data is None and not {"-h", "--help"} & set(argv):
         config = f"{asked.method or 'ce'}/digits"
-    recipe = {} if config is None else _read_recipe(config)
-    method = recipe.get("method", "ce") if asked.method is None else asked.method
-    if method not in METHODS or method != recipe.get("method", method):
-        raise UsageError(f"--config {config}: it is for method {recipe['method']!r}, not {method!r}")
+    try:
+        recipe = None if config is None else read_recipe(config)
+    except UserError as error:
+        raise UsageError(f"--config {error}") from error
+    method = _method(asked.method, recipe)
 
-    parser = _parser("train", train)
+    parser = _parser("train")
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)}")
     group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
-    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(_recipes())}; "
+    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
     groups = {
         "data": _DATA,
@@ -110,29 +135,80 @@ def train(argv: Sequence[str]) -> int:
     for title, group_options in groups.items():
         _add_options(parser, title, group_options)
     types_ = {option.name: option.type for options in groups.values() for option in options}
-    if recipe:
-        optional = {name for name, type_ in types_.items() if _may_be_none(type_)}
-        recipe = {key: None if key in optional and value == "none" else value for key, value in recipe.items()}
-        try:
-            parser.parse_object({"out": "", **recipe})  # set_defaults looks at names alone
-            parser.set_defaults(recipe)
-        except (argparse.ArgumentError, KeyError) as error:
-            raise UsageError(f"--config {config}: {_reworded(error, types_)}") from error
-    args = vars(_parse(parser, _yaml_words(argv, types_), types_))
-
-    run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
-    fields = dataclasses.fields(METHODS[method].settings)
-    settings = settings_of(method, {field.name: args[field.name] for field in fields})
+    if recipe is not None:
+        parser.set_defaults(_checked(recipe, method, types_))
+    args = {**vars(_parse(parser, argv, types_)), "method": method}
     out = Path(args["out"])
     if not args["out"]:
         raise UsageError("--out: expected a folder's name, got ''")
-    _check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
-    return _train(method, settings, run, args, out)
+
+    try:
+        run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
+        fields = dataclasses.fields(METHODS[method].settings)
+        settings = settings_of(method, {field.name: args[field.name] for field in fields})
+        _check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
+        return _train(method, settings, run, args, out)
+    except SettingError as error:
+        if recipe is None or error.name not in recipe.lines or _is_given(error.name, argv):
+            raise
+        raise UsageError(f"--config {recipe.where(error.name)}: {error}") from error
+
+
+def _method(asked: str | None, recipe: "Recipe | None") -> str:
+    """The method that is asked for, the recipe's or the default."""
+    from ltfast.methods import METHODS
+
+    if recipe is None or "method" not in recipe.values:
+        return "ce" if asked is None else asked
+    method = recipe.values["method"]
+    if not isinstance(method, str) or method not in METHODS:
+        raise UsageError(f"--config {recipe.where('method')}: method: expected one of {', '.join(METHODS)}, "
+                         f"got {method!r}")  # fmt: skip
+    if asked is not None and asked != method:
+        raise UsageError(f"--config {recipe.where('method')}: it is for method {method!r}, not {asked!r}")
+    return method
+
+
+def _checked(recipe: "Recipe", method: str, types_: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's settings, of the types that they have to be."""
+    values = {}
+    for key, value in recipe.values.items():
+        if key == "method":
+            continue
+        if key not in types_:
+            near = get_close_matches(key, types_, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--config {recipe.where(key)}: {key}: expected a setting of method {method}{hint}")
+        if value == "none" and _may_be_none(types_[key]):
+            value = None
+        if not _fits(value, types_[key]):
+            raise UsageError(f"--config {recipe.where(key)}: {key}: expected {_in_words(types_[key])}, got {value!r}")
+        values[key] = value
+    return values
+
+
+def _fits(value: Any, type_: Any) -> bool:
+    origin, parts = get_origin(type_), get_args(type_)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple:
+        each = (parts[0],) * len(value) if isinstance(value, list) and parts[-1] is Ellipsis else parts
+        return isinstance(value, list) and len(value) == len(each) and all(map(_fits, value, each))
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if type_ is float:
+        return type(value) in (int, float)
+    return type(value) is type_
+
+
+def _is_given(name: str, argv: Sequence[str]) -> bool:
+    """Whether an option is on the command line."""
+    return any(word.split("=")[0] in (_flag(name), f"--no-{_flag(name)[2:]}") for word in argv)
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
     from ltfast.data import check_images, class_groups, load
-    from ltfast.engine import loop, report, seeding
+    from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS
     from ltfast.methods.restore import facts_of
@@ -146,21 +222,27 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             root=args["root"],
             class_names=args["class_names"],
         )
-    if args["skip_broken"] or not (out / CHECKPOINT).exists():  # a run that continues has seen the headers
+    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    continues = (out / CHECKPOINT).exists()
+    # before the processes share work that depends on these
+    identity.check_processes({**chosen, "checkpoint": continues}, accelerator, hint=identity.SAME_COMMAND)
+    if args["skip_broken"] or not continues:  # a run that continues has seen the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
-    accelerator.print(
-        f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
-        f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
-    )
-    if bundle.left_out is not None:
-        accelerator.print(bundle.left_out)
+    if accelerator.is_main_process:
+        say(
+            f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
+            f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
+        )
+        if bundle.left_out is not None:
+            say(bundle.left_out)
+        if words := _chosen_by_auto(settings, settings.chosen(bundle)):
+            say(f"chosen by auto: {words}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
@@ -170,7 +252,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         plan,
         run=run,
         settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
-        facts=facts_of(bundle, args["data"], args["root"]),
+        # the processes of one machine see the same files: one of them looks at all
+        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
         class_counts=counts,
         groups=class_groups(counts),
         out=out,
@@ -180,16 +263,15 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         _print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
         files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
         written = [name for name in files if (out / name).exists()]
-        print(f"written to {out}: {', '.join(written)}, TensorBoard events")
+        say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()
     return 130 if accelerator.is_main_process and metrics is None else 0
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """evaluate a trained checkpoint on test images"""
     from ltfast.engine import RunSettings, check
 
-    parser = _parser("eval", evaluate)
+    parser = _parser("eval")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
@@ -221,7 +303,7 @@ def evaluate(argv: Sequence[str]) -> int:
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
     from ltfast.data import class_groups
-    from ltfast.engine import loop, metrics, report
+    from ltfast.engine import identity, loop, metrics, report
     from ltfast.methods.restore import restore
 
     accelerator = loop.make_accelerator(run.precision)
@@ -237,13 +319,25 @@ def evaluate(argv: Sequence[str]) -> int:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    identity.check_processes(
+        {
+            **trained.settings,
+            "data": trained.source,
+            "aggregate": args.aggregate,
+            "precision": run.precision,
+            "unfinished": trained.unfinished,
+        },
+        accelerator,
+        hint="Start all of them with the same command",
+    )
     if out.is_dir():
         raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
     _check_writable(out.parent)
-    if trained.unfinished is not None:
-        accelerator.print(f"{checkpoint}: {trained.unfinished}")
-    if trained.left_out is not None:
-        accelerator.print(trained.left_out)
+    if accelerator.is_main_process:
+        if trained.unfinished is not None:
+            say(f"{checkpoint}: {trained.unfinished}")
+        if trained.left_out is not None:
+            say(trained.left_out)
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
     groups = class_groups(trained.facts["class_counts"])
@@ -251,16 +345,15 @@ def evaluate(argv: Sequence[str]) -> int:
     if accelerator.is_main_process:
         report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
         _print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
-        print(f"written to {out}")
+        say(f"written to {out}")
     accelerator.end_training()
     return 0
 
 
 def export(argv: Sequence[str]) -> int:
-    """write a trained model as a PyTorch program, which needs no ltfast to run"""
     from ltfast.engine import RunSettings
 
-    parser = _parser("export", export)
+    parser = _parser("export")
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument(
         "--out",
@@ -288,7 +381,7 @@ def export(argv: Sequence[str]) -> int:
 
     trained = restore(Path(args.checkpoint), run=RunSettings(), root=args.root, aggregate=args.aggregate)
     if trained.unfinished is not None:
-        print(f"{args.checkpoint}: {trained.unfinished}")
+        say(f"{args.checkpoint}: {trained.unfinished}")
     predictor, facts = trained.predictor.eval(), trained.facts
     with torch.no_grad():
         predictor.adapt(batch[:-1] for batch in trained.plan.test)
@@ -296,17 +389,15 @@ def export(argv: Sequence[str]) -> int:
     names = ("class_names", "mean", "std")
     about = {**{name: facts[name] for name in names}, "image_shape": list(image.shape), "views": predictor.views}
     save_program(out, export_predictor(predictor, image.shape), about)
-    print(f"written to {out}: {predictor.views} x {tuple(image.shape)} -> {len(facts['class_names'])} class scores")
+    say(f"written to {out}: {predictor.views} x {tuple(image.shape)} -> {len(facts['class_names'])} class scores")
     return 0
 
 
 def compare(argv: Sequence[str]) -> int:
-    """compare finished runs side by side; `report importance` shows what their parameters matter to, `report prompts`
-    which prompts classes choose"""
     reports = {"importance": importance, "prompts": prompts}
     if argv and argv[0] in reports:
         return reports[argv[0]](argv[1:])
-    parser = _parser("report", compare)
+    parser = _parser("report")
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     args = _parse(parser, argv)
 
@@ -315,15 +406,14 @@ def compare(argv: Sequence[str]) -> int:
     rows = {run: report.read_metrics(Path(run)) for run in args.runs}
     _print_table(report.table(rows, title="top-1 accuracy (%), and a step's loss forward and backward (ms)"))
     for run in args.runs:
-        print(f"accuracy of each class: {Path(run) / report.PICTURE}")
+        say(f"accuracy of each class: {Path(run) / report.PICTURE}")
     return 0
 
 
 def importance(argv: Sequence[str]) -> int:
-    """show how much the parameters of trained runs matter to many, medium and few classes"""
     from ltfast.engine import RunSettings
 
-    parser = _parser("report importance", importance)
+    parser = _parser("report importance")
     parser.add_argument("checkpoints", nargs="+", help="runs' folders, or their checkpoint files")
     parser.add_argument("--out", default="importance.png", help="picture to write; the numbers go to .json beside it")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the runs'")
@@ -358,15 +448,14 @@ def importance(argv: Sequence[str]) -> int:
         if row["weights"] is not None:
             _print_table(report.weights_table(name, row["weights"]))
     drawn = plot.plot_importance(picture, rows)
-    print(f"written to {picture} and {numbers}" if drawn else f"written to {numbers}")
+    say(f"written to {picture} and {numbers}" if drawn else f"written to {numbers}")
     return 0
 
 
 def prompts(argv: Sequence[str]) -> int:
-    """show which group prompts the test images of each class choose, in a run of method lpt"""
     from ltfast.engine import RunSettings
 
-    parser = _parser("report prompts", prompts)
+    parser = _parser("report prompts")
     parser.add_argument("checkpoint", help="a run's folder, or its checkpoint file")
     parser.add_argument("--out", default="prompts.png", help="picture to write; the numbers go to .json beside it")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
@@ -383,18 +472,17 @@ def prompts(argv: Sequence[str]) -> int:
     report.write_json(numbers, {"class_names": names, "shares": shares})
     drawn = plot.plot_choices(picture, shares, names)
     used = sum(any(row[key] > 0 for row in shares) for key in range(len(shares[0])))
-    print(f"{used} of {len(shares[0])} keys are chosen; written to {f'{picture} and ' if drawn else ''}{numbers}")
+    say(f"{used} of {len(shares[0])} keys are chosen; written to {f'{picture} and ' if drawn else ''}{numbers}")
     return 0
 
 
 def bench(argv: Sequence[str]) -> int:
-    """time each op beside what people would use instead and the machine's limits; `bench step` times training steps"""
     if argv and argv[0] == "step":
         return bench_step(argv[1:])
     from ltfast.bench.case import SHAPES
     from ltfast.bench.cases import OPS
 
-    parser = _parser("bench", bench)
+    parser = _parser("bench")
     group = parser.add_argument_group("what to time")
     group.add_argument("--ops", help=f"some of {', '.join(OPS)}, with commas; default: all")
     group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
@@ -406,7 +494,7 @@ def bench(argv: Sequence[str]) -> int:
                        "show what became slower, and exit with 1 if something did")  # fmt: skip
     group.add_argument("--threshold", type=float, default=1.5, help="slower is over so many times as long, with "
                        "quartiles that do not meet")  # fmt: skip
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, _BENCH_TYPES)
 
     from ltfast.bench import results
 
@@ -414,7 +502,7 @@ def bench(argv: Sequence[str]) -> int:
         before, after = (results.read(Path(name)) for name in args.compare)
         shown, found = results.slower(before, after, args.threshold)
         _print_table(shown)
-        print(f"slower: {', '.join(found) or 'nothing'}")
+        say(f"slower: {', '.join(found) or 'nothing'}")
         return 1 if found else 0
 
     from ltfast.bench import pictures, run
@@ -432,25 +520,25 @@ def bench(argv: Sequence[str]) -> int:
         with_growth=out is not None,
         show=lambda rows: _print_table(results.table(rows)),
     )
-    print(results.describe(measured))
+    for line in results.describe(measured).split("\n"):
+        say(line)
     if out is not None:
         report.write_json(out / results.RESULTS, measured)
         draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
         drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
-        print(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
+        say(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
     return 0
 
 
 def bench_step(argv: Sequence[str]) -> int:
-    """time whole training steps with the published losses and with ltfast's"""
     from ltfast.bench import step
 
-    parser = _parser("bench step", bench_step)
+    parser = _parser("bench step")
     group = parser.add_argument_group("what to time")
     group.add_argument("--methods", help=f"some of {', '.join(step.METHODS)}; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for steps.json")
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, _BENCH_TYPES)
 
     from ltfast.bench import results, run
     from ltfast.engine import report
@@ -462,13 +550,12 @@ def bench_step(argv: Sequence[str]) -> int:
         _print_table(results.step_table([row for row in rows if row["method"] == method]))
     if out is not None:
         report.write_json(out / "steps.json", {"machine": run.machine(device), "rows": rows})
-        print(f"written to {out}: steps.json")
+        say(f"written to {out}: steps.json")
     return 0
 
 
 def info(argv: Sequence[str]) -> int:
-    """show versions, devices and the implementations that run here"""
-    parser = _Parser(prog="ltfast info", description=_capital(info.__doc__))
+    parser = _Parser(prog="ltfast info", description=_capital(_ABOUT["info"]))
     parser.parse_args(argv)
 
     import platform
@@ -478,21 +565,21 @@ def info(argv: Sequence[str]) -> int:
     from ltfast import ops
     from ltfast.ops.backends import choice, describe
 
-    print(f"ltfast {ltfast.__version__}")
-    print(f"Python {platform.python_version()} on {platform.platform()}")
+    say(f"ltfast {ltfast.__version__}")
+    say(f"Python {platform.python_version()} on {platform.platform()}")
     for name in ("torch", "torchvision", "timm", "accelerate", "triton"):
-        print(f"{name} {_version(name)}")
-    print(f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+        say(f"{name} {_version(name)}")
+    say(f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        print(f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
+        say(f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        print("GPU: none that torch can use")
+        say("GPU: none that torch can use")
     for row in describe():
-        print(f"backend {row['name']}: {row['status']}{f' ({detail})' if (detail := row['detail']) else ''}")
+        say(f"backend {row['name']}: {row['status']}{f' ({detail})' if (detail := row['detail']) else ''}")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for op in ops.__all__:
-        print(f"op {op}: " + ", ".join(f"{choice(torch.device(device))} on {device}" for device in devices))
+        say(f"op {op}: " + ", ".join(f"{choice(torch.device(device))} on {device}" for device in devices))
     return 0
 
 
@@ -509,38 +596,131 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 (failed), 2 (bad usage or input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    verbose = bool({"-v", "--verbose"} & set(argv))
+    # PyTorch says of a machine with nvcc and no GPU which nvcc it would use
+    logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.msg)
+    with tolerant_streams() as output, _shown_warnings(), _noted_interrupts() as interrupts:
+        try:
+            status = _run(argv, interrupts)
+        finally:
+            lost = _say_what_is_lost(output)
+        return 1 if lost and not _writes_files(argv) else status
+
+
+def _run(argv: list[str], interrupts: Sequence[int]) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]](argv[1:])
         _top_level().parse_args(argv or ["--help"])
         return 0
     except KeyboardInterrupt:
-        hint = "; the same command continues from the last checkpoint" if argv[:1] == ["train"] else ""
-        print(f"ltfast: interrupted{hint}", file=sys.stderr)
-        return 130
+        return _interrupted(argv)
     except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRA:
-            print(f"ltfast: {error.name} is not installed; the command line needs pip install 'ltfast[train]'",
-                  file=sys.stderr)  # fmt: skip
-            return 2
-        if lost := _lost_process(error):
-            print(f"ltfast: error: {lost} ({type(error).__name__}: {_one_line(error)})", file=sys.stderr)
-            return 1
-        bad_input = isinstance(
-            error, (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, argparse.ArgumentError)
-        )
-        known = bad_input or isinstance(error, OSError) or type(error).__name__ == "TrainingError"
-        name = "" if known else f"{type(error).__name__}: "
-        hint = "" if known or verbose else " (-v shows where)"
-        print(f"ltfast: error: {name}{_in_flags(_one_line(error))}{hint}", file=sys.stderr)
-        return 2 if bad_input else 1
+        # an interrupt in the middle of an import becomes whatever the library makes of it
+        return _interrupted(argv) if interrupts else _failed(error, verbose=bool({"-v", "--verbose"} & set(argv)))
+
+
+def _interrupted(argv: Sequence[str]) -> int:
+    parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--out")
+    out = parser.parse_known_args([word for word in argv if word != "--out"] if argv[-1:] == ["--out"] else argv)[0].out
+    continues = argv[:1] == ["train"] and out is not None and (Path(out) / "checkpoint.pt").exists()
+    hint = "; the same command continues from the last checkpoint" if continues else ""
+    say(f"ltfast: interrupted{hint}", error=True)
+    return 130
+
+
+def _failed(error: Exception, *, verbose: bool) -> int:
+    """Say what an error is in one line; of a fault of the program, show the traceback. The exit status."""
+    if verbose:
+        _show_traceback(error)
+    text = _one_line(error)
+    if isinstance(error, SettingError):
+        text = f"{_flag(error.name)}{text.removeprefix(error.name)}"
+    if isinstance(error, UserError | argparse.ArgumentError):
+        say(f"ltfast: error: {_in_flags(text)}", error=True)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRA:
+        say(f"ltfast: {error.name} is not installed; the command line needs pip install 'ltfast[train]'", error=True)
+        return 2
+    name = f"{type(error).__name__}: {text}"
+    if lost := _lost_process(error):
+        say(f"ltfast: error: {lost} ({name})", error=True)
+    elif _is_out_of_memory(error):
+        say(f"ltfast: error: the memory is too small; a lower --batch-size needs less ({name})", error=True)
+    elif isinstance(error, OSError) or type(error).__name__ == "TrainingError":
+        say(f"ltfast: error: {_in_flags(text)}", error=True)
+    else:
+        if not verbose:
+            _show_traceback(error)
+        say(f"ltfast: error: {name}: a fault of the program, not of what you asked for; the lines above say where",
+            error=True)  # fmt: skip
+    return 1
+
+
+def _show_traceback(error: Exception) -> None:
+    for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+        say(line, error=True)
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The interrupts that have come. The signal raises KeyboardInterrupt, as it does without this."""
+    noted: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    # it is something else where the process was told to ignore it, or where others have made it theirs
+    noting = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if noting:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if noting:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _shown_warnings() -> Iterator[None]:
+    """Warnings as a line each: ltfast's own without the place where they come from."""
+    before = warnings.formatwarning
+    own = str(Path(ltfast.__file__).parent)
+
+    def on_one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        place = "" if filename.startswith(own) else f"{filename}:{lineno}: {category.__name__}: "
+        return f"ltfast: warning: {shown(place + _one_line(message))}\n"
+
+    warnings.formatwarning = on_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _say_what_is_lost(output: Output | None) -> bool:
+    """Whether standard output could not be written. That nobody reads it any more (`ltfast info | head -1`) is not
+    worth a word."""
+    if output is None:
+        return False
+    output.flush()
+    if output.error is None or isinstance(output.error, BrokenPipeError):
+        return False
+    say(f"ltfast: standard output cannot be written: {output.error}; what goes to files is written", error=True)
+    return True
+
+
+def _writes_files(argv: Sequence[str]) -> bool:
+    reports = argv[:2] in (["report", "importance"], ["report", "prompts"])
+    return argv[:1] in (["train"], ["eval"], ["export"]) or reports or _is_given("out", argv)
 
 
 def _top_level() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:8}{_ABOUT[name]}" for name in COMMANDS)
     parser = _Parser(
         prog="ltfast",
         usage="ltfast COMMAND [OPTION ...]",
@@ -553,14 +733,17 @@ def _top_level() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(name: str, command: Callable[..., int]) -> "jsonargparse.ArgumentParser":
+def _parser(name: str) -> "jsonargparse.ArgumentParser":
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
-        prog=f"ltfast {name}", description=_capital(command.__doc__), exit_on_error=False, allow_abbrev=False
+        prog=f"ltfast {name}", description=_capital(_ABOUT[name]), exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show a traceback if something fails")
     return parser
+
+
+_BENCH_TYPES = {"seconds": float, "threshold": float}
 
 
 def _add_bench_options(group: Any) -> None:
@@ -599,9 +782,9 @@ def _folder(name: str | None) -> Path | None:
 
 
 def _print_table(table: "Table") -> None:
-    from rich.console import Console
+    from ltfast.engine.console import Console
 
-    Console(soft_wrap=True, highlight=False, emoji=False).print(table)  # a path may have a :name: of an emoji in it
+    Console().print(table, markup=True)
 
 
 def _picture(name: str) -> Path:
@@ -618,8 +801,9 @@ def _check_writable(folder: Path) -> None:
 
 
 def _parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str], types_: Mapping[str, Any] | None = None) -> Any:
+    """The arguments; `types_` are those of the options whose values are read as a recipe's are."""
     try:
-        return parser.parse_args(list(argv))
+        return parser.parse_args(_yaml_words(argv, types_ or {}))
     except argparse.ArgumentError as error:
         raise UsageError(_reworded(error, types_ or {})) from error
 
@@ -635,12 +819,14 @@ def _reworded(error: Exception, types_: Mapping[str, Any]) -> str:
 
 
 def _in_words(type_: Any) -> str:
-    parts = get_args(type_)
-    if get_origin(type_) is Literal:
-        return f"one of {', '.join(parts)}"
-    if get_origin(type_) is tuple:
+    origin, parts = get_origin(type_), get_args(type_)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
+    if origin is tuple:
         return f"{parts[0].__name__},{parts[0].__name__},..."
-    return " or ".join("none" if part is types.NoneType else part.__name__ for part in parts or [type_])
+    if parts:
+        return " or ".join(map(_in_words, parts))
+    return "none" if type_ is types.NoneType else type_.__name__
 
 
 def _options(settings: type) -> list[_Option]:
@@ -673,16 +859,28 @@ def _yaml_words(argv: Sequence[str], types_: Mapping[str, Any]) -> list[str]:
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if equals and flag in by_flag:
-            words[i] = f"{flag}={_yaml(value, by_flag[flag])}"
+            words[i] = f"{flag}={_yaml(flag, value, by_flag[flag])}"
         elif i and words[i - 1] in by_flag:
-            words[i] = _yaml(word, by_flag[words[i - 1]])
+            words[i] = _yaml(words[i - 1], word, by_flag[words[i - 1]])
     return words
 
 
-def _yaml(value: str, type_: Any) -> str:
+def _yaml(flag: str, value: str, type_: Any) -> str:
+    from ltfast.recipe import plain_value
+
+    parts = get_args(type_)
     if value == "none" and _may_be_none(type_):
         return "null"
-    return f"[{value}]" if get_origin(type_) is tuple and not value.startswith("[") else value
+    if type_ is bool or str in (type_, *parts):
+        return value
+    try:
+        for word in value.strip("[]").split(","):
+            if plain_value(word.strip()) is None and not _may_be_none(type_):
+                raise ValueError(repr(value))
+    except ValueError as error:  # 1:30 and 010, say, which jsonargparse takes for 90 and 10
+        raise UsageError(f"{flag}: expected {_in_words(type_)}, got {error}") from error
+    listed = any(get_origin(part) is tuple for part in (type_, *parts)) and not _fits(value, type_)
+    return f"[{value}]" if listed and not value.startswith("[") else value
 
 
 def _may_be_none(type_: Any) -> bool:
@@ -706,34 +904,13 @@ def _in_flags(text: str) -> str:
     return f"{_flag(name)}{colon}{rest}" if colon and known else text
 
 
-def _recipes() -> list[str]:
-    folder = resources.files("ltfast") / "recipes"
-    return sorted(
-        f"{method.name}/{file.name.removesuffix('.yaml')}"
-        for method in folder.iterdir()
-        if method.is_dir()
-        for file in method.iterdir()
-        if file.name.endswith(".yaml")
-    )
-
-
-def _read_recipe(name: str) -> dict[str, Any]:
-    import yaml
-
-    path = Path(name)
-    if path.is_file():
-        text = path.read_text()
-    elif name in _recipes():
-        text = (resources.files("ltfast") / "recipes" / f"{name}.yaml").read_text()
-    else:
-        raise UsageError(f"--config: there is no file {name}, and no recipe of that name among {', '.join(_recipes())}")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {name}: no YAML: {_one_line(error)}") from error
-    if not isinstance(recipe, dict):
-        raise UsageError(f"--config {name}: expected names and values, a pair a line")
-    return recipe
+def _chosen_by_auto(asked: Any, chosen: Any) -> str:
+    """What settings that are "auto" have become, as options."""
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
+              if getattr(asked, field.name) == "auto"}  # fmt: skip
+    words = {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+             for name, value in values.items()}  # fmt: skip
+    return " ".join(f"{_flag(name)} {word}" for name, word in words.items() if word != "auto")
 
 
 def _lost_process(error: Exception) -> str | None:
@@ -746,20 +923,29 @@ def _lost_process(error: Exception) -> str | None:
     return None
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class for a GPU's memory alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )  # fmt: skip
+
+
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(str(text).split())
 
 
-def _capital(text: str | None) -> str:
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a bench leaves behind: `results.json`, tables, and what became slower since another one."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +7,26 @@ from typing import Any
 
 from rich.table import Table
 
+from ltfast.engine.schema import list_of, mapping, number, plain, read_json, record, text
+from ltfast.errors import InputError, InputNotFoundError
+
 RESULTS = "results.json"
 FLOORS = ("copy", "matmul")  # what a step cannot do without: no peers
+
+_SCHEMA = record(
+    {
+        "machine": mapping(plain),
+        "ceilings": mapping(plain),
+        "rows": list_of(
+            record(
+                {
+                    **dict.fromkeys(("case", "op", "dtype", "implementation"), text),
+                    **dict.fromkeys(("median_ms", "q1_ms", "q3_ms"), number(above=0)),
+                }
+            )
+        ),
+    }
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -74,18 +91,22 @@ def read(path: Path) -> dict[str, Any]:
     """A bench's `results.json`, or the one in that folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no such file.
+        InputNotFoundError: there is none.
+        InputError: it is no such file; the message names the place in it.
     """
     path = path / RESULTS if path.is_dir() else path
+    if not path.is_file():
+        raise InputNotFoundError(f"compare: there is no {path}")
     try:
-        results = json.loads(path.read_text())
-        if not {"machine", "ceilings", "rows"} <= results.keys():
-            raise ValueError("machine, ceilings or rows is missing")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"compare: there is no {path}") from error
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"compare: {path} is no result of ltfast bench: {error}") from error
+        results: dict[str, Any] = read_json(path)
+        _SCHEMA(results, "")
+        if not results["rows"]:
+            raise ValueError("rows: expected at least one, got none")
+        for case, rows in by_case(results).items():
+            if "ltfast" not in rows:
+                raise ValueError(f"rows: expected one of ltfast for {case}, got {', '.join(rows)}")
+    except ValueError as error:
+        raise InputError(f"compare: {path} is no result of ltfast bench: {error}") from error
     return results
 
 
@@ -94,12 +115,12 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
     quartiles that do not meet.
 
     Raises:
-        ValueError: they have no case in common.
+        InputError: they have no case in common.
     """
     old, new = (by_case(results) for results in (before, after))
     common = [case for case in old if case in new]
     if not common:
-        raise ValueError("compare: expected results with a case in common")
+        raise InputError("compare: expected results with a case in common")
     result = Table(title=f"ltfast, before and after; slower: over {threshold:g}x", title_justify="left", box=None)
     result.add_column("", no_wrap=True)
     for heading in ("before ms", "after ms", "after / before"):

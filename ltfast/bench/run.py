@@ -20,6 +20,7 @@ from ltfast.bench import ceilings, clock
 from ltfast.bench.case import Case, Growth, Unavailable
 from ltfast.bench.cases import OPS
 from ltfast.bench.ceilings import Ceilings
+from ltfast.errors import InputError
 from ltfast.ops import backends
 
 BLOCKS = 4  # implementations take turns, so that a noisy moment does not fall on one of them alone
@@ -59,10 +60,10 @@ def bench(
         for name in case.implementations
     }
     if not names:
-        raise ValueError(f"shapes: expected one that {', '.join(ops)} has, got {', '.join(shapes)}")
+        raise InputError(f"shapes: expected one that {', '.join(ops)} has, got {', '.join(shapes)}")
     if unknown := set(peers or ()) - names:
         known = ", ".join(sorted(names - {"ltfast"}))
-        raise ValueError(f"peers: expected some of {known}, got {', '.join(sorted(unknown))}")
+        raise InputError(f"peers: expected some of {known}, got {', '.join(sorted(unknown))}")
     limits = ceilings.measure(device)
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []

@@ -16,6 +16,16 @@ def _factor(temperature: float, base_temperature: float | None) -> float:
     return temperature / base_temperature
 
 
+def _anchor_classes(labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """The class of each row, by its rank among those of the first ``batch`` rows, and the class of each of these. Rows
+    of other classes are spread over ``batch`` more, so that no class becomes longer than others."""
+    anchors, _ = labels[:batch].sort()
+    rank = torch.searchsorted(anchors, labels).clamp(max=batch - 1)  # the first of equal ones stands for them
+    other = batch + torch.arange(len(labels), device=labels.device) * batch // len(labels)
+    classes = rank.where(anchors[rank] == labels, other)
+    return classes, classes[:batch]
+
+
 class DSCLLoss(losses.DSCLLoss):
     """``DSCLLoss`` of DSCL's training script.
 
@@ -45,13 +55,15 @@ class DSCLLoss(losses.DSCLLoss):
             labels: (2 B + K,), integers of 0 or more.
 
         Raises:
-            ValueError, TypeError: a bad argument, named, or the numbers of rows do not fit.
+            ValueError, TypeError: a bad argument, named. On a GPU the values of labels are not checked.
         """
         check_matrix(features, "features", "(rows, width)")
         check_labels(labels, features, "labels", classes=2**62)
         batch, odd = divmod(len(features) - self.K, 2)
         if batch < 1 or odd:
             raise ValueError(f"features has {len(features)} rows: expected 2 B + {self.K}, queries, keys and queue")
+        if not labels.is_cuda and not torch.compiler.is_compiling() and labels.min() < 0:
+            raise ValueError(f"labels has {int(labels.min())}: expected labels of 0 or more")
         both, queue = features[: 2 * batch], features[2 * batch :].detach()
         query, key = both[:batch], both[batch:]
         if self.watch.due(features):
@@ -61,8 +73,8 @@ class DSCLLoss(losses.DSCLLoss):
             ops.queue_softmax(query, both, temperature=self.temperature, exclude=itself),
             ops.queue_softmax(query, queue, temperature=self.temperature),
         )
-        own = labels[:batch].long()
-        sums, counts = ops.class_sums(torch.cat([both, queue]), labels, int(labels.max()) + 1)
+        classes, own = _anchor_classes(labels.long(), batch)
+        sums, counts = ops.class_sums(torch.cat([both, queue]), classes, 2 * batch)
         positives, number = sums[own] - query - key, counts[own] - 2
         return self.factor * self.from_sums(query, key, merge(*parts)[0], positives, number).mean()
 

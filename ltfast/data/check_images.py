@@ -16,6 +16,7 @@ from ltfast.data.bundle import DataBundle
 from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.errors import InputError
+from ltfast.terminal import shown
 
 _SHOWN = 5  # images that a message names
 _BrokenImage = ImageDecodeError | ImageNotFoundError
@@ -76,7 +77,7 @@ def _checked(images: ImageDataset, split: str, skip_broken: bool) -> ImageDatase
     _check_left(images, kept, broken, split)
     console.print(f"left out {len(broken):,} of {len(images):,} {what}:")
     for error in list(broken.values())[:_SHOWN]:
-        console.print(f"  {error}")
+        console.print(f"  {shown(str(error))}")
     if len(broken) > _SHOWN:
         console.print(f"  and {len(broken) - _SHOWN:,} more")
     return images.subset(kept)

@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class ArrayDataset(ImageDataset):
         return ArrayDataset(self.images[indices.numpy()], self.labels[indices], self.class_names)
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
-        """Of `labels` and `images`, whose pixels are read: about a second a gigabyte."""
+        """Of `labels` and `images`, whose pixels are read: one to three seconds a gigabyte."""
         return {**super().digests(), "images": _digest(self.images)}
 
 
@@ -170,7 +170,7 @@ class FileDataset(ImageDataset):
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
         """Of `labels`, `file names` below the folder that has all of them, and `file sizes`."""
-        folder = os.path.commonprefix(self.paths).rpartition(os.sep)[0]  # noqa: RUF071 (far faster on a million paths)
+        folder = os.path.commonprefix(self.paths).rpartition(os.sep)[0]  # noqa: RUF071 (up to a separator)
         names = "\0".join(path[len(folder) :] for path in self.paths)
         digests = {**super().digests(), "file names": _digest(np.frombuffer(os.fsencode(names), np.uint8))}
         return {**digests, "file sizes": _digest(_file_sizes(self.paths))} if sizes else digests
@@ -211,8 +211,9 @@ class ReaderDataset(ImageDataset):
 
 def _digest(array: NDArray[Any]) -> str:
     """Of an array's shape and content."""
-    content = np.ascontiguousarray(array)
-    return blake2b(memoryview(content).cast("B"), digest_size=8, key=repr(array.shape).encode()).hexdigest()
+    result = sha256(repr(array.shape).encode())
+    result.update(np.ascontiguousarray(array).reshape(-1).data)
+    return result.hexdigest()[:16]
 
 
 def _file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:

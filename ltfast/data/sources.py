@@ -1,6 +1,7 @@
 """Data sets by name: `load("cifar10", imbalance=100)`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ltfast.data.lists import read_lists
 from ltfast.data.long_tail import Profile, long_tail_indices
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, UserError
+from ltfast.network import hub_unreachable, reachable, seconds
 
 SOURCES = """\
   digits         scikit-learn's handwritten digits, built in
@@ -199,10 +201,14 @@ def _digits() -> Splits:
     )
 
 
-def _download(name: str, root: Path, dataset: Callable[[], Any]) -> Any:
-    """`dataset()`, which downloads; a failure says what to do instead."""
+def _download(name: str, root: Path, dataset: Callable[[bool], Any], url: str | None = None) -> Any:
+    """`dataset(False)` where the files are there, or `dataset(True)`, which downloads; a failure says what to do."""
+    with suppress(OSError, RuntimeError):  # what torchvision raises for files that are not there
+        return dataset(False)
     try:
-        return dataset()
+        if url is not None and not reachable(url):
+            raise OSError(f"{url} does not answer within {seconds():g} seconds")
+        return dataset(True)
     except (OSError, RuntimeError) as error:
         raise InputNotFoundError(
             f"{name}: not in the folder {str(root)!r}, and could not be downloaded ({error}). Put its files there as "
@@ -214,7 +220,7 @@ def _cifar(name: str, root: Path) -> Splits:
     dataset = CIFAR10 if name == "cifar10" else CIFAR100
 
     def split(train: bool) -> ArrayDataset:
-        data = _download(name, root, lambda: dataset(str(root), train=train, download=True))
+        data = _download(name, root, lambda download: dataset(str(root), train, download=download), dataset.url)
         return ArrayDataset(data.data, torch.tensor(data.targets), data.classes)
 
     return Splits(split(True), split(False))
@@ -226,7 +232,9 @@ def _timm_torch(name: str, root: Path) -> Splits:
 
     def split(part: str) -> ImageDataset:
         try:
-            data = _download(name, root, lambda: create_dataset(name, str(root), split=part, download=True))
+            data = _download(
+                name, root, lambda download: create_dataset(name, str(root), split=part, download=download)
+            )
         except AssertionError as error:  # timm's word for a name it does not know
             raise InputError(f"source: {error}; expected one of\n{SOURCES}") from error
         if isinstance(getattr(data, "data", None), np.ndarray | Tensor):
@@ -247,6 +255,8 @@ def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
 
 
 def _timm_hfds(name: str, root: Path) -> Splits:
+    hub_unreachable()  # asked now, for its libraries ask for minutes
+
     def reader_of(part: str) -> Any:
         try:
             return create_dataset(name, str(root), split=part).reader

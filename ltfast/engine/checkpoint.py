@@ -1,22 +1,75 @@
 """Checkpoints: one file, replaced when the new one is whole."""
 
+import copy
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ltfast.engine.files import replace_file
+from ltfast.engine.schema import (
+    Mismatch,
+    Schema,
+    anything,
+    boolean,
+    integer,
+    like,
+    list_of,
+    mapping,
+    number,
+    one_of,
+    optional,
+    plain,
+    record,
+    tensor,
+    text,
+)
 from ltfast.engine.stage import Adapted, Plan
+from ltfast.errors import InputError, InputNotFoundError
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
 _FORMAT = 2
 
 
-class CheckpointError(ValueError):
+# what a checkpoint of any method holds; facts that a run has no use for may be missing
+_SCHEMA = record(
+    {
+        "settings": mapping(plain),
+        "facts": record(
+            {},
+            {
+                "source": text,
+                "root": text,
+                "class_names": list_of(text),
+                "named": boolean,
+                "class_counts": list_of(integer(1, 10**9)),
+                "mean": list_of(number()),
+                "std": list_of(number(above=0)),
+                "image_size": integer(1, 2**16),
+                "channels": integer(1, 2**8),
+                "digests": mapping(text),
+            },
+        ),
+        "position": record({"stage": integer(0), "epoch": integer(0), "step": integer(0)}),
+        "loss_sum": number(),
+        "train_seconds": number(0),
+        "model": mapping(tensor),
+        "optimizer": optional(
+            record({"state": mapping(mapping(anything), int), "param_groups": list_of(mapping(anything))})
+        ),
+        "scaler": optional(mapping(number(0))),
+    },
+    {"whole": boolean},
+)
+
+
+class CheckpointError(InputError):
     """A checkpoint that cannot be read, or is not this run's."""
 
 
@@ -36,13 +89,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path: the file, or the run's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is truncated, damaged, or no checkpoint of ltfast's.
+        InputNotFoundError: there is none.
+        CheckpointError: it is truncated, damaged, or no checkpoint of ltfast's; a value in it is of another form than
+            ltfast writes, or a weight is not finite. The message names the place in it.
     """
-    if path.is_dir():
+    if path.is_dir() and path.name != CHECKPOINT:
         path = path / CHECKPOINT
+    if not lexists(path):
+        raise InputNotFoundError(f"checkpoint: there is no {path}")
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: there is no {path}")
+        raise CheckpointError(f"checkpoint {path} is no file: a link to nothing, a folder or a device")
     try:
         # torch's reader checks sizes but not contents: the archive's own checksums do
         with zipfile.ZipFile(path) as archive:
@@ -57,9 +113,44 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is truncated, damaged or no checkpoint ({type(error).__name__}); "
             "delete it to start again"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {path} was not written by this version of ltfast")
+    check_content(path, _SCHEMA, state)
     return state
+
+
+def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:
+    """Refuse what a checkpoint holds at a place.
+
+    Raises:
+        CheckpointError: it is not as the schema says.
+    """
+    try:
+        schema(content, place)
+    except Mismatch as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error
+
+
+def check_position(path: Path, position: Mapping[str, int], plan: Plan, steps: Sequence[int] | None = None) -> None:
+    """Refuse a position that is not in a plan.
+
+    Args:
+        path: the checkpoint.
+        position: its stage, epoch and step.
+        plan: the run's.
+        steps: optimiser steps of an epoch of each stage; None does not look at the step.
+
+    Raises:
+        CheckpointError: there is no such position.
+    """
+    stage = position["stage"]
+    check_content(path, integer(0, len(plan.stages)), stage, "position.stage")
+    finished = stage == len(plan.stages)
+    epochs = 1 if finished else plan.stages[stage].optimisation.epochs
+    check_content(path, integer(0, epochs - 1), position["epoch"], "position.epoch")
+    if finished or steps is not None:
+        last = 0 if finished or steps is None else steps[stage] - 1
+        check_content(path, integer(0, last), position["step"], "position.step")
 
 
 def load_weights(path: Path, plan: Plan, state: Mapping[str, Tensor]) -> None:
@@ -72,12 +163,49 @@ def load_weights(path: Path, plan: Plan, state: Mapping[str, Tensor]) -> None:
     left_out = set() if plan.adapted is None else plan.adapted.left_out(modules) - state.keys()
     if left_out and plan.adapted is not None:
         plan.adapted.recall()
-        own = modules.state_dict()
-        state = {**state, **{name: own[name] for name in left_out}}
+        whole = modules.state_dict()
+        state = {**state, **{name: whole[name] for name in left_out}}
+    own = {
+        **dict(modules.named_parameters(remove_duplicate=False)),
+        **dict(modules.named_buffers(remove_duplicate=False)),
+    }
+    for name, value in state.items():
+        if name in own and own[name].dtype != value.dtype:
+            raise CheckpointError(f"checkpoint {path}: model.{name}: expected {own[name].dtype}, got {value.dtype}")
     try:
         modules.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {path} does not fit this version's model: {error}") from error
+
+
+def load_optimizer(path: Path, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Put a checkpoint's state into an optimiser, which has made no step.
+
+    Raises:
+        CheckpointError: it is not of this optimiser and these parameters.
+    """
+    # a step of a copy shows the form of the state: optimisers have no other word for it
+    example = copy.deepcopy(optimizer)
+    for group in example.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    example.step()
+    expected = example.state_dict()
+    groups = []
+    check_content(path, list_of(anything, len(optimizer.param_groups)), state["param_groups"], "optimizer.param_groups")
+    for i, (own, saved) in enumerate(zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)):
+        place = f"optimizer.param_groups[{i}]"
+        check_content(path, record({"params": list_of(integer(0))}), saved, place)
+        check_content(path, one_of([own["params"]]), list(saved["params"]), f"{place}.params")
+        # numbers may change from step to step; the other options are those of the settings, which are the same
+        numbers = {name: value for name, value in own.items() if type(value) in (int, float) and name in saved}
+        check_content(path, like(numbers), saved, place)
+        groups.append({**own, **{name: saved[name] for name in numbers}})
+    for index, values in state["state"].items():
+        check_content(path, one_of(expected["state"]), index, "optimizer.state")
+        if values:  # none yet: the parameter has had no gradient
+            check_content(path, like(expected["state"][index]), values, f"optimizer.state.{index}")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def save_adapted(path: Path, adapted: Adapted) -> None:

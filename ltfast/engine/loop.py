@@ -18,33 +18,41 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, reduce, send_to_device
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ltfast import __version__
 from ltfast.engine.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
+    CheckpointError,
+    check_content,
+    check_position,
     check_settings,
     load_checkpoint,
+    load_optimizer,
     load_weights,
     save_adapted,
     save_checkpoint,
 )
+from ltfast.engine.console import Console
 from ltfast.engine.events import Events
 from ltfast.engine.files import remove_partial_files
+from ltfast.engine.identity import SAME_COMMAND, check_data, check_processes
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.metrics import evaluate
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.rendezvous import join_group
 from ltfast.engine.report import METRICS, PICTURE, read_metrics, write_report
+from ltfast.engine.schema import is_finite, like
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import loss_milliseconds
+from ltfast.errors import InputError
 
 _LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
 _LEAST_SCALE = 1e-4  # of fp16's losses; it begins at 65536, and is halved at each step whose gradient overflows
@@ -76,7 +84,7 @@ def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelera
         ValueError: fp16 without a GPU.
     """
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
+        raise InputError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
@@ -107,7 +115,8 @@ def train(
         plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
         settings: all that decides the result, as JSON gives it back; a checkpoint of other settings is refused.
-        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint.
+        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint. `digests` in it,
+            a hash for the name of each part, must be the same when the run goes on.
         class_counts: training images of each class, length C.
         groups: class indices of each group.
         out: the run's folder; made if it is not there.
@@ -117,7 +126,8 @@ def train(
         What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to other settings.
+        CheckpointError: the checkpoint is damaged or belongs to other settings or data.
+        InputError: the processes have different settings, data, versions or checkpoints; it is raised in all of them.
         TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
         FolderError: another run is writing to `out`, or `out` was deleted or replaced under this one.
         OSError: a file cannot be written, and the last checkpoint is whole.
@@ -150,22 +160,34 @@ class _Run:
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
         self.path = out / CHECKPOINT
-        self.console = Console(
-            quiet=not accelerator.is_main_process, soft_wrap=True, highlight=False, markup=False, emoji=False
-        )
+        self.console = Console(quiet=not accelerator.is_main_process)
         self.interrupt = Interrupt()
         self.events: Events | None = None
         self.lock: Lock | None = None
 
     def execute(self) -> dict[str, Any] | None:
+        check_processes(self._identity(), self.accelerator, hint=SAME_COMMAND)
         with locked(self.out) if self.accelerator.is_main_process else nullcontext() as self.lock:
             return self._execute()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in all processes: not the number of those that load images."""
+        settings = {name: value for name, value in vars(self.run).items() if name != "workers"}
+        data = {"class_counts": list(self.class_counts), **self.facts.get("digests", {})}
+        return {**settings, **self.settings, **data, "ltfast": __version__, "torch": torch.__version__}
 
     def _execute(self) -> dict[str, Any] | None:
         if self.accelerator.is_main_process:
             remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
         saved = self._load()
-        if self.position.stage == len(self.plan.stages) and (report := self._written_report()):
+        report = self._written_report() if self.position.stage == len(self.plan.stages) else None
+        check_processes(
+            {"checkpoint": saved and {**saved["position"], "train_seconds": saved["train_seconds"]},
+             "finished": report is not None},
+            self.accelerator,
+            hint=f"All processes need one folder --out {self.out}, on a file system that they share",
+        )  # fmt: skip
+        if report is not None:
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
             if self.accelerator.is_main_process and not (self.out / PICTURE).exists():
                 plot_per_class(self.out / PICTURE, report, self.facts["class_names"], self.groups)
@@ -206,8 +228,9 @@ class _Run:
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, steps)
         if saved is not None and resumed:
-            optimizer.load_state_dict(saved["optimizer"])
+            load_optimizer(self.path, optimizer.optimizer, saved["optimizer"])
             if self.accelerator.scaler is not None and saved["scaler"]:
+                check_content(self.path, like(self.accelerator.scaler.state_dict()), saved["scaler"], "scaler")
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
@@ -373,7 +396,8 @@ class _Run:
         """What `metrics.json` holds, if it is of a run of these settings."""
         with suppress(FileNotFoundError, ValueError):
             report = read_metrics(self.out)
-            if report.get("settings") == self.settings:
+            whole = len(report["per_class"]) == len(self.class_counts)
+            if whole and (report["settings"], report["class_counts"]) == (self.settings, list(self.class_counts)):
                 return report
         return None
 
@@ -399,13 +423,16 @@ class _Run:
         return None
 
     def _save(self, optimizer: Any | None) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.modules.parameters()):
+        if not all(is_finite(p) for p in self.modules.parameters()):
             raise TrainingError(f"a weight is not finite; {self._kept()}. A lower --lr often helps")
         for stage in self.plan.stages:
             stage.before_save()
         if not self.accelerator.is_main_process:
             return
         self._check_folder()
+        weights = self.modules.state_dict()
+        if bad := next((name for name, value in weights.items() if not is_finite(value)), None):
+            raise TrainingError(f"{bad} is not finite; {self._kept()}. A lower --lr often helps")
         scaler = self.accelerator.scaler
         adapted = self.plan.adapted if self.position.stage == len(self.plan.stages) else None
         left_out = set() if adapted is None else adapted.left_out(self.modules)
@@ -419,7 +446,7 @@ class _Run:
                 "position": vars(self.position),
                 "loss_sum": self.loss_sum,
                 "train_seconds": self.train_seconds,
-                "model": {name: value for name, value in self.modules.state_dict().items() if name not in left_out},
+                "model": {name: value for name, value in weights.items() if name not in left_out},
                 "whole": not left_out,
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -427,13 +454,20 @@ class _Run:
         )
 
     def _load(self) -> dict[str, Any] | None:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         saved = load_checkpoint(self.path)
         check_settings(self.path, saved["settings"], self.settings)
+        check_data(self.path, saved["facts"], self.facts)
+        if "digests" in self.facts and "digests" not in saved["facts"]:
+            self.console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")
+        check_position(self.path, saved["position"], self.plan, self.steps_per_epoch)
         load_weights(self.path, self.plan, saved["model"])
-        self.position = Position(**saved["position"])
-        self.loss_sum, self.train_seconds = saved["loss_sum"], saved["train_seconds"]
+        self.position = Position(*(saved["position"][name] for name in ("stage", "epoch", "step")))
+        if (saved["optimizer"] is None) != (self.position.epoch == self.position.step == 0):
+            expected = "expected a state inside of a stage, and none where it starts"
+            raise CheckpointError(f"checkpoint {self.path}: optimizer: {expected}, got the other")
+        self.loss_sum, self.train_seconds = float(saved["loss_sum"]), float(saved["train_seconds"])
         if self.position.stage < len(self.plan.stages):
             where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
             self.console.print(f"resuming {self.plan.stages[self.position.stage].name} at {where}")

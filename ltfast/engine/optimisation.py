@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from ltfast.engine.settings import check, option
+from ltfast.engine.settings import check, check_finite, option
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -32,6 +32,7 @@ class Optimisation:
     decay_rate: float = option(0.1, "multistep: factor by which it falls")
 
     def __post_init__(self) -> None:
+        check_finite(self)
         check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         check(self.lr > 0, "lr", "a positive number", self.lr)

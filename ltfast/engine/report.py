@@ -8,10 +8,25 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ltfast import terminal
 from ltfast.engine.files import replace_file
 from ltfast.engine.plot import plot_per_class
+from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
+from ltfast.errors import InputError, InputNotFoundError
 
 METRICS, PICTURE = "metrics.json", "per_class.png"
+
+_ACCURACY = optional(number(0, 100))
+_SCHEMA = record(
+    {
+        **dict.fromkeys(("top1", "many", "medium", "few"), _ACCURACY),
+        "per_class": list_of(_ACCURACY),
+        "class_counts": list_of(integer(0)),
+        "train_seconds": number(0),
+        "loss_ms": optional(number(0)),
+        "settings": mapping(plain),
+    }
+)
 
 
 def write_report(
@@ -41,18 +56,17 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """A run's `metrics.json`.
 
     Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is not one.
+        InputNotFoundError: the folder has none.
+        InputError: it is not one; the message names the place in it.
     """
     path = folder / METRICS
     if not path.is_file():
-        raise FileNotFoundError(f"run: there is no {path}: not a run's folder, or the run is not finished")
+        raise InputNotFoundError(f"run: there is no {path}: not a run's folder, or the run is not finished")
     try:
-        metrics = json.loads(path.read_text())
-        if not {"top1", "many", "medium", "few"} <= metrics.keys():
-            raise ValueError("top1, many, medium or few is missing")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"run: {path} is no metrics file: {error}") from error
+        metrics: dict[str, Any] = read_json(path)
+        _SCHEMA(metrics, "")
+    except ValueError as error:
+        raise InputError(f"run: {path} is no metrics file: {error}") from error
     return metrics
 
 
@@ -67,7 +81,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         Accuracies in percent, and where runs have them the loss's time a step (forward and backward) in milliseconds
         and the training's in seconds; the best accuracy of each column is bold if there are several runs.
     """
-    result = Table(title=title and escape(title), title_justify="left")
+    result = Table(title=title and escape(terminal.shown(title)), title_justify="left")
     result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
     times = {"loss_ms": ("loss ms", ".3f"), "train_seconds": ("train s", ".0f")}
@@ -84,7 +98,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         for key, (_, spec) in shown.items():
             value = row.get(key)
             cells.append("-" if value is None else format(value, spec))
-        result.add_row(escape(name), *cells)
+        result.add_row(escape(terminal.shown(name)), *cells)
     return result
 
 
@@ -102,17 +116,17 @@ def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             "-" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
             for value in values.values()
         ]
-        result.add_row(escape(name), row["method"], *cells)
+        result.add_row(escape(terminal.shown(name)), row["method"], *cells)
     return result
 
 
 def weights_table(name: str, weights: Mapping[str, Sequence[float] | None]) -> Table:
     """The mean weight that test images of each group give to each sub-model."""
-    result = Table(title=f"mean weights of {escape(name)}'s sub-models", title_justify="left")
+    result = Table(title=f"mean weights of {escape(terminal.shown(name))}'s sub-models", title_justify="left")
     result.add_column("test images of")
     models = max(len(values) for values in weights.values() if values is not None)
-    for number in range(models):
-        result.add_column(str(number + 1), justify="right")
+    for i in range(models):
+        result.add_column(str(i + 1), justify="right")
     for group, values in weights.items():
         result.add_row(group, *(["-"] * models if values is None else [f"{value:.2f}" for value in values]))
     return result

@@ -1,6 +1,7 @@
 """Typed settings: dataclasses whose fields carry their own help."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ltfast.errors import SettingError
@@ -15,6 +16,17 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise a SettingError that names the setting unless the condition holds."""
     if not condition:
         raise SettingError(name, expected, got)
+
+
+def check_finite(settings: Any) -> None:
+    """Raise a SettingError if a number of a dataclass is infinite, not a number, or no 64-bit integer."""
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(number, float):
+                check(math.isfinite(number), setting.name, "a finite number", value)
+            elif isinstance(number, int):
+                check(-(2**63) <= number < 2**63, setting.name, "an integer of at most 64 bits", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +50,11 @@ class RunSettings:
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
 
     def __post_init__(self) -> None:
+        check_finite(self)
         check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
         check(self.precision in ("fp32", "bf16", "fp16"), "precision", "fp32, bf16 or fp16", self.precision)
         check(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
-        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a positive number or none", self.clip_norm)
+        clip = self.clip_norm  # JSON has no infinity
+        check(clip is None or 0 < clip < math.inf, "clip_norm", "a positive finite number or none", clip)
         check(self.workers >= 0, "workers", "at least 0", self.workers)
         check(self.checkpoint_minutes >= 0, "checkpoint_minutes", "at least 0", self.checkpoint_minutes)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from ltfast.engine.stage import Stage
 
@@ -40,6 +39,8 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
     finally:
         for handle in handles:
             handle.remove()
+
+    from torch.utils.benchmark import Timer  # half a second to import
 
     leaves = [
         [x for x in (*args, *kwargs.values(), *loss.parameters()) if isinstance(x, Tensor) and x.requires_grad]

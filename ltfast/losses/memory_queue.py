@@ -26,7 +26,8 @@ class MemoryQueue(ShardedState):
     Args:
         feature_dim: D, at least 1.
         size: the most keys it holds, at least 1.
-        num_classes: C; labels are then in [0, C). None: as many as come up, but each ``enqueue`` then waits for a GPU.
+        num_classes: C. Labels are then in [0, C), and there are C class sums. None takes any labels of 0 or more and
+            keeps sums of the classes in the queue alone, but each ``enqueue`` then waits for the GPU.
         dtype: of the keys: float32, bfloat16, float16 or float64. It stays when the module's dtype changes.
         sharded: under ``torch.distributed`` with W processes, each keeps every W-th key, and together they hold those
             that each would hold otherwise. Every query meets the keys of all. Each process then receives, of b queries
@@ -46,6 +47,7 @@ class MemoryQueue(ShardedState):
     labels: Tensor
     filled: Tensor
     position: Tensor
+    classes: Tensor | None
     sums: Tensor
 
     def __init__(
@@ -84,6 +86,9 @@ class MemoryQueue(ShardedState):
         # a row a class: the sum of its keys, and in one more column their number
         sums = torch.zeros(num_classes or 1, feature_dim + 1, dtype=torch.float64)
         self.register_buffer("sums", sums, persistent=False)
+        # each row's label in ascending order, the free rows last; with a given number of classes the row is the label
+        classes = torch.full((1,), _FREE) if num_classes is None else None
+        self.register_buffer("classes", classes, persistent=False)
 
     def __len__(self) -> int:
         """The number of keys in it, in all processes; waits for a GPU."""
@@ -163,9 +168,11 @@ class MemoryQueue(ShardedState):
         """
         if not labels.is_cuda and not torch.compiler.is_compiling():
             self.check_labels(labels)
-        rows = self.sums[labels.clamp(max=len(self.sums) - 1)]
-        if self.num_classes is None:  # of a class beyond all that were seen there is nothing
-            rows = rows.where((labels < len(self.sums))[:, None], 0)
+        if self.classes is None:
+            rows = self.sums[labels.clamp(max=len(self.sums) - 1)]
+        else:
+            row, found = _find(self.classes, labels.long())
+            rows = self.sums[row].where(found[:, None], 0)
         return rows[:, :-1], rows[:, -1]
 
     def extra_repr(self) -> str:
@@ -174,7 +181,7 @@ class MemoryQueue(ShardedState):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         keys, labels = (state_dict.get(prefix + name) for name in ("keys", "labels"))
-        self.sums.zero_()
+        self.sums.zero_()  # and so the rows are free
         if keys is None or labels is None or len(keys) != self.size or len(labels) != self.size:
             return  # it was refused, or is when all is read
         filled, step = len(self), 2**20  # a queue of millions is not converted whole
@@ -185,12 +192,12 @@ class MemoryQueue(ShardedState):
 
     def _count(self, keys: Tensor, labels: Tensor, numbers: Tensor) -> None:
         """Add keys to the sums of their classes, and ``numbers`` to the counts."""
-        if self.num_classes is None:
-            classes = int(labels.max()) + 1
-            if classes > len(self.sums):
-                grown = self.sums.new_zeros(max(classes, 2 * len(self.sums)), self.feature_dim + 1)
-                grown[: len(self.sums)] = self.sums
-                self.sums = grown
+        if self.classes is not None:
+            row, found = _find(self.classes, labels)
+            if not found.all():
+                self.classes, self.sums = _with_classes(self.classes, self.sums, labels)
+                row, _ = _find(self.classes, labels)
+            labels = row
         self.sums += ops.class_sums(torch.cat([keys, numbers[:, None].double()], dim=1), labels, len(self.sums))[0]
 
     def _check(self, keys: Any, labels: Any) -> None:
@@ -218,6 +225,26 @@ class MemoryQueue(ShardedState):
             check_label_values(labels, self.num_classes, "labels")
         elif labels.min() < 0:
             raise ValueError(f"labels has {int(labels.min())}: expected labels of 0 or more")
+
+
+_FREE = torch.iinfo(torch.int64).max
+
+
+def _find(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each label among the sorted classes, and whether it is there."""
+    row = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return row, classes[row] == labels
+
+
+def _with_classes(classes: Tensor, sums: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes that have keys, joined by those of the labels, and their sums; rows double, as long lists do."""
+    held = sums[:, -1] > 0
+    wanted = torch.cat([classes[held], labels]).unique()
+    rows = len(classes) if len(wanted) <= len(classes) else max(len(wanted), 2 * len(classes))
+    joined, grown = classes.new_full((rows,), _FREE), sums.new_zeros(rows, sums.shape[1])
+    joined[: len(wanted)] = wanted
+    grown[torch.searchsorted(joined, classes[held])] = sums[held]
+    return joined, grown
 
 
 class _ShardedSoftmax(torch.autograd.Function):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltfast.engine import Plan
+from ltfast.errors import SettingError
 from ltfast.methods import ce, decoupled_optimisation, dscl, livt, lpt, proco
 from ltfast.methods.settings import BackboneSettings
 
@@ -47,5 +48,5 @@ def settings_of(method: str, values: dict[str, Any]) -> Any:
         ValueError: an unknown method, or a setting out of its range.
     """
     if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+        raise SettingError("method", f"one of {', '.join(METHODS)}", method)
     return METHODS[method].settings(**values)

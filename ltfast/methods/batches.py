@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
 from ltfast.engine import RunSettings
+from ltfast.errors import SettingError
+from ltfast.methods.loader import Loader
 
 
 class TrainBatches:
@@ -27,9 +28,9 @@ class TrainBatches:
     def __init__(self, views: SeededViews, batches: NumberedBatches, *, workers: int) -> None:
         if len(batches) == 0:
             share = len(batches.sampler)
-            raise ValueError(f"batch_size: expected at most {share}, the images of an epoch, got {batches.batch_size}")
+            raise SettingError("batch_size", f"at most {share}, the images of an epoch", batches.batch_size)
         self.batches = batches
-        self.loader: DataLoader[Any] = DataLoader(
+        self.loader = Loader(
             views,
             batch_sampler=batches,
             num_workers=workers,
@@ -104,7 +105,7 @@ def evaluation_batches(
     same at every evaluation, come between."""
     keys = [(index, index) for index in range(rank, len(bundle.test), world_size)]
     views = SeededViews(bundle.test, [eval_transform(bundle, image_size), *augmented], seed=0)
-    return DataLoader(views, batch_size, sampler=keys, num_workers=run.workers)
+    return Loader(views, batch_size, sampler=keys, num_workers=run.workers)
 
 
 def class_batches(
@@ -125,4 +126,4 @@ def class_batches(
     chosen = members[torch.randperm(len(members), generator=generator)[:most]].tolist()
     views = SeededViews(bundle.train, [eval_transform(bundle, image_size)], seed=0)
     keys = [(index, index) for index in chosen[rank::world_size]]
-    return DataLoader(views, batch_size, sampler=keys, num_workers=run.workers)
+    return Loader(views, batch_size, sampler=keys, num_workers=run.workers)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, option
+from ltfast.errors import SettingError
 from ltfast.methods.settings import BackboneSettings
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
         return BalancedBCELoss(class_counts)
     if name == "logit_adjusted":
         return LogitAdjustedLoss(class_counts)
-    raise ValueError(f"loss: expected cross_entropy, logit_adjusted, agcl or balanced_bce, got {name!r}")
+    raise SettingError("loss", "cross_entropy, logit_adjusted, agcl or balanced_bce", name)
 
 
 def build(
@@ -89,9 +90,11 @@ def build(
     """
     # seconds to import, and --help needs none of it
     from ltfast.data import train_transform
+    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import evaluation_batches, train_batches
-    from ltfast.models import ImageClassifier, default_backbone
+    from ltfast.models import ImageClassifier
 
+    settings = settings.chosen(bundle)
     size = settings.size_for(bundle)
     batches = train_batches(
         bundle,
@@ -103,13 +106,15 @@ def build(
         world_size=world_size,
     )
     network = ImageClassifier(
-        default_backbone(size) if settings.backbone is None else settings.backbone,
+        settings.backbone,
         bundle.num_classes,
         head="cosine" if settings.loss == "agcl" else "linear",
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
     )
+    images = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    check_batch_norm(network, (bundle.channels, size, size), images, "batch_size")
     stage = SupervisedStage(
         "train", batches, settings, network=network, loss=make_loss(settings.loss, bundle.class_counts)
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, RunSettings, check, option
 from ltfast.methods.ce import SupervisedStage
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -39,13 +39,15 @@ class Settings(BackboneSettings):
     augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
         "basic", "augmentation of training images, and of the test images' two views"
     )
-    later_epochs: int | None = option(None, "epochs of each later stage; none: half of --epochs")
-    later_lr: float | None = option(None, "learning rate of the later stages, and while pruning; none: a tenth of --lr")
+    later_epochs: int | Literal["auto"] = option("auto", "epochs of each later stage; auto: half of --epochs")
+    later_lr: float | Literal["auto"] = option(
+        "auto", "learning rate of the later stages, and while pruning; auto: a tenth of --lr"
+    )
     group_minima: tuple[int, ...] = option(
         (101, 20), "fewest images of a class of each group but the last, falling; a group without classes has no stage"
     )
-    order: tuple[int, ...] | None = option(
-        None, "the groups, from 0 for the largest classes, as the stages take them; none: as they are"
+    order: tuple[int, ...] | Literal["auto"] = option(
+        "auto", "the groups, from 0 for the largest classes, as the stages take them; auto: 0,1,2,..."
     )
     rho: float = option(0.8, "share of the preferred group in the stages between the first and the last group's")
     sampler: Literal["group_preferred", "class_balanced", "instance"] = option(
@@ -54,8 +56,9 @@ class Settings(BackboneSettings):
     loss: Literal["compensation", "cross_entropy"] = option(
         "compensation", "training loss; compensation leans to the stage's group"
     )
-    prune: tuple[float, ...] | None = option(
-        None, "share of the free weights that is pruned after each stage but the last; none: searched, from 0.1 to 0.9"
+    prune: tuple[float, ...] | Literal["auto"] = option(
+        "auto",
+        "share of the free weights that is pruned after each stage but the last; auto: searched, from 0.1 to 0.9",
     )
     prune_epochs: int = option(10, "epochs of pruning: each prunes a step further and trains what is left")
     aggregate: Literal["instance", "group", "average"] = option(
@@ -65,17 +68,17 @@ class Settings(BackboneSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         later, minima = self.later_epochs, self.group_minima
-        check(later is None or later >= 1, "later_epochs", "at least 1, or none", later)
-        check(self.later_lr is None or self.later_lr > 0, "later_lr", "a positive number, or none", self.later_lr)
+        check(later == "auto" or later >= 1, "later_epochs", "at least 1, or auto", later)
+        check(self.later_lr == "auto" or self.later_lr > 0, "later_lr", "a positive number, or auto", self.later_lr)
         falling = all(a > b for a, b in pairwise(minima)) and all(m >= 1 for m in minima)
         check(len(minima) >= 1 and falling, "group_minima", "falling numbers of images, at least 1", minima)
         groups = len(minima) + 1
-        permutation = self.order is None or sorted(self.order) == list(range(groups))
-        check(permutation, "order", f"each of 0 to {groups - 1} once", self.order)
+        permutation = self.order == "auto" or sorted(self.order) == list(range(groups))
+        check(permutation, "order", f"each of 0 to {groups - 1} once, or auto", self.order)
         check(0 < self.rho < 1, "rho", "a number in (0, 1)", self.rho)
         check(self.prune_epochs >= 1, "prune_epochs", "at least 1", self.prune_epochs)
-        fits = self.prune is None or all(0 < share < 1 for share in self.prune)
-        check(fits, "prune", "shares in (0, 1), one for each stage but the last, or none", self.prune)
+        fits = self.prune == "auto" or all(0 < share < 1 for share in self.prune)
+        check(fits, "prune", "shares in (0, 1), one for each stage but the last, or auto", self.prune)
 
     def of_stage(self, number: int) -> Optimisation:
         """How the training of a stage, from 0, is optimised."""
@@ -83,7 +86,7 @@ class Settings(BackboneSettings):
         first = Optimisation(**{name: getattr(self, name) for name in names})
         if number == 0:
             return first
-        epochs = max(self.epochs // 2, 1) if self.later_epochs is None else self.later_epochs
+        epochs = unless_auto(self.later_epochs, max(self.epochs // 2, 1))
         milestones = tuple(m for m in self.milestones if m < epochs)
         schedule = "constant" if self.schedule == "multistep" and not milestones else self.schedule
         return replace(
@@ -96,9 +99,17 @@ class Settings(BackboneSettings):
             self.of_stage(0), epochs=self.prune_epochs, lr=self._later_lr, schedule="constant", warmup_epochs=0
         )
 
+    def chosen(self, bundle: "DataBundle") -> "Settings":
+        return replace(
+            super().chosen(bundle),
+            later_epochs=unless_auto(self.later_epochs, max(self.epochs // 2, 1)),
+            later_lr=self._later_lr,
+            order=unless_auto(self.order, tuple(range(len(self.group_minima) + 1))),
+        )
+
     @property
     def _later_lr(self) -> float:
-        return self.lr / 10 if self.later_lr is None else self.later_lr
+        return unless_auto(self.later_lr, self.lr / 10)
 
 
 class GroupStage(SupervisedStage):
@@ -312,23 +323,24 @@ def build(
     # seconds to import, and --help needs none of it
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
+    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
-    from ltfast.models import ImageClassifier, SubModels, default_backbone
+    from ltfast.models import ImageClassifier, SubModels
 
+    settings = settings.chosen(bundle)
     size = settings.size_for(bundle)
-    backbone = default_backbone(size) if settings.backbone is None else settings.backbone
     counts = bundle.class_counts
 
     def network(pretrained: bool) -> nn.Module:
         return ImageClassifier(
-            backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
+            settings.backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
     every = class_groups(counts, settings.group_minima)
     present = [name for name, classes in every.items() if classes]  # largest classes first
-    order = range(len(every)) if settings.order is None else settings.order
+    order = unless_auto(settings.order, tuple(range(len(every))))
     names = [name for name in (list(every)[i] for i in order) if name in present]
-    shares: Sequence[float | None] = settings.prune or [None] * (len(names) - 1)
+    shares: Sequence[float | None] = [None] * (len(names) - 1) if settings.prune == "auto" else settings.prune
     expected = f"{len(names) - 1}, one for each group with classes but the last ({', '.join(names)})"
     check(len(shares) == len(names) - 1, "prune", expected, settings.prune)
     if len(names) == 1:
@@ -337,7 +349,10 @@ def build(
             "--group-minima draws other borders",
             stacklevel=2,
         )
-    sub_models = SubModels(network(settings.pretrained), len(names))
+    first = network(settings.pretrained)
+    together = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    check_batch_norm(first, (bundle.channels, size, size), together, "batch_size")
+    sub_models = SubModels(first, len(names))
     transform = train_transform(bundle, settings.augment, size)
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
 

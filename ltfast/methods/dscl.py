@@ -7,15 +7,16 @@ are balanced over the classes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.errors import InputError
 from ltfast.methods.ce import SupervisedStage
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -31,49 +32,66 @@ class Settings(BackboneSettings):
         ValueError: a setting out of its range.
     """
 
-    augment: Literal["basic", "cifar", "dscl"] | None = option(
-        None,
-        "of query, key and patches: dscl, the authors'; basic, shifted crops; cifar, flips too; none: by image size",
+    augment: Literal["auto", "basic", "cifar", "dscl"] = option(
+        "auto",
+        "of query, key and patches: dscl, the authors'; basic, shifted crops; cifar, flips too; auto: basic up to 16 "
+        "pixels, dscl above",
     )
     temperature: float = option(0.07, "temperature of both losses")
     beta: float = option(8.0, "weight of the other positives together, where an image's own key has 1")
-    queue_size: int | None = option(None, "keys in the memory queue; none: 65536, or the number of training images")
+    queue_size: int | Literal["auto"] = option(
+        "auto", "keys in the memory queue; auto: 65536, or the number of training images where it is less"
+    )
     queue_sharded: bool = option(False, "under several processes, each holds a share of the queue, not all of it")
     key_momentum: float = option(0.999, "share of the key encoder that stays at each optimiser step")
     feature_dim: int = option(128, "width of the projection head's output")
     pbsd_weight: float = option(1.5, "weight of the patches' self-distillation; 0 leaves it and the patches out")
     patches: int = option(5, "patches of an image")
-    patch_size: int | None = option(
-        None, "pixels of height and width of a patch; none: 64, or half the image's size below 128 pixels"
+    patch_size: int | Literal["auto"] = option(
+        "auto", "pixels of height and width of a patch; auto: 64, or half the image's size below 128 pixels"
     )
     patch_scale: tuple[float, float] = option((0.05, 0.6), "least and greatest area of a patch, of the query view's")
     classifier_epochs: int = option(40, "epochs of the classifier's stage")
-    classifier_lr: float | None = option(
-        None,
-        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; none: 10 for 2048 images "
+    classifier_lr: float | Literal["auto"] = option(
+        "auto",
+        "its learning rate, a tenth of it from half of the epochs on, and again from 3/4; auto: 10 for 2048 images "
         "an optimiser step",
     )
     classifier_batch_size: int = option(2048, "its images a batch and process, or as many as there are")
-    classifier_augment: Literal["none", "basic", "cifar", "imagenet"] | None = option(
-        None, "its augmentation; none: by image size"
+    classifier_augment: Literal["auto", "none", "basic", "cifar", "imagenet"] = option(
+        "auto", "its augmentation; auto: basic up to 16 pixels, cifar up to 64, imagenet above"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.temperature > 0, "temperature", "a positive number", self.temperature)
         check(self.beta >= 0, "beta", "at least 0", self.beta)
-        check(self.queue_size is None or self.queue_size >= 1, "queue_size", "at least 1, or none", self.queue_size)
+        check(self.queue_size == "auto" or self.queue_size >= 1, "queue_size", "at least 1, or auto", self.queue_size)
         check(0 <= self.key_momentum < 1, "key_momentum", "a number in [0, 1)", self.key_momentum)
         check(self.feature_dim >= 1, "feature_dim", "at least 1", self.feature_dim)
         check(self.pbsd_weight >= 0, "pbsd_weight", "at least 0", self.pbsd_weight)
         check(self.patches >= 1, "patches", "at least 1 (--pbsd-weight 0 leaves them out)", self.patches)
-        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1 pixel", self.patch_size)
+        patch = self.patch_size
+        check(patch == "auto" or patch >= 1, "patch_size", "at least 1 pixel, or auto", patch)
         rising = 0 < self.patch_scale[0] <= self.patch_scale[1] <= 1
         check(rising, "patch_scale", "two rising shares in (0, 1]", self.patch_scale)
-        positive = self.classifier_lr is None or self.classifier_lr > 0
-        check(positive, "classifier_lr", "a positive number, or none", self.classifier_lr)
+        positive = self.classifier_lr == "auto" or self.classifier_lr > 0
+        check(positive, "classifier_lr", "a positive number, or auto", self.classifier_lr)
         check(self.classifier_epochs >= 1, "classifier_epochs", "at least 1", self.classifier_epochs)
         check(self.classifier_batch_size >= 1, "classifier_batch_size", "at least 1", self.classifier_batch_size)
+
+    def chosen(self, bundle: "DataBundle") -> "Settings":
+        size = self.size_for(bundle)
+        small = size <= 16  # digits and letters: no flips, no colours
+        return replace(
+            super().chosen(bundle),
+            augment=unless_auto(self.augment, "basic" if small else "dscl"),
+            queue_size=unless_auto(self.queue_size, min(65536, len(bundle.train))),
+            patch_size=unless_auto(self.patch_size, 64 if size >= 128 else min(max(size // 2, 8), size)),
+            classifier_augment=unless_auto(
+                self.classifier_augment, "basic" if small else "cifar" if size <= 64 else "imagenet"
+            ),
+        )
 
     def of_classifier(self, batch_size: int, images: int) -> Optimisation:
         """How the second stage is optimised, with batches of this size, and so many images an optimiser step."""
@@ -82,7 +100,7 @@ class Settings(BackboneSettings):
             epochs=self.classifier_epochs,
             batch_size=batch_size,
             optimizer="momentum",
-            lr=10 * images / 2048 if self.classifier_lr is None else self.classifier_lr,
+            lr=unless_auto(self.classifier_lr, 10 * images / 2048),
             weight_decay=0.0,
             schedule="multistep" if milestones else "constant",
             milestones=tuple(milestones),
@@ -223,13 +241,17 @@ def build(
     # seconds to import, and --help needs none of it
     from ltfast.data import PatchViews, train_transform
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
+    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import evaluation_batches, train_batches
-    from ltfast.models import TwoBranchClassifier, default_backbone
+    from ltfast.models import TwoBranchClassifier
 
+    settings = settings.chosen(bundle)
+    chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
-    backbone = default_backbone(size) if settings.backbone is None else settings.backbone
+    enough = not settings.queue_sharded or chosen.queue_size >= world_size
+    check(enough, "queue_size", f"at least {world_size}, a key a process", chosen.queue_size)
     network = TwoBranchClassifier(
-        backbone,
+        settings.backbone,
         bundle.num_classes,
         feature_dim=settings.feature_dim,
         hidden_dim=None,
@@ -238,17 +260,20 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
-    small = size <= 16  # digits and letters: no flips, no colours
-    patch_size = settings.patch_size or (64 if size >= 128 else min(max(size // 2, 8), size))
     with_patches = settings.pbsd_weight > 0
     if with_patches:
-        _check_patches(network, backbone, size, patch_size, bundle.channels)
+        _check_patches(network, settings.backbone, size, chosen.patch_size, bundle.channels)
+    together = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    check_batch_norm(network, (bundle.channels, size, size), together, "batch_size")
+    if with_patches:
+        patch_shape = (bundle.channels, chosen.patch_size, chosen.patch_size)
+        check_batch_norm(network, patch_shape, together * settings.patches, "patches")
     views = PatchViews(
         bundle,
-        settings.augment or ("basic" if small else "dscl"),
+        chosen.augment,
         size,
         patches=settings.patches if with_patches else 0,
-        patch_size=patch_size,
+        patch_size=chosen.patch_size,
         scale=settings.patch_scale,
     )
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
@@ -263,7 +288,7 @@ def build(
             PBSDLoss(temperature=settings.temperature),
             MemoryQueue(
                 settings.feature_dim,
-                settings.queue_size or min(65536, len(bundle.train)),
+                chosen.queue_size,
                 num_classes=bundle.num_classes,
                 sharded=settings.queue_sharded,
             ),
@@ -272,10 +297,11 @@ def build(
         key_momentum=settings.key_momentum,
     )
     batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // world_size, 1))
-    policy = settings.classifier_augment or ("basic" if small else "cifar" if size <= 64 else "imagenet")
+    together = batch_size * (world_size if run.sync_batchnorm else 1)
+    check_batch_norm(network, (bundle.channels, size, size), together, "classifier_batch_size")
     classifier_batches = train_batches(
         bundle,
-        [train_transform(bundle, policy, size)],
+        [train_transform(bundle, chosen.classifier_augment, size)],
         batch_size=batch_size,
         sampler="class_balanced",
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
@@ -308,14 +334,14 @@ def _check_patches(network: nn.Module, backbone: str, size: int, patch_size: int
             maps, features = feature_map(network.backbone, torch.zeros(1, channels, size, size))
             feature_map(network.backbone, torch.zeros(1, channels, patch_size, patch_size))
     except Exception as error:  # timm's models raise what they please
-        raise ValueError(
+        raise InputError(
             f"patch_size: expected a size that {backbone} takes (the image's, {size}, is one), "
             f"got {patch_size}: {error}"
         ) from error
     finally:
         network.train(was_training)
     if maps.shape[1] != features.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"backbone: expected one whose feature map is as wide as its features ({features.shape[1]}), for patches "
             f"to be pooled from it, got {backbone} ({maps.shape[1]}); --pbsd-weight 0 does without patches"
         )

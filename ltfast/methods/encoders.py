@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
+from ltfast.errors import InputError, InputNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,19 +29,19 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
     try:
         saved = load_checkpoint(checkpoint.expanduser())
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"init: expected a run's folder or checkpoint, got {str(checkpoint)!r}") from error
+        raise InputNotFoundError(f"init: expected a run's folder or checkpoint, got {str(checkpoint)!r}") from error
     except CheckpointError as error:
-        raise ValueError(f"init: {str(error).partition('; delete it')[0]}") from error  # advice to a training alone
+        raise InputError(f"init: {str(error).partition('; delete it')[0]}") from error  # advice to a training alone
     method = saved["settings"].get("method")
     weights = {
         name.removeprefix(PRETRAINED): value for name, value in saved["model"].items() if name.startswith(PRETRAINED)
     }
     if method != "livt" or not weights:
         found = "one without pre-training" if method == "livt" else f"one of method {method!r}"
-        raise ValueError(f"init: expected a run of method 'livt' with pre-training, got {found} in {checkpoint}")
+        raise InputError(f"init: expected a run of method 'livt' with pre-training, got {found} in {checkpoint}")
     if saved["position"]["stage"] == 0:
         done = saved["position"]["epoch"]
-        raise ValueError(f"init: expected a finished pre-training, got one after {done} epochs in {checkpoint}")
+        raise InputError(f"init: expected a finished pre-training, got one after {done} epochs in {checkpoint}")
     return weights
 
 
@@ -56,7 +57,7 @@ def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> N
     try:
         keys = model.load_state_dict(checkpoint_filter_fn(dict(weights), model), strict=False)
         wrong = [*keys.unexpected_keys, *(name for name in keys.missing_keys if not name.startswith("head."))]
-    except RuntimeError as error:  # sizes that differ, a line each
-        wrong = str(error).splitlines()[1:]
+    except (RuntimeError, ValueError, IndexError) as error:  # sizes that differ, a line each
+        wrong = str(error).splitlines()[1:] or [str(error)]
     if wrong:
-        raise ValueError(f"init: the encoder is not of this backbone: {wrong[0].strip()}")
+        raise InputError(f"init: the encoder is not of this backbone: {wrong[0].strip()}")

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ltfast.data import check_images, class_groups, load
+from ltfast.data.long_tail import Profile
 from ltfast.engine import RunSettings
+from ltfast.engine.checkpoint import CheckpointError, check_content
+from ltfast.engine.identity import changed_data
 from ltfast.engine.importance import parameter_importance
-from ltfast.errors import InputError
+from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.methods.restore import restore
@@ -49,6 +52,8 @@ def measure(
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     settings, facts = trained.settings, trained.facts
+    cut = {"imbalance": optional(number(1)), "profile": one_of(get_args(Profile))}
+    check_content(checkpoint, record(cut), settings, "settings")
     bundle = load(
         facts["source"],
         imbalance=settings["imbalance"],
@@ -58,9 +63,15 @@ def measure(
     if settings.get("skip_broken", False):
         bundle = check_images(bundle, skip_broken=True, splits=["train"])
     names = facts["class_names"]
-    if bundle.class_counts != facts["class_counts"] or (bundle.named and bundle.class_names != names):
-        raise InputError(f"data: {facts['source']} does not have the training images of {checkpoint} any more")
-    size = settings["image_size"] or facts["image_size"]
+    ignored = ("test ",) if bundle.named else ("test ", "class names")  # numbers may have been given names
+    now = {"digests": bundle.digests(), "class_names": bundle.class_names}
+    changed = [part for part in changed_data(facts, now) if not part.startswith(ignored)]
+    if changed or bundle.class_counts != facts["class_counts"]:
+        raise CheckpointError(
+            f"data: {facts['source']} does not have the training images of {checkpoint} any more. "
+            f"What differs: {', '.join(changed or ['the images of each class'])}"
+        )
+    size = trained.image_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()
     parameters = list(predictor.parameters())

@@ -8,7 +8,7 @@ The transformer's final normalisation comes before the tokens are averaged, as t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.errors import SettingError
 from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
     from timm.data import Mixup
@@ -44,8 +45,8 @@ class Settings(BackboneSettings):
     lr: float = option(1e-3, "peak learning rate of the head, as it is; the authors': 1e-3 * images a step / 256")
     weight_decay: float = option(0.05, "weight decay, of the pre-training too; not of biases, norms and tokens")
     warmup_epochs: int = option(5, "epochs in which the learning rate rises linearly from 0")
-    backbone: str | None = option(
-        None, "any plain vision transformer of timm's; none: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
+    backbone: str = option(
+        "auto", "any plain vision transformer of timm's; auto: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
         "vit_base_patch16_224 above"
     )  # fmt: skip
     init: str | None = option(None, "folder or checkpoint of a LiVT run: start from the encoder it has pre-trained")
@@ -56,15 +57,15 @@ class Settings(BackboneSettings):
     cutmix: float = option(1.0, "CutMix's alpha; 0 leaves it out; with both, a batch gets one of them")
     drop_path: float = option(0.1, "stochastic depth: the last block's chance of being left out")
     layer_decay: float = option(0.75, "factor of the learning rate from a block to the one before it; 1: all alike")
-    augment: Literal["basic", "cifar", "imagenet", "randaugment"] | None = option(
-        None, "augmentation of training images; none: basic up to 16 pixels, cifar up to 64, randaugment above"
+    augment: Literal["auto", "basic", "cifar", "imagenet", "randaugment"] = option(
+        "auto", "augmentation of training images; auto: basic up to 16 pixels, cifar up to 64, randaugment above"
     )
     pretrain_epochs: int = option(400, "epochs of the masked pre-training; 0 leaves it out")
     pretrain_batch_size: int = option(64, "its images a batch and process")
     pretrain_lr: float = option(1.5e-4, "its peak learning rate, as it is; the authors': 1.5e-4 * images a step / 256")
-    pretrain_warmup_epochs: int | None = option(None, "epochs in which it rises; none: a tenth of them")
-    pretrain_augment: Literal["basic", "cifar", "mae"] | None = option(
-        None, "its augmentation; none: basic up to 16 pixels, cifar up to 64, mae (crop and flip) above"
+    pretrain_warmup_epochs: int | Literal["auto"] = option("auto", "epochs in which it rises; auto: a tenth of them")
+    pretrain_augment: Literal["auto", "basic", "cifar", "mae"] = option(
+        "auto", "its augmentation; auto: basic up to 16 pixels, cifar up to 64, mae (crop and flip) above"
     )
     mask_ratio: float = option(0.75, "share of the patches that the encoder does not see")
     norm_pixels: bool = option(True, "predict each patch's pixels normalised")
@@ -87,8 +88,8 @@ class Settings(BackboneSettings):
         check(epochs >= 0, "pretrain_epochs", "at least 0", epochs)
         check(self.pretrain_batch_size >= 1, "pretrain_batch_size", "at least 1", self.pretrain_batch_size)
         check(self.pretrain_lr > 0, "pretrain_lr", "a positive number", self.pretrain_lr)
-        rises = warmup is None or 0 <= warmup <= epochs
-        check(rises, "pretrain_warmup_epochs", f"0 to {epochs}, the epochs of pre-training, or none", warmup)
+        rises = warmup == "auto" or 0 <= warmup <= epochs
+        check(rises, "pretrain_warmup_epochs", f"0 to {epochs}, the epochs of pre-training, or auto", warmup)
         check(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)", self.mask_ratio)
 
     @property
@@ -96,16 +97,29 @@ class Settings(BackboneSettings):
         """Whether images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
+    def chosen(self, bundle: "DataBundle") -> "Settings":
+        from ltfast.models import default_vit
+
+        size = self.size_for(bundle)
+        small, medium = size <= 16, size <= 64  # digits and letters: no flips
+        return replace(
+            self,
+            image_size=size,
+            backbone=unless_auto(self.backbone, default_vit(size)),
+            augment=unless_auto(self.augment, "basic" if small else "cifar" if medium else "randaugment"),
+            pretrain_warmup_epochs=unless_auto(self.pretrain_warmup_epochs, self.pretrain_epochs // 10),
+            pretrain_augment=unless_auto(self.pretrain_augment, "basic" if small else "cifar" if medium else "mae"),
+        )
+
     def of_pretraining(self) -> Optimisation:
         """How the first stage is optimised."""
-        warmup = self.pretrain_warmup_epochs
         return Optimisation(
             epochs=self.pretrain_epochs,
             batch_size=self.pretrain_batch_size,
             optimizer="adamw",
             lr=self.pretrain_lr,
             weight_decay=self.weight_decay,
-            warmup_epochs=self.pretrain_epochs // 10 if warmup is None else warmup,
+            warmup_epochs=unless_auto(self.pretrain_warmup_epochs, self.pretrain_epochs // 10),
         )
 
 
@@ -210,7 +224,7 @@ def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
         return BalancedBCELoss(class_counts, tau=0.0)
     if settings.loss == "cross_entropy":
         return nn.CrossEntropyLoss()
-    raise ValueError(f"loss: expected balanced_bce, bce or cross_entropy, got {settings.loss!r}")
+    raise SettingError("loss", "balanced_bce, bce or cross_entropy", settings.loss)
 
 
 def build(
@@ -235,8 +249,9 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.models import MaskedAutoencoder
 
+    settings = settings.chosen(bundle)
+    chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
-    small, medium = size <= 16, size <= 64  # digits and letters: no flips
     shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
     stages: list[Stage] = []
     initial: Weights | None = None if settings.init is None else partial(pretrained_encoder, Path(settings.init))
@@ -250,19 +265,20 @@ def build(
             decoder_heads=settings.decoder_heads,
             norm_pixels=settings.norm_pixels,
         )
-        policy: Any = settings.pretrain_augment or ("basic" if small else "cifar" if medium else "mae")
         batches = train_batches(
-            bundle, [train_transform(bundle, policy, size)], batch_size=settings.pretrain_batch_size, **shared
+            bundle,
+            [train_transform(bundle, chosen.pretrain_augment, size)],
+            batch_size=settings.pretrain_batch_size,
+            **shared,
         )
         stages.append(
             Pretraining("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
         )
         initial = autoencoder.encoder.state_dict
         start_draw = batches.batches.draws_per_epoch * settings.pretrain_epochs
-    policy = settings.augment or ("basic" if small else "cifar" if medium else "randaugment")
     batches = train_batches(
         bundle,
-        [train_transform(bundle, policy, size)],
+        [train_transform(bundle, chosen.augment, size)],
         batch_size=settings.batch_size,
         start_draw=start_draw,
         **shared,
@@ -296,18 +312,17 @@ def _transformer(
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    from ltfast.models import default_vit, make_backbone
+    from ltfast.models import make_backbone
 
-    backbone = default_vit(size) if settings.backbone is None else settings.backbone
     network, _ = make_backbone(
-        backbone,
+        settings.backbone,
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
         drop_path_rate=drop_path,
     )
     if type(network) is not VisionTransformer:
-        raise ValueError(f"backbone: expected a plain vision transformer of timm's, got {backbone}")
+        raise SettingError("backbone", "a plain vision transformer of timm's", settings.backbone)
     network.reset_classifier(num_classes, "avg")
     if isinstance(network.head, nn.Linear):
         nn.init.trunc_normal_(network.head.weight, std=2e-5)  # as masked autoencoders are fine-tuned

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, RunSettings, Stage, check, option
 from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -32,6 +32,10 @@ class Settings(BackboneSettings):
         ValueError: a setting out of its range.
     """
 
+    backbone: str = option(
+        "auto", "a vision transformer of timm's; auto: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
+        "vit_base_patch16_224 above"
+    )  # fmt: skip
     lr: float = option(0.02, "peak learning rate, as it is: the paper's is 0.002 to 0.02 for a batch of 256")
     weight_decay: float = option(1e-4, "weight decay, on prompts, keys and classifier")
     augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
@@ -44,10 +48,14 @@ class Settings(BackboneSettings):
         None, "folder or checkpoint of a LiVT run: the encoder it has pre-trained is the backbone"
     )
     prompt_length: int = option(10, "shared prompts of each block")
-    group_epochs: int | None = option(None, "epochs of the second phase, of twice the images; none: --epochs")
-    group_lr: float | None = option(None, "its learning rate; none: --lr")
+    group_epochs: int | Literal["auto"] = option(
+        "auto", "epochs of the second phase, of twice the images; auto: --epochs"
+    )
+    group_lr: float | Literal["auto"] = option("auto", "its learning rate; auto: --lr")
     group_length: int = option(10, "group prompts of a block and key")
-    group_blocks: int | None = option(None, "the last so many blocks have group prompts; none: half of them")
+    group_blocks: int | Literal["auto"] = option(
+        "auto", "the last so many blocks have group prompts; auto: half of them"
+    )
     pool_size: int = option(20, "keys in the pool of group prompts")
     matches: int = option(2, "keys that an image chooses; it gets the mean of their prompts")
     eta: float = option(0.5, "weight of the half that is sampled as the data are, at first; it falls to 0")
@@ -62,19 +70,31 @@ class Settings(BackboneSettings):
             self.batch_size % 2 == 0, "batch_size", "an even number: half of a batch is class-balanced", self.batch_size
         )
         epochs, blocks = self.group_epochs, self.group_blocks
-        check(epochs is None or epochs >= 1, "group_epochs", "at least 1, or none", epochs)
-        check(blocks is None or blocks >= 1, "group_blocks", "at least 1, or none", blocks)
-        check(self.group_lr is None or self.group_lr > 0, "group_lr", "a positive number, or none", self.group_lr)
+        check(epochs == "auto" or epochs >= 1, "group_epochs", "at least 1, or auto", epochs)
+        check(blocks == "auto" or blocks >= 1, "group_blocks", "at least 1, or auto", blocks)
+        check(self.group_lr == "auto" or self.group_lr > 0, "group_lr", "a positive number, or auto", self.group_lr)
         check(self.eta >= 0, "eta", "at least 0", self.eta)
+
+    def chosen(self, bundle: "DataBundle") -> "Settings":
+        from ltfast.models import default_vit
+
+        size = self.size_for(bundle)
+        return replace(
+            self,
+            image_size=size,
+            backbone=unless_auto(self.backbone, default_vit(size)),
+            group_epochs=unless_auto(self.group_epochs, self.epochs),
+            group_lr=unless_auto(self.group_lr, self.lr),
+        )
 
     def of_group_phase(self) -> Optimisation:
         """How the second phase is optimised."""
         first = Optimisation(**{name: getattr(self, name) for name in Optimisation.__dataclass_fields__})
-        epochs = self.epochs if self.group_epochs is None else self.group_epochs
+        epochs = unless_auto(self.group_epochs, self.epochs)
         return replace(
             first,
             epochs=epochs,
-            lr=self.lr if self.group_lr is None else self.group_lr,
+            lr=unless_auto(self.group_lr, self.lr),
             warmup_epochs=min(self.warmup_epochs, epochs),
         )
 
@@ -196,17 +216,18 @@ def build(
     from ltfast.data import train_transform
     from ltfast.losses import AGCLLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
-    from ltfast.models import PromptedClassifier, default_vit
+    from ltfast.models import PromptedClassifier
 
+    settings = settings.chosen(bundle)
     size = settings.size_for(bundle)
     counts = bundle.class_counts
     network = PromptedClassifier(
-        default_vit(size) if settings.backbone is None else settings.backbone,
+        settings.backbone,
         bundle.num_classes,
         length=settings.prompt_length,
         pool_size=settings.pool_size,
         group_length=settings.group_length,
-        group_blocks=settings.group_blocks,
+        group_blocks=None if settings.group_blocks == "auto" else settings.group_blocks,
         matches=settings.matches,
         in_chans=bundle.channels,
         image_size=size,

@@ -136,8 +136,9 @@ def build(
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
-    from ltfast.models import TwoBranchClassifier, default_backbone
+    from ltfast.models import TwoBranchClassifier
 
+    settings = settings.chosen(bundle)
     size = settings.size_for(bundle)
     policies = (settings.augment, settings.contrast_augment, settings.contrast_augment)
     batches = train_batches(
@@ -149,7 +150,7 @@ def build(
         world_size=world_size,
     )
     network = TwoBranchClassifier(
-        default_backbone(size) if settings.backbone is None else settings.backbone,
+        settings.backbone,
         bundle.num_classes,
         head=settings.classifier,
         feature_dim=settings.feature_dim,

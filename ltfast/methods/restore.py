@@ -1,5 +1,7 @@
 """A trained method from its checkpoint."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,16 @@ import torch
 
 from ltfast.data import DataBundle, check_images, load
 from ltfast.data.class_names import with_classes
-from ltfast.engine import Plan, Predictor, RunSettings
-from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
-from ltfast.errors import InputError
+from ltfast.engine import Plan, Predictor, RunSettings, schema
+from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
+from ltfast.engine.identity import changed_data
+from ltfast.engine.schema import anything, integer, list_of, one_of, record
+from ltfast.errors import InputError, InputNotFoundError, InputTypeError, SettingError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.match_classes import match_classes
+from ltfast.methods.settings import unless_auto
+
+_FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Trained:
         source: whose test images these are.
         settings: the run's.
         facts: what `facts_of` told of the training data.
+        image_size: height and width in pixels of the images that it takes.
         unfinished: where the run is, and what is evaluated, in words; None if it is finished.
         left_out: which files were left out of the data, in words; None if none were.
     """
@@ -34,12 +42,13 @@ class Trained:
     source: str
     settings: dict[str, Any]
     facts: dict[str, Any]
+    image_size: int
     unfinished: str | None
     left_out: str | None
 
 
-def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any]:
-    """What `restore` needs to know of the training data, as plain values."""
+def facts_of(bundle: DataBundle, source: str, root: str | Path, *, sizes: bool = True) -> dict[str, Any]:
+    """What `restore` needs to know of the training data, as plain values; `sizes`: see `ImageDataset.digests`."""
     return {
         "source": _absolute_source(source),
         "root": _absolute(root),
@@ -50,6 +59,7 @@ def facts_of(bundle: DataBundle, source: str, root: str | Path) -> dict[str, Any
         "std": list(bundle.std),
         "image_size": bundle.image_size,
         "channels": bundle.channels,
+        "digests": bundle.digests(sizes=sizes),
     }
 
 
@@ -69,6 +79,7 @@ def restore(
     """The trained stages of a run, and test batches whose labels are the training's.
 
     Classes are matched by name where the training and the data both have names, and by number where neither has.
+    There is a warning if the run's own test images have changed.
 
     Args:
         checkpoint: the file, or the run's folder.
@@ -84,7 +95,7 @@ def restore(
 
     Raises:
         InputNotFoundError: there is no checkpoint, or no data.
-        CheckpointError: the checkpoint cannot be read, or no stage of it that gives class scores is trained.
+        CheckpointError: the checkpoint cannot be read or used, or no stage of it that gives class scores is trained.
         InputError: the test images are of classes that the training did not have, the classes cannot be matched, the
             channels are not the training's, or the method cannot `aggregate` so.
     """
@@ -92,17 +103,32 @@ def restore(
         saved = load_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
-    settings, facts = saved["settings"], saved["facts"]
+    settings, facts = _checked_content(checkpoint, saved)
     source = facts["source"] if source is None else source
-    bundle = load(source, root=facts["root"] if root is None else root)
+    own = _absolute_source(source) == facts["source"]
+    try:
+        bundle = load(source, root=facts["root"] if root is None else root)
+    except (InputError, InputTypeError, InputNotFoundError) as error:
+        if not own:
+            raise
+        kind = InputNotFoundError if isinstance(error, InputNotFoundError) else CheckpointError
+        raise kind(f"checkpoint {checkpoint}: facts.source: {error}") from error
     if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
         bundle = check_images(bundle, skip_broken=True, splits=["test"])
+    if own and rank == 0:
+        digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
+        if changed := changed_data(facts, {"digests": digests}):
+            warnings.warn(
+                f"{source} has changed since the run was tested on it, so accuracies may differ from the run's. "
+                f"What differs: {', '.join(changed)}",
+                stacklevel=2,
+            )
     classes, labels = match_classes(
         bundle,
         source,
         facts["class_names"],
         facts.get("named", not facts["source"].startswith(("npz:", "list:"))),  # an older checkpoint does not say
-        own=_absolute_source(source) == facts["source"],
+        own=own,
         class_names=None if class_names is None else Path(class_names).expanduser(),
     )
     facts = {**facts, "class_names": classes}
@@ -118,27 +144,31 @@ def restore(
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
     method = settings["method"]
-    names = {field.name for field in fields(METHODS[method].settings)} if method in METHODS else set()
+    names = {field.name for field in fields(METHODS[method].settings)}
     values = {name: value for name, value in settings.items() if name in names}
     if aggregate is not None:
         if "aggregate" not in names:
-            raise ValueError(f"aggregate: expected none, for method {method!r} has no sub-models, got {aggregate!r}")
+            raise SettingError("aggregate", f"none, for method {method!r} has no sub-models", aggregate)
         values["aggregate"] = aggregate
-    chosen = settings_of(method, values)
-    size = facts["image_size"] if chosen.image_size is None else chosen.image_size
     whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
-    plan = METHODS[method].build(
-        replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
-        bundle,
-        run=replace(run, seed=settings["seed"]),
-        rank=rank,
-        world_size=world_size,
-        test_batch_size=batch_size,
-    )
+    try:
+        chosen = settings_of(method, values)
+        size = unless_auto(chosen.image_size, facts["image_size"])
+        plan = METHODS[method].build(
+            replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
+            bundle,
+            run=replace(run, seed=settings["seed"]),
+            rank=rank,
+            world_size=world_size,
+            test_batch_size=batch_size,
+        )
+    except (ValueError, RuntimeError) as error:  # torch's word for a network that is too large is the second
+        raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
+    check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
-        return Trained(plan, plan.predictor, source, settings, facts, None, bundle.left_out)
+        return Trained(plan, plan.predictor, source, settings, facts, size, None, bundle.left_out)
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
     where = (
         f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
@@ -147,7 +177,30 @@ def restore(
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
     unfinished = f"{where}; stage {stage.name} is evaluated as it is"
-    return Trained(plan, stage, source, settings, facts, unfinished, bundle.left_out)
+    return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
+
+
+def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and facts of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, or is no setting of the method; or the facts do not fit together.
+    """
+    settings, facts = dict(saved["settings"]), dict(saved["facts"])
+    check_content(checkpoint, record({"method": one_of(METHODS)}), settings, "settings")
+    for field in fields(METHODS[settings["method"]].settings):
+        if field.default == "auto" and settings.get(field.name, "auto") is None:
+            settings[field.name] = "auto"  # older checkpoints have None there
+    known = {**schema.settings(RunSettings), **schema.settings(METHODS[settings["method"]].settings)}
+    check_content(checkpoint, record({"seed": known["seed"]}, known), settings, "settings")
+    check_content(checkpoint, record(dict.fromkeys(_FACTS, anything)), facts, "facts")
+    for name, length in (
+        ("class_counts", len(facts["class_names"])),
+        *((n, facts["channels"]) for n in ("mean", "std")),
+    ):
+        check_content(checkpoint, list_of(anything, length), facts[name], f"facts.{name}")
+    check_content(checkpoint, integer(2, 10**9), sum(facts["class_counts"]), "facts.class_counts, their sum")
+    return settings, facts
 
 
 def _absolute(path: str | Path) -> str:

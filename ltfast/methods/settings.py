@@ -1,12 +1,24 @@
-"""Settings that methods share."""
+"""Settings that methods share.
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+A setting that is "auto" is chosen for the method and the data. One that is None, `none` on the command line and in
+recipes, is left out.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ltfast.engine import Optimisation, check, option
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
+
+S = TypeVar("S", bound="BackboneSettings")
+T = TypeVar("T")
+
+
+def unless_auto(value: T | Literal["auto"], chosen: T) -> T:
+    """A setting's value, or what is chosen where it is "auto"."""
+    return chosen if value == "auto" else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +29,24 @@ class BackboneSettings(Optimisation):
         ValueError: a setting out of its range.
     """
 
-    backbone: str | None = option(
-        None, "any timm model; none: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
+    backbone: str = option(
+        "auto", "any timm model; auto: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
     )
     pretrained: bool = option(False, "start from timm's pretrained weights")
-    image_size: int | None = option(None, "pixels of height and width; none: the data's own")
+    image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.image_size
-        check(size is None or size >= 1, "image_size", "at least 1 pixel, or none", size)
+        check(size == "auto" or size >= 1, "image_size", "at least 1 pixel, or auto", size)
 
     def size_for(self, bundle: "DataBundle") -> int:
         """Height and width in pixels of the images that a network for this data takes."""
-        return bundle.image_size if self.image_size is None else self.image_size
+        return unless_auto(self.image_size, bundle.image_size)
+
+    def chosen(self: S, bundle: "DataBundle") -> S:
+        """These settings with a value for each "auto" that follows from other settings and the data alone."""
+        from ltfast.models import default_backbone
+
+        size = self.size_for(bundle)
+        return replace(self, image_size=size, backbone=unless_auto(self.backbone, default_backbone(size)))

@@ -8,7 +8,9 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from ltfast.errors import InputError
 from ltfast.models.cosine_classifier import CosineClassifier
+from ltfast.models.weights import check_weights
 
 
 def default_backbone(image_size: int) -> str:
@@ -72,21 +74,25 @@ def make_backbone(
     if not timm.is_model(backbone.split(".")[0]):
         near = get_close_matches(backbone, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else " (timm.list_models() has the names)"
-        raise ValueError(f"backbone {backbone!r} is not known to timm{hint}")
+        raise InputError(f"backbone {backbone!r} is not known to timm{hint}")
     if image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+        raise InputError(f"image_size must be at least 1, got {image_size}")
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     if config is not None and config.fixed_input_size:  # a ViT's position embedding has the image's size
         options["img_size"] = image_size
+    if pretrained and config is not None:
+        check_weights(backbone, config)
     try:
         model = timm.create_model(backbone, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options)
         _check_patches(model, image_size)
         # one image tells the width of the features, and whether the backbone takes images of this size
         with torch.no_grad():
             width = model.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape[-1]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # timm and its models raise what they please
         what = f"backbone {backbone!r} cannot be made for {image_size} px images"
-        raise ValueError(f"{what}{' with pretrained weights' if pretrained else ''}: {error}") from error
+        raise InputError(f"{what}{' with pretrained weights' if pretrained else ''}: {error}") from error
     return model.train(), width
 
 
@@ -96,4 +102,4 @@ def _check_patches(backbone: nn.Module, image_size: int) -> None:
     if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
         size = max(patches.patch_size)
         if image_size % size:
-            raise ValueError(f"image_size must be a multiple of the patch size {size}, got {image_size}")
+            raise InputError(f"image_size must be a multiple of the patch size {size}, got {image_size}")

@@ -6,6 +6,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltfast.errors import InputError
+
 
 class MaskedAutoencoder(nn.Module):
     """Learns an encoder by painting in what it was not shown.
@@ -44,28 +46,28 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         # a subclass may have more to its forward pass, another stem may let masked pixels through to visible tokens
         if type(encoder) is not VisionTransformer or not isinstance(encoder.patch_embed, PatchEmbed):
-            raise ValueError(f"encoder: expected a plain VisionTransformer of timm's, got {type(encoder).__name__}")
+            raise InputError(f"encoder: expected a plain VisionTransformer of timm's, got {type(encoder).__name__}")
         size, patch = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
         if any(s % p for s, p in zip(size, patch, strict=True)):
-            raise ValueError(f"encoder: expected an image size that is a multiple of the patch's {patch}, got {size}")
+            raise InputError(f"encoder: expected an image size that is a multiple of the patch's {patch}, got {size}")
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio: expected a number in (0, 1), got {mask_ratio}")
+            raise InputError(f"mask_ratio: expected a number in (0, 1), got {mask_ratio}")
         if decoder_heads < 1:
-            raise ValueError(f"decoder_heads: expected at least 1, got {decoder_heads}")
+            raise InputError(f"decoder_heads: expected at least 1, got {decoder_heads}")
         if decoder_dim < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             expected = f"a multiple of 4 and of the {decoder_heads} heads"
-            raise ValueError(f"decoder_dim: expected {expected}, got {decoder_dim}")
+            raise InputError(f"decoder_dim: expected {expected}, got {decoder_dim}")
         if decoder_depth < 1:
-            raise ValueError(f"decoder_depth: expected at least 1, got {decoder_depth}")
+            raise InputError(f"decoder_depth: expected at least 1, got {decoder_depth}")
         patches = encoder.patch_embed.num_patches
         self.masked = round(mask_ratio * patches)
         if not 0 < self.masked < patches:
-            raise ValueError(
+            raise InputError(
                 f"mask_ratio: {mask_ratio} masks {self.masked} of {patches} patches; expected some, not all"
             )
         values = patch[0] * patch[1] * encoder.in_chans
         if norm_pixels and values < 2:
-            raise ValueError("norm_pixels: expected false for patches of one value")
+            raise InputError("norm_pixels: expected false for patches of one value")
         self.encoder = encoder
         self.norm_pixels = norm_pixels
         self.embed = nn.Linear(encoder.embed_dim, decoder_dim)

@@ -3,6 +3,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ltfast.errors import SettingError
 from ltfast.models.classifier import ImageClassifier
 from ltfast.models.prompts import PromptedTransformer, PromptPool, check_blocks
 
@@ -51,7 +52,10 @@ class PromptedClassifier(nn.Module):
             check_blocks(vit)
             vit.reset_classifier(0, global_pool)
         self.transformer = PromptedTransformer(vit, length)
-        blocks = max(len(vit.blocks) // 2, 1) if group_blocks is None else group_blocks
+        depth = len(vit.blocks)
+        blocks = max(depth // 2, 1) if group_blocks is None else group_blocks
+        if not 1 <= blocks <= depth:
+            raise SettingError("group_blocks", f"1 to {depth}, the backbone's blocks", blocks)
         self.pool = PromptPool(vit, size=pool_size, length=group_length, blocks=blocks, matches=matches)
         self.head = whole.head
         # of the features without group prompts, which are also the queries; and of those with them

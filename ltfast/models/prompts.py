@@ -16,6 +16,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltfast.errors import InputError
+
 JOINABLE = {(Block, Attention), (EvaBlock, EvaAttention), (EvaBlock, AttentionRope)}  # the types themselves, no heirs
 
 
@@ -248,14 +250,14 @@ def check_blocks(backbone: Any) -> None:
     """
     name = type(backbone).__name__
     if not isinstance(backbone, (VisionTransformer, Eva)):
-        raise ValueError(
+        raise InputError(
             f"backbone: expected a timm VisionTransformer or Eva, for prompts to join its blocks, got {name}"
         )
     for block in backbone.blocks:
         attention = getattr(block, "attn", None)
         gated = getattr(attention, "gate", None) is not None
         if gated or (type(block), type(attention)) not in JOINABLE:
-            raise ValueError(
+            raise InputError(
                 f"backbone: expected plain pre-normalised blocks, for prompts to join them, got "
                 f"{type(block).__name__} with {'gated ' if gated else ''}{type(attention).__name__} in {name}"
             )

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ltfast.errors import InputError
 from ltfast.ops import apply_masks_, importance_threshold
 
 
@@ -43,7 +44,7 @@ class SubModels(nn.Module):
         self.stages = stages
         self._names = [name for name, p in network.named_parameters() if p.dim() >= 2]
         if not self._names:
-            raise ValueError("network has no parameters of two dimensions or more: expected weights to share out")
+            raise InputError("network has no parameters of two dimensions or more: expected weights to share out")
         self._others = [name for name, p in network.named_parameters() if p.dim() < 2]
         self._others += [name for name, _ in network.named_buffers()]
         self.stage = 1
@@ -82,7 +83,7 @@ class SubModels(nn.Module):
             raise ValueError(f"stage is {stage}: expected {self.stage + 1}, of {self.stages}")
         pruned = [owner >= stage for owner in self.owners()]
         if not any(bool(mask.any()) for mask in pruned):
-            raise ValueError(f"stage {stage} has nothing to train: stage {self.stage} has pruned nothing")
+            raise InputError(f"stage {stage} has nothing to train: stage {self.stage} has pruned nothing")
         for name, tensor in self._own().items():
             self.get_buffer(f"_kept_{self.stage}_{self._others.index(name)}").copy_(tensor)
         new = dict(fresh.named_parameters())

@@ -84,7 +84,8 @@ def class_parallel_agcl(
     targets = _joined_labels(labels[:, :-1].flatten(), num_classes, ignore_index)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)
     arguments = (cosine, place, class_noise, shared_seed, classes.start, scale, margin, gamma_neg)
-    share = agcl_reference.agcl_share if backends.resolve(cosine.device) == "reference" else agcl_share_op
+    reference = backends.choose("class_parallel_agcl", cosine) == "reference"
+    share = agcl_reference.agcl_share if reference else agcl_share_op
     parts = hand_back(share(*arguments))
 
     peaks, own, masses, weights, weighted = parts.unbind(2)
@@ -147,7 +148,7 @@ def class_parallel_vmf_cross_entropy(
     dtype = accumulator(features.dtype)
     joined = gather(features).to(dtype)
     targets = _joined_labels(gather(target.long()), num_classes, ignore_index)
-    reference = backends.resolve(features.device) == "reference"
+    reference = backends.choose("class_parallel_vmf_cross_entropy", features) == "reference"
     if reference:
         lse = vmf_reference.vmf_log_sum_exp(joined, directions, kappa, log_prior, temperature, "none")
     else:
@@ -193,7 +194,7 @@ def _check_rows(joined: Tensor, target: Tensor, num_classes: int, name: str, ign
 
 def _joined_labels(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Read on a CPU, in all processes alike: none is left waiting for another that found a label out of range."""
-    if targets.device.type == "cpu":
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         checks.check_label_values(targets, num_classes, ignore_index=ignore_index)
     return targets
 

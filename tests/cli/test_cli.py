@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ import ltfast
 from ltfast import cli
 from ltfast.cli import main
 from ltfast.engine.checkpoint import load_checkpoint
+from ltfast.errors import InputError, SettingError
+from ltfast.methods import METHODS
 
 TINY = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--loss", "agcl"]
 PETS = ["train", "--epochs", "1", "--batch-size", "8", "--image-size", "8"]
@@ -217,6 +221,8 @@ def test_recipes_by_name_path_and_override(monkeypatch, tmp_path):
         args = settings_after(monkeypatch, words)
         assert (args["lr"], args["epochs"]) == (0.5, 200)
     assert settings_after(monkeypatch, ["--config", "ce/imagenet-lt"])["imbalance"] is None
+    assert [settings_after(monkeypatch, ["--config", f"{name}/digits"])["method"] for name in METHODS] == [*METHODS]
+    assert settings_after(monkeypatch, ["--method", "do"])["method"] == "do"
     assert settings_after(monkeypatch, ["--config", "ce/digits", "--imbalance", "none"])["imbalance"] is None
     path = tmp_path / "mine.yaml"
     path.write_text("data: digits\nepochs: 7\npretrained: true\n")
@@ -244,16 +250,16 @@ def test_milestones_with_commas(monkeypatch):
         (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, got 'p'"),
         (["train", "--out", "o", "--imbalance", "x"], "--imbalance: expected float or none, got 'x'"),
         (["train", "--out", "o", "--milestones", "1,x"], "--milestones: expected int,int,..., got"),
-        (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or none, got 0"),
+        (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or auto, got 0"),
         (["train", "--out", "o", "--epochs", "2", "--warmup-epochs", "5"], "--warmup-epochs: .*--epochs"),
         (["train", "--out", "o", "--los", "agcl"], "--los"),
         (
             ["train", "--out", "o", "--method", "no"],
             "--method: expected one of ce, do, dscl, livt, lpt, proco, got 'no'",
         ),
-        (["train", "--out", "o", "--config", "nope"], "--config: there is no file nope, and no recipe.*ce/digits"),
-        (["train", "--out", "o", "--config", "BAD"], "--config .*bad.yaml: .*nosuch"),
-        (["train", "--out", "o", "--config", "WRONG"], "--config .*wrong.yaml: .*epochs"),
+        (["train", "--out", "o", "--config", "nope"], "--config nope: there is no such file, and no recipe.*ce/digits"),
+        (["train", "--out", "o", "--config", "BAD"], "--config bad.yaml:1: nosuch: expected a setting of method ce"),
+        (["train", "--out", "o", "--config", "WRONG"], "--config wrong.yaml:1: epochs: expected int, got 'many'"),
         (["train", "--out", "o", "--data", "nope"], "--data: 'nope'"),
         (["train", "--out", "o", "--data", "npz:/nope.npz"], "/nope.npz"),
         (["train", "--out", "o", "--imbalance", "0.5"], "--imbalance: expected .* got 0.5"),
@@ -286,13 +292,136 @@ def test_verbose_shows_the_traceback(capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "report"])
-def test_interrupted(command, capsys, monkeypatch):
+def test_interrupted(command, capsys, monkeypatch, tmp_path):
     def interrupt(argv):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.COMMANDS, command, interrupt)
-    assert main([command]) == 130
+    words = [command, "--out", str(tmp_path)]
+    for argv in ([command], [command, "--out"], words):
+        assert main(argv) == 130
+        assert capsys.readouterr().err == "ltfast: interrupted\n"  # there is no checkpoint to continue from
+    (tmp_path / "checkpoint.pt").touch()
+    assert main(words) == 130
     assert ("continues from the last checkpoint" in capsys.readouterr().err) == (command == "train")
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error(capsys, monkeypatch):
+    def interrupt(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("a library's own words") from None
+
+    monkeypatch.setitem(cli.COMMANDS, "info", interrupt)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "ltfast: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("data: no good"), 2, "ltfast: error: --data: no good"),
+        (SettingError("batch_size", "at least 1", 0), 2, "ltfast: error: --batch-size: expected at least 1, got 0"),
+        (PermissionError(13, "Permission denied", "run"), 1, r"ltfast: error: \[Errno 13\] Permission denied: 'run'"),
+        (torch.OutOfMemoryError("GPU 0 is full"), 1, "ltfast: error: the memory is too small; a lower --batch-size .*"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "ltfast: .* memory is too.*"),
+    ],
+)
+def test_errors_of_users_and_machines_are_a_line(error, status, message, capsys, monkeypatch):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    assert main(["info"]) == status
+    assert re.fullmatch(message + "\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [ValueError("a\x1b[31mb"), TypeError("x"), KeyError("x"), FileNotFoundError("x")])
+def test_a_fault_of_the_program_is_shown_with_its_traceback_and_status_1(error, capsys, monkeypatch):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    assert main(["info"]) == 1
+    shown = capsys.readouterr().err
+    if isinstance(error, FileNotFoundError):  # the machine's, not the program's
+        assert shown == "ltfast: error: x\n"
+        return
+    assert shown.startswith("Traceback")
+    assert "in fail" in shown
+    last = shown.splitlines()[-1]
+    assert last.startswith(f"ltfast: error: {type(error).__name__}: ")
+    assert "a fault of the program" in last
+    assert "\x1b" not in shown
+
+
+def test_a_batch_of_one_image_is_refused_where_batch_norm_needs_two(tmp_path, capsys):
+    images, labels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8), np.arange(6) % 2
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = ["--data", f"npz:{tmp_path}/d.npz", "--out", str(tmp_path / "run"), "--batch-size", "1", "--epochs", "1"]
+    for method in ("ce", "do", "dscl"):
+        assert main(["train", "--method", method, "--backbone", "resnet18", *words]) == 2
+        error = capsys.readouterr().err
+        assert "--batch-size: expected at least 2: of one image, the BatchNorm backbone.layer4.0.bn1 gets" in error
+    assert not (tmp_path / "run").exists()
+    # eight pixels of an image are enough values
+    assert main(["train", "--out", str(tmp_path / "digits"), "--batch-size", "1", "--epochs", "1"]) == 0
+
+
+def test_settings_say_what_auto_has_chosen(pets, capsys):
+    assert main([*PETS, "--data", "folder:pets", "--out", "run"]) == 0
+    assert "chosen by auto: --backbone digits_convnet\n" in capsys.readouterr().out  # the image size was given
+    saved = load_checkpoint(Path("run"))
+    assert (saved["settings"]["backbone"], saved["settings"]["image_size"]) == ("auto", 8)
+
+
+def test_a_run_from_before_auto_had_a_name_is_evaluated(run, tmp_path, capsys):
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert (saved["settings"]["backbone"], saved["settings"]["image_size"]) == ("auto", "auto")
+    saved["settings"] |= {"backbone": None, "image_size": None}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    assert main(["eval", "--checkpoint", str(tmp_path)]) == 0
+    metrics, result = (json.loads((f / n).read_text()) for f, n in ((run, "metrics.json"), (tmp_path, "eval.json")))
+    assert result["per_class"] == metrics["per_class"]
+    assert main(["report", "importance", str(tmp_path), "--out", str(tmp_path / "i.png"), "--images", "20"]) == 0
+
+
+def test_none_is_none_and_auto_is_auto(monkeypatch, capsys):
+    dscl = ["--method", "dscl", "--data", "digits"]
+    assert settings_after(monkeypatch, [*dscl, "--classifier-augment", "none"])["classifier_augment"] == "none"
+    assert settings_after(monkeypatch, [*dscl, "--classifier-augment", "auto"])["classifier_augment"] == "auto"
+    args = settings_after(monkeypatch, ["--data", "digits", "--clip-norm", "none", "--image-size", "auto"])
+    assert (args["clip_norm"], args["image_size"], args["imbalance"]) == (None, "auto", None)
+    args = settings_after(monkeypatch, ["--method", "do", "--data", "digits", "--order", "2,1,0", "--prune", "auto"])
+    assert (tuple(args["order"]), args["prune"]) == ((2, 1, 0), "auto")
+    assert main(["train", "--out", "o", *dscl, "--augment", "none"]) == 2
+    assert "--augment: expected one of auto, basic, cifar, dscl, got 'none'" in capsys.readouterr().err
+    assert main(["train", "--out", "o", "--image-size", "none"]) == 2
+    assert "--image-size: expected int or auto, got 'none'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_default_of_a_method_is_a_value_or_auto_or_none(method):
+    """`None` is "none", left out; its help says so. "auto" is chosen, and its help says by what."""
+    for field in dataclasses.fields(METHODS[method].settings):
+        if field.default is None:
+            assert field.name == "init", field.name
+        if field.default == "auto":
+            assert "auto: " in field.metadata["help"], field.name
+        assert "none: " not in field.metadata["help"], field.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chosen_leaves_auto_to_what_is_known_later_alone(method):
+    from ltfast.data import load
+
+    chosen = METHODS[method].settings().chosen(load("digits"))
+    left = {field.name for field in dataclasses.fields(chosen) if getattr(chosen, field.name) == "auto"}
+    assert left == {"do": {"prune"}, "dscl": {"classifier_lr"}, "lpt": {"group_blocks"}}.get(method, set())
+    assert chosen.backbone == ("vit_digits" if method in ("livt", "lpt") else "digits_convnet")
+    assert chosen.chosen(load("digits")) == chosen
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):

@@ -11,6 +11,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from ltfast.data import ArrayDataset, FileDataset, ImageDecodeError, ImageNotFoundError, ReaderDataset, SeededViews
+from ltfast.data.datasets import _file_sizes
 
 NAMES = ["cat", "dog", "eel"]
 LABELS = torch.tensor([0, 1, 1, 0], dtype=torch.int32)
@@ -169,3 +170,73 @@ def test_bad_arrays(images, labels, error, message):
 def test_bad_paths():
     with pytest.raises(ValueError, match="paths: expected as many as labels, got 1 paths and 4 labels"):
         FileDataset(["a.jpg"], LABELS, NAMES)
+
+
+def test_digests_of_arrays_are_of_their_content():
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+    data = ArrayDataset(images, LABELS, NAMES)
+    strided = np.asfortranarray(images)
+    assert data.digests() == ArrayDataset(strided, LABELS.long(), ["other", "names", "here"]).digests()
+    assert data.digests() == data.digests(sizes=False)
+    for pixel in [(0, 0, 0, 0), (3, 4, 5, 2)]:
+        changed = images.copy()
+        changed[pixel] ^= 1
+        assert changes(data, ArrayDataset(changed, LABELS, NAMES)) == ["images"]
+    assert changes(data, ArrayDataset(images.reshape(4, 6, 5, 3), LABELS, NAMES)) == ["images"]
+    assert changes(data, ArrayDataset(images, LABELS.roll(1), NAMES)) == ["labels"]
+    assert changes(data, data.subset(torch.tensor([1, 0, 2, 3]))) == ["labels", "images"]
+
+
+def test_digests_of_files_are_of_names_below_their_folder_and_sizes(files, tmp_path):
+    before = FileDataset(files, LABELS, NAMES).digests()
+    names_only = FileDataset(files, LABELS, NAMES).digests(sizes=False)
+    assert set(names_only) == {"labels", "file names"}
+    assert {**names_only, "file sizes": before["file sizes"]} == before
+    moved = tmp_path / "elsewhere" / "deeper"
+    moved.parent.mkdir()
+    files[0].parent.rename(moved)
+    files = [moved / path.name for path in files]
+
+    def differ():
+        now = FileDataset(files, LABELS, NAMES).digests()
+        assert now.keys() == before.keys()
+        return [name for name in now if now[name] != before[name]]
+
+    assert differ() == []
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:-1])
+    assert differ() == ["file sizes"]
+    files[1].unlink()  # who opens it names it
+    assert differ() == ["file sizes"]
+    files[1].write_bytes(content)
+    assert differ() == []
+    files[1] = files[1].rename(moved / "renamed.jpg")
+    assert differ() == ["file names"]
+    one, another = (FileDataset([file], LABELS[:1], NAMES).digests() for file in files[:2])
+    assert one["file names"] != another["file names"]  # a file alone has a name too
+
+
+def test_digests_of_a_reader_are_of_its_labels(files):
+    reader = ReaderImageFolder(str(files[0].parent.parent))
+    first, second = (
+        ReaderDataset(reader, torch.arange(4), labels, NAMES).digests() for labels in (LABELS, LABELS.roll(1))
+    )
+    assert set(first) == {"labels"}
+    assert first != second
+
+
+def test_many_files_have_their_sizes_in_order(tmp_path):
+    """More than one thread takes at once."""
+    paths = [tmp_path / str(number) for number in range(2500)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"x" * (number % 7))
+    sizes = _file_sizes([str(path) for path in [*paths, tmp_path / "none"]])
+    assert sizes.tolist() == [*(number % 7 for number in range(2500)), -1]
+
+
+def changes(before, after):
+    """The parts whose digests differ."""
+    one, two = before.digests(), after.digests()
+    assert one.keys() == two.keys()
+    return [name for name in one if one[name] != two[name]]

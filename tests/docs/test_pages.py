@@ -47,11 +47,11 @@ def strings() -> list[str]:
     """All that the sources can say, with … for what varies."""
     trees = [ast.parse(path.read_text()) for path in SOURCES]
     found = [text for tree in trees for node in ast.walk(tree) if (text := words(node)) is not None]
-    # what `check(condition, name, expected, got)` says
+    # what `check(condition, name, expected, got)` and `SettingError(name, expected, got)` say
     for tree in trees:
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check" and len(node.args) == 4:
-                name, expected = (words(part) or "…" for part in node.args[1:3])
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("check", "SettingError"):
+                name, expected = (words(part) or "…" for part in node.args[-3:-1])
                 found.append(f"{name}: expected {expected}, got …")
     return [" ".join(text.split()) for text in (*found, (ROOT / "pyproject.toml").read_text())]  # on one line, as shown
 

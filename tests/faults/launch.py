@@ -3,7 +3,8 @@ torchrun's launcher; its workers are forked from a server, as importing torch on
 
 SCENARIOS is JSON, a list of `{"out": folder, "restarts": n, "faults": [[restart, rank, step, who, signal], ...]}`:
 after so many restarts, the process of this rank sends the signal to `who` ("self" or "launcher") after its step-th
-optimiser step. A line of JSON for each scenario says how it ended.
+optimiser step. `"second": [...]` gives the second process more arguments, which come last. A line of JSON for each
+scenario says how it ended.
 """
 
 import json
@@ -27,7 +28,7 @@ PRELOAD = [
 ]
 
 
-def worker(arguments, out, faults, launcher):
+def worker(arguments, out, faults, second, launcher):
     import torch
 
     from ltfast import cli
@@ -47,8 +48,9 @@ def worker(arguments, out, faults, launcher):
         return logged
 
     _Run._step = step
-    status = cli.main([*arguments, "--out", out])
+    status = cli.main([*arguments, "--out", out, *(second if rank == 1 else [])])
     if status:
+        time.sleep(0.5)  # else the launcher may end the other before it has said anything
         sys.exit(status)
 
 
@@ -68,7 +70,8 @@ def main():
         )
         begun, end = time.monotonic(), "finished"
         try:
-            elastic_launch(config, worker)(sys.argv[split + 1 :], scenario["out"], scenario["faults"], os.getpid())
+            arguments = sys.argv[split + 1 :], scenario["out"], scenario["faults"], scenario.get("second", [])
+            elastic_launch(config, worker)(*arguments, os.getpid())
         except ChildFailedError as error:
             end = f"rank {error.get_first_failure()[0]} failed: {error.get_first_failure()[1].exitcode}"
         except SignalException as error:

@@ -66,6 +66,10 @@ def launched(tmp_path_factory):
         {"out": str(folder / name), "restarts": restarts, "faults": faults}
         for name, (restarts, faults) in [*scenarios.items(), ("stopped", (0, []))]
     ]
+    others = {"other lr": ["--lr", "0.5"], "other folder": ["--out", str(folder / "elsewhere")]}
+    for name, second in others.items():
+        out = "stopped" if name == "other folder" else name
+        words.append({"out": str(folder / out), "restarts": 0, "faults": [], "second": second})
     script = Path(__file__).parent / "launch.py"
     command = [sys.executable, str(script), json.dumps(words), "--", *DIGITS]
     # files: the last of the processes that a killed one leaves behind would hold a pipe
@@ -74,7 +78,7 @@ def launched(tmp_path_factory):
         subprocess.run(command, stdout=out, stderr=err, timeout=500, check=True, env=environment)
     shown, errors = (folder / "out").read_text(), (folder / "err").read_text()
     ends = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
-    return folder, dict(zip([*scenarios, "continued"], ends, strict=True)), shown, errors
+    return folder, dict(zip([*scenarios, "continued", *others], ends, strict=True)), shown, errors
 
 
 def test_a_dead_process_restarts_the_group_which_ends_with_the_same_bits(launched):
@@ -102,6 +106,29 @@ def test_sigterm_to_the_launcher_stops_all_at_one_step_with_a_checkpoint(launche
     assert "resuming train at epoch 1, step 10\n" in shown
     assert ends["continued"]["end"] == "finished"
     assert same_bits(folder / "stopped", folder / "whole")
+
+
+def test_a_process_with_another_setting_ends_all_before_they_train(launched):
+    folder, ends, _, errors = launched
+    assert ends["other lr"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
+    assert ends["other lr"]["seconds"] < 60
+    message = (
+        "ltfast: error: the processes of this run differ. lr: 0.1 in process 0, 0.5 in process 1. Start all of them"
+    )
+    assert errors.count(message) == 2  # each has said it
+    assert not (folder / "other lr").exists()
+
+
+def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
+    """As on two machines without a file system in common: it would begin while the other goes on."""
+    folder, ends, _, errors = launched
+    assert ends["other folder"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
+    difference = (
+        "None in process 1; finished: True in process 0, False in process 1. All processes need one folder --out "
+    )
+    assert errors.count(difference) == 2
+    assert not (folder / "elsewhere" / "checkpoint.pt").exists()
+    assert (folder / "stopped" / "metrics.json").exists()
 
 
 def test_a_killed_process_that_loads_images_is_named_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):

@@ -78,7 +78,7 @@ class Entry:
     nan_may_stop: bool = False
     exact: bool = False
     tolerance: Callable[[Place, torch.dtype, Mapping[str, Any]], tuple[float, float]] = field(
-        default=lambda place, dtype, arguments: tolerances(place, dtype)
+        default=lambda place, dtype, arguments: tolerances(dtype)
     )
     size: Callable[[Mapping[str, Any]], float] = lambda arguments: 1.0
     unit: Callable[[Mapping[str, Any]], float] = lambda arguments: 0.03

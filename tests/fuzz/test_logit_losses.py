@@ -130,7 +130,7 @@ def balanced_bce_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
 
 def bce_tolerance(place: Place, dtype: torch.dtype, arguments: Mapping[str, Any]) -> tuple[float, float]:
     """Sums of equal losses are rounded the same way each time: 64 of them in float32."""
-    loss, gradient = tolerances(place, dtype)
+    loss, gradient = tolerances(dtype)
     return 3 * loss, gradient
 
 

@@ -63,7 +63,7 @@ def run_agcl(counts: list[int], logits: Tensor, target: Tensor, seed: int, **opt
 
 def agcl_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
     """The noise is exact to 4e-7; the paper's is as wide as log n."""
-    loss, gradient = tolerances(place, dtype)
+    loss, gradient = tolerances(dtype)
     noise = 4e-7 * given["scale"] * given["noise_mul"] * (14 if given["variant"] == "paper" else 1)
     return loss + 4 * noise, gradient + 4 * noise
 
@@ -198,7 +198,7 @@ def run_proco(
 
 def proco_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
     """The statistics are float32 whatever the features are."""
-    loss, gradient = tolerances(place, torch.float32)
+    loss, gradient = tolerances(torch.float32)
     return 10 * loss * max(1, 0.1 / given["temperature"]), 10 * gradient
 
 

@@ -70,7 +70,7 @@ def tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tup
         x.values().double().norm(dim=1).nan_to_num(0, 0, 0).amax().item() if x.shape[0] else 0 for x in (queries, keys)
     ]
     largest = max(lengths[0] * lengths[1] / given["temperature"], 1)
-    if queries.dtype == torch.float64 and place.backend == "native":
+    if queries.dtype == torch.float64:
         return 1e-12, 1e-12 * (10 + largest)
     if place.backend == "triton" and torch.float16 in (queries.dtype, keys.dtype):
         return 2e-3, 1e-3 * (10 + largest)

@@ -73,7 +73,7 @@ def largest_logit(features: Tensor, temperature: float) -> float:
 
 def vmf_tolerance(place: Place, dtype: torch.dtype, arguments: Mapping[str, Any]) -> tuple[float, float]:
     """As ``ops/test_vmf.py`` has them: what rounding makes of a logit, and low orders."""
-    loss, gradient = tolerances(place, dtype)
+    loss, gradient = tolerances(dtype)
     if loss < 1e-6:
         loss, gradient = 3e-10, 3e-10
     elif arguments["features"].shape[1] < 18:

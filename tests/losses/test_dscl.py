@@ -183,6 +183,20 @@ def test_compat(base):
     check(actual, expected, torch.float64)
 
 
+def test_compat_takes_labels_of_any_size():
+    """Sums of 10^12 classes would fit nowhere."""
+    batch, size, width = 6, 40, 9
+    features, labels = unit(2 * batch + size, width), torch.randint(3, (2 * batch + size,))
+    labels[batch : 2 * batch] = labels[:batch]
+    large = torch.tensor([7, 10**12, 10**12 + 1])[labels]
+    loss = compat.DSCLLoss(temperature=0.2, K=size)
+    expected = published.dscl(
+        *features[: 2 * batch].chunk(2), labels[:batch], features[2 * batch :], labels[2 * batch :],
+        temperature=0.2, beta=8.0,
+    ).mean()  # fmt: skip
+    torch.testing.assert_close(loss(features, large), expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_gradcheck(backend):
     queue = filled_queue(11, 4, 3)
@@ -263,3 +277,7 @@ def test_bad_input():
         PBSDLoss()(query[:, None], query[:, None], query[:2], queue)
     with pytest.raises(ValueError, match=r"features has 8 rows: expected 2 B \+ 3, queries, keys and queue"):
         compat.DSCLLoss(K=3)(torch.randn(8, 4), torch.zeros(8, dtype=int))
+    with pytest.raises(ValueError, match="labels has -1: expected labels of 0 or more"):
+        compat.DSCLLoss(K=4)(torch.randn(8, 4), torch.zeros(8, dtype=int) - 1)
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32: expected integer labels"):
+        compat.DSCLLoss(K=4)(torch.randn(8, 4), torch.zeros(8))

@@ -39,6 +39,28 @@ def test_a_ring_of_any_size_takes_batches_of_any_size(size, batches, num_classes
         expect(queue, all_keys, all_labels)
 
 
+def test_memory_follows_the_classes_that_are_there():
+    """Sums of 10^12 classes would fit nowhere; those that left the queue leave the sums."""
+    queue = MemoryQueue(3, 10)
+    all_keys, all_labels = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
+    for _ in range(30):
+        keys, labels = torch.randn(4, 3), torch.randint(10**12, (4,))
+        labels[1] = labels[0]
+        queue.enqueue(keys, labels)
+        all_keys, all_labels = torch.cat([all_keys, keys])[-10:], torch.cat([all_labels, labels])[-10:]
+        sums, counts = queue.of_class(torch.cat([all_labels, all_labels + 1]))
+        same = all_labels == all_labels[:, None]
+        torch.testing.assert_close(sums[: len(same)], same.double() @ all_keys.double(), rtol=0, atol=1e-12)
+        assert torch.equal(counts[: len(same)], same.sum(1).double())
+        assert not sums[len(same) :].any()
+        assert not counts[len(same) :].any()
+    assert len(queue.sums) == len(queue.classes) <= 2 * (10 + 4)
+    other = MemoryQueue(3, 10)
+    other.load_state_dict(queue.state_dict())
+    for one, two in zip(other.of_class(all_labels), queue.of_class(all_labels), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
 def test_state_is_taken_up():
     queue = MemoryQueue(3, 10, num_classes=8)
     for _ in range(3):

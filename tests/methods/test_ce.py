@@ -77,7 +77,7 @@ def test_bad_settings_are_named():
         build(batch_size=21)
     with pytest.raises(ValueError, match=f"method: expected one of {', '.join(METHODS)}, got 'nothing'"):
         settings_of("nothing", {})
-    with pytest.raises(ValueError, match="image_size: expected at least 1 pixel, or none, got 0"):
+    with pytest.raises(ValueError, match="image_size: expected at least 1 pixel, or auto, got 0"):
         build(image_size=0)
     with pytest.raises(ValueError, match="loss: expected cross_entropy"):
         build(loss="focal")

@@ -150,7 +150,7 @@ def test_aggregation(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("minima", "order"), [((10, 4), (2, 0, 1)), ((10,), None), ((10,), (1, 0)), ((12, 7, 6), (0, 2, 1, 3))]
+    ("minima", "order"), [((10, 4), (2, 0, 1)), ((10,), "auto"), ((10,), (1, 0)), ((12, 7, 6), (0, 2, 1, 3))]
 )
 def test_any_groups_and_any_order(minima, order, tmp_path):
     data = tiny_bundle((12, 6, 2)) if len(minima) < 3 else tiny_bundle((12, 7, 6, 2))
@@ -160,7 +160,7 @@ def test_any_groups_and_any_order(minima, order, tmp_path):
     assert len(plan.stages) == 2 * len(minima) + 1
     groups = class_groups(data.class_counts, minima)
     names = list(groups)
-    taken = [names[i] for i in (order or range(len(names)))]
+    taken = [names[i] for i in (range(len(names)) if order == "auto" else order)]
     assert [stage.name for stage in plan.stages[::2]] == taken
     # the first and the last group have their roles wherever they come
     for name, stage in zip(taken, plan.stages[::2], strict=True):
@@ -269,7 +269,7 @@ def test_recipes_build(path, like_recipe):
     recipe = yaml.safe_load(path.read_text())
     names = {field.name for field in fields(METHODS["do"].settings)}
     values = {name: value for name, value in recipe.items() if name in names}
-    values |= {"batch_size": 2, "prune": None, "group_minima": (3,)}
+    values |= {"batch_size": 2, "prune": "auto", "group_minima": (3,)}
     if values.get("backbone") == "resnet50":
         values["backbone"] = "resnet18"
     settings = settings_of("do", {**values})
@@ -300,8 +300,8 @@ def test_schedules_of_later_stages():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("later_epochs", 0, "later_epochs: expected at least 1, or none, got 0"),
-        ("later_lr", 0.0, "later_lr: expected a positive number, or none, got 0.0"),
+        ("later_epochs", 0, "later_epochs: expected at least 1, or auto, got 0"),
+        ("later_lr", 0.0, "later_lr: expected a positive number, or auto, got 0.0"),
         ("group_minima", (), "group_minima: expected falling numbers of images"),
         ("group_minima", (4, 10), "group_minima: expected falling numbers of images"),
         ("prune", (0.5,), r"prune: expected 2, one for each group with classes but the last \(many, medium, few\)"),

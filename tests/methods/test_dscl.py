@@ -124,7 +124,7 @@ def test_the_classifier_s_learning_rate_falls_twice(epochs, milestones):
 def test_learns_the_digits():
     torch.manual_seed(0)
     data = load("digits", imbalance=20)
-    values = {**SMALL, "backbone": None, "batch_size": 32, "queue_size": 128, "lr": 0.03, "key_momentum": 0.9}
+    values = {**SMALL, "backbone": "auto", "batch_size": 32, "queue_size": 128, "lr": 0.03, "key_momentum": 0.9}
     values |= {
         "classifier_lr": 0.3,
         "classifier_batch_size": 32,
@@ -218,15 +218,15 @@ def test_backbones(backbone, patch_size):
     [
         ("temperature", 0.0, "temperature: expected a positive number, got 0.0"),
         ("beta", -1.0, "beta: expected at least 0, got -1.0"),
-        ("queue_size", 0, "queue_size: expected at least 1, or none, got 0"),
+        ("queue_size", 0, "queue_size: expected at least 1, or auto, got 0"),
         ("key_momentum", 1.0, r"key_momentum: expected a number in \[0, 1\), got 1.0"),
         ("feature_dim", 0, "feature_dim: expected at least 1, got 0"),
         ("pbsd_weight", -0.5, "pbsd_weight: expected at least 0, got -0.5"),
         ("patches", 0, r"patches: expected at least 1 \(--pbsd-weight 0 leaves them out\), got 0"),
-        ("patch_size", 0, "patch_size: expected at least 1 pixel, got 0"),
+        ("patch_size", 0, "patch_size: expected at least 1 pixel, or auto, got 0"),
         ("patch_scale", (0.5, 0.1), r"patch_scale: expected two rising shares in \(0, 1\]"),
         ("classifier_epochs", 0, "classifier_epochs: expected at least 1, got 0"),
-        ("classifier_lr", 0.0, "classifier_lr: expected a positive number, or none, got 0.0"),
+        ("classifier_lr", 0.0, "classifier_lr: expected a positive number, or auto, got 0.0"),
         ("classifier_batch_size", 0, "classifier_batch_size: expected at least 1, got 0"),
         ("augment", "moco", "policy: expected one of basic, cifar, dscl, got 'moco'"),
         ("batch_size", 21, "batch_size: expected at most 20"),

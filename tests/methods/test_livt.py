@@ -183,7 +183,7 @@ def test_pre_training_s_optimiser():
     assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize(("epochs", "given", "warmup"), [(400, None, 40), (5, None, 0), (5, 2, 2)])
+@pytest.mark.parametrize(("epochs", "given", "warmup"), [(400, "auto", 40), (5, "auto", 0), (5, 2, 2)])
 def test_pre_training_warms_up(epochs, given, warmup):
     settings = settings_of("livt", {"pretrain_epochs": epochs, "pretrain_warmup_epochs": given})
     assert settings.of_pretraining().warmup_epochs == warmup
@@ -319,11 +319,11 @@ def test_recipes_are_all_there():
         ("pretrain_batch_size", 0, "pretrain_batch_size: expected at least 1, got 0"),
         ("pretrain_batch_size", 21, "batch_size: expected at most 20"),
         ("pretrain_lr", 0.0, "pretrain_lr: expected a positive number, got 0.0"),
-        ("pretrain_warmup_epochs", 3, "pretrain_warmup_epochs: expected 0 to 2, the epochs of pre-training, or none"),
+        ("pretrain_warmup_epochs", 3, "pretrain_warmup_epochs: expected 0 to 2, the epochs of pre-training, or auto"),
         ("mask_ratio", 1.0, r"mask_ratio: expected a number in \(0, 1\), got 1.0"),
         ("decoder_dim", 10, "decoder_dim: expected a multiple of 4 and of the 2 heads, got 10"),
         ("loss", "agcl", "loss: expected balanced_bce, bce or cross_entropy, got 'agcl'"),
-        ("backbone", "resnet10t", "backbone: expected a plain vision transformer of timm's, got resnet10t"),
+        ("backbone", "resnet10t", "backbone: expected a plain vision transformer of timm's, got 'resnet10t'"),
         ("backbone", "vit_tiny_patch16_224", "backbone 'vit_tiny_patch16_224' cannot be made for 8 px images"),
     ],
 )

@@ -180,7 +180,7 @@ def test_recipes_are_all_there():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "channels"), [(None, 8, 1), (None, 28, 1), ("vit_tiny_patch16_224", 32, 3)]
+    ("backbone", "size", "channels"), [("auto", 8, 1), ("auto", 28, 1), ("vit_tiny_patch16_224", 32, 3)]
 )
 def test_backbones_and_grey_images(backbone, size, channels):
     stage = build(

@@ -28,7 +28,11 @@ def checkpoint(tmp_path):
             "settings": settings,
             "facts": facts_of(bundle, source, "data"),
             "position": {"stage": 1, "epoch": 0, "step": 0},
+            "loss_sum": 0.0,
+            "train_seconds": 1.0,
             "model": nn.ModuleList(plan.stages).state_dict(),
+            "optimizer": None,
+            "scaler": None,
         },
     )
     return path

@@ -27,10 +27,8 @@ def row_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm(dim=1) / scale).max().item()
 
 
-def tolerances(place, dtype: torch.dtype) -> tuple[float, float]:
-    """Of the loss and of the gradient. Triton's interpreter rounds Python floats to float32."""
-    if dtype == torch.float64 and place.backend == "triton" and place.device == "cpu":
-        dtype = torch.float32
+def tolerances(dtype: torch.dtype) -> tuple[float, float]:
+    """Of the loss and of the gradient."""
     return LOSS_TOLERANCE[dtype], GRADIENT_TOLERANCE[dtype]
 
 

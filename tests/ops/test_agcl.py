@@ -39,7 +39,7 @@ def expected(cosine, target, class_noise, seed=0, incoming=None, **options):
 def check(place, cosine, target, class_noise, incoming=None, noise_error=0.0, **options):
     loss, gradient = run(cosine, target, class_noise, incoming=incoming, **options)
     reference_loss, reference_gradient = expected(cosine, target, class_noise, incoming=incoming, **options)
-    loss_tolerance, gradient_tolerance = tolerances(place, cosine.dtype)
+    loss_tolerance, gradient_tolerance = tolerances(cosine.dtype)
     assert loss.dtype == (torch.float64 if cosine.dtype == torch.float64 else torch.float32)
     assert gradient.dtype == cosine.dtype
     assert relative_error(loss, reference_loss) < loss_tolerance + noise_error

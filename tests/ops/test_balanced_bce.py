@@ -29,7 +29,7 @@ def check(place, logits, target, bias, incoming=None, **options):
         reference_loss, reference_gradient = loss_and_gradient(
             lambda x: balanced_bce(x, target, bias, **options), logits.double(), incoming
         )
-    loss_tolerance, gradient_tolerance = tolerances(place, logits.dtype)
+    loss_tolerance, gradient_tolerance = tolerances(logits.dtype)
     assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
     assert gradient.dtype == logits.dtype
     assert relative_error(loss, reference_loss) < loss_tolerance

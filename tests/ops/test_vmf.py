@@ -38,7 +38,7 @@ def check(place, features, target, directions, kappa, log_prior, incoming=None, 
     result, gradient = loss_and_gradient(loss, features, incoming)
     with ltfast.backend("reference"):
         expected, expected_gradient = loss_and_gradient(loss, features.double(), incoming)
-    loss_tolerance, gradient_tolerance = tolerances(place, features.dtype)
+    loss_tolerance, gradient_tolerance = tolerances(features.dtype)
     if features.dtype == torch.float64:
         loss_tolerance, gradient_tolerance = max(loss_tolerance, 3e-10), max(gradient_tolerance, 3e-10)
     temperature = options.get("temperature", 0.1)

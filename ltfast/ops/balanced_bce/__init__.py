@@ -61,7 +61,7 @@ def balanced_bce(
         checks.check_number("target_threshold", target_threshold)
     check_arguments(logits, target, bias, weight, pos_weight, ignore_index)
     arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, ignore_index, reduction)
-    if backends.resolve(logits.device) == "reference":
+    if backends.choose("balanced_bce", logits) == "reference":
         if target.dim() == 1:
             checks.check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
         return reference.balanced_bce(*arguments)

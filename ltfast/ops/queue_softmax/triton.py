@@ -32,7 +32,7 @@ def _products(left, right, left_row, right_row, left_count, right_count, left_st
 
 @triton.jit
 def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_stride, rows, columns, width, split_size,
-                   scale,
+                   scale: "fp64",  # noqa: F821
                    VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
                    ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                    COLUMNS: tl.constexpr):  # fmt: skip
@@ -97,7 +97,7 @@ def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
 
 @triton.jit
 def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient, query_stride, key_stride, rows,
-                         columns, width, scale, unit,
+                         columns, width, scale: "fp64", unit: "fp64",  # noqa: F821
                          VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
                          ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                          COLUMNS: tl.constexpr):  # fmt: skip

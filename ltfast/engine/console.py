@@ -1,0 +1,23 @@
+"""Where a run's lines, tables and progress are printed."""
+
+from typing import Any
+
+from rich import console
+
+from ltfast.terminal import shown
+
+
+class Console(console.Console):
+    """rich's, which prints text as it is: no markup, no emoji, no line breaks, and control characters as escapes. The
+    cells of a table are markup: they need `rich.markup.escape` and `shown`.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet, soft_wrap=True, highlight=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        lines = (shown(x) if isinstance(x, str) else x for x in objects)
+        super().print(*lines, **{"markup": False, **options})

@@ -1,0 +1,94 @@
+"""What a run is: its settings, its data and its program. A run goes on with those it was started with, and all of its
+processes have the same."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather, pad_across_processes
+
+from ltfast.engine.checkpoint import CheckpointError
+from ltfast.errors import InputError
+
+SAME_COMMAND = "Start all of them with the same command and data"  # what to do about processes that differ
+
+_SHOWN = 5  # differences, and processes of each
+
+
+def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """The parts of the data that are not what they were, in words.
+
+    Args:
+        saved, current: facts of the data: `digests`, a hash for the name of each part, and `class_names`. A part that
+            either has no hash of is not compared.
+    """
+    before, now = saved.get("digests", {}), current.get("digests", {})
+    parts = [name for name in before if before[name] != now.get(name, before[name])]
+    old, new = saved.get("class_names", []), current.get("class_names", [])
+    renamed = [
+        f"class {i} was {a!r} and is now {b!r}" for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b
+    ]
+    detail = (renamed or [f"{len(old)} classes were known and {len(new)} are now"])[0]
+    return [f"{name} ({detail})" if name == "class names" else name for name in parts]
+
+
+def check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other data.
+
+    Args:
+        path: of the checkpoint.
+        saved, current: see `changed_data`.
+
+    Raises:
+        CheckpointError: a part of the data differs; the message names each that does.
+    """
+    if changed := changed_data(saved, current):
+        raise CheckpointError(
+            f"checkpoint {path} belongs to a run with other data. What differs: {', '.join(changed)}. "
+            "Run with the data it was started with, or choose another --out"
+        )
+
+
+def check_processes(own: Mapping[str, Any], accelerator: Accelerator, *, hint: str) -> None:
+    """Compare what each process knows with what the others do. All must call it; one alone compares nothing.
+
+    Args:
+        own: of this process, plain values by name. A name that a process does not have is not compared there.
+        accelerator: the other processes.
+        hint: what to do, for the end of the message.
+
+    Raises:
+        InputError: a value differs, in all processes; the message names each that does, and where.
+    """
+    if accelerator.num_processes == 1:
+        return
+    # text, not an object: nothing that another machine sends is unpickled
+    text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8).to(accelerator.device)
+    rows = gather(pad_across_processes(text)[None]).cpu()
+    known = [json.loads(row.numpy().tobytes().rstrip(b"\0")) for row in rows]
+    differences = []
+    for name in dict.fromkeys(name for facts in known for name in facts):
+        holders: dict[str, list[int]] = {}
+        for process, facts in enumerate(known):
+            if name in facts:
+                holders.setdefault(repr(facts[name]), []).append(process)
+        if len(holders) > 1:
+            values = [f"{_short(value)} in {_processes(numbers)}" for value, numbers in holders.items()]
+            differences.append(f"{name}: {', '.join(values)}")
+    if differences:
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise InputError(f"the processes of this run differ. {'; '.join(differences[:_SHOWN])}{more}. {hint}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _processes(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"process {numbers[0]}"
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"processes {', '.join(map(str, numbers[:_SHOWN]))}{more}"
