@@ -140,6 +140,11 @@ template <int Squarings, class T>
 void agcl_rows(const AgclArguments& a) {
   using A = typename Arithmetic<T>::type;
   parallel_rows(a.rows, a.threads, [&](int64_t row, int thread) {
+    if (a.target[row] == a.ignore_index) {
+      static_cast<A*>(a.loss)[row] = 0;
+      if (a.gradient) std::memset(static_cast<T*>(a.gradient) + row * a.classes, 0, a.classes * sizeof(T));
+      return;
+    }
     const int64_t room = padded(a.classes);
     A* scratch = static_cast<A*>(a.scratch) + 2 * room * thread;
     static_cast<A*>(a.loss)[row] = A(agcl_row<Squarings, T>(a, row, scratch, scratch + room));

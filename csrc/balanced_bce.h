@@ -111,6 +111,11 @@ void bce_rows(const BalancedBceArguments& a) {
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     const T* logits = static_cast<const T*>(a.logits) + row * a.row_stride;
     T* gradient = Gradient ? static_cast<T*>(a.gradient) + row * a.classes : nullptr;
+    if (a.target && a.target[row] == a.ignore_index) {
+      static_cast<A*>(a.loss)[row] = 0;
+      if (Gradient) std::memset(gradient, 0, a.classes * sizeof(T));
+      return;
+    }
     double loss;
     if (a.target) {
       const A on = A(a.on_value), off = A(a.off_value);

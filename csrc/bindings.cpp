@@ -66,20 +66,32 @@ int useful_threads(int threads, int64_t rows, int64_t columns) {
   return rows == 1 || rows * columns < 16384 ? 1 : std::max(threads, 1);
 }
 
-void check_labels(const int64_t* target, int64_t rows, int64_t classes, const std::string& name = "target") {
+// Refuses labels out of range; returns how many there are but those that are ignored.
+int64_t check_labels(const int64_t* target, int64_t rows, int64_t classes, const int64_t* ignored = nullptr,
+                     const std::string& name = "target") {
+  int64_t counted = rows;
   for (int64_t row = 0; row < rows; ++row) {
-    if (target[row] < 0 || target[row] >= classes)
+    if (ignored && target[row] == *ignored)
+      --counted;
+    else if (target[row] < 0 || target[row] >= classes)
       throw py::value_error(name + "[" + std::to_string(row) + "] is " + std::to_string(target[row]) +
                             ": expected a label in [0, " + std::to_string(classes) + ")");
   }
+  return counted;
+}
+
+// A gradient's factor, for the mean over so many rows. In float16 it is stored without: it would underflow, so the
+// backward pass divides.
+double mean_scale(double scale, const std::string& dtype, const std::string& reduction, int64_t counted) {
+  return reduction == "mean" && dtype != "float16" ? scale / double(counted) : scale;
 }
 
 // Where a kernel writes the losses of the rows: the caller's vector, or one of our own that is then reduced to the
-// caller's scalar, in double.
+// caller's scalar, in double; the mean is over `counted` rows.
 class RowLosses {
  public:
-  RowLosses(uintptr_t out, const std::string& reduction, int64_t rows, bool wide)
-      : out_(out), rows_(rows), wide_(wide), divisor_(reduction == "mean" ? double(rows) : 1.0) {
+  RowLosses(uintptr_t out, const std::string& reduction, int64_t rows, int64_t counted, bool wide)
+      : out_(out), rows_(rows), wide_(wide), divisor_(reduction == "mean" ? double(counted) : 1.0) {
     if (reduction != "none") own_.reset(new double[rows]);
   }
   void* rows() const { return own_ ? own_.get() : at(out_); }
@@ -109,16 +121,17 @@ class RowLosses {
 void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
           uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double scale, double margin,
           double weight_pos, double weight_neg, double gamma_pos, double gamma_neg, double gradient_scale,
-          const std::string& reduction, int threads) {
-  check_labels(at<int64_t>(target), rows, classes);
+          int64_t ignore_index, const std::string& reduction, int threads) {
+  const int64_t counted = check_labels(at<int64_t>(target), rows, classes, &ignore_index);
   threads = useful_threads(threads, rows, classes);
   const bool wide = dtype == "float64";
-  const RowLosses losses(loss, reduction, rows, wide);
+  const RowLosses losses(loss, reduction, rows, counted, wide);
   const size_t width = wide ? sizeof(double) : sizeof(float);
   const std::unique_ptr<char[]> scratch(new char[width * 2 * size_t(classes + 15) * size_t(threads)]);
-  const AgclArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
-                        losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
-                        gamma_neg, gradient_scale, scratch.get(), threads};
+  const AgclArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), ignore_index, at(class_noise),
+                        seed, losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg,
+                        gamma_pos, gamma_neg, mean_scale(gradient_scale, dtype, reduction, counted), scratch.get(),
+                        threads};
   py::gil_scoped_release release;
   current().agcl(a);
   losses.reduce();
@@ -137,13 +150,14 @@ void agcl_share(const std::string& dtype, uintptr_t logits, int64_t row_stride, 
 void balanced_bce(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target,
                   uintptr_t soft_target, int64_t soft_target_stride, uintptr_t bias, uintptr_t weight,
                   uintptr_t pos_weight, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
-                  double on_value, double off_value, double gradient_scale, double threshold,
+                  double on_value, double off_value, double gradient_scale, double threshold, int64_t ignore_index,
                   const std::string& reduction, int threads) {
-  if (target) check_labels(at<int64_t>(target), rows, classes);
-  const RowLosses losses(loss, reduction, rows, dtype == "float64");
-  const BalancedBceArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(soft_target),
-                               soft_target_stride, at(bias), at(weight), at(pos_weight), losses.rows(), at(gradient), rows,
-                               classes, on_value, off_value, gradient_scale, threshold,
+  const int64_t counted = target ? check_labels(at<int64_t>(target), rows, classes, &ignore_index) : rows;
+  const RowLosses losses(loss, reduction, rows, counted, dtype == "float64");
+  const BalancedBceArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), ignore_index,
+                               at(soft_target), soft_target_stride, at(bias), at(weight), at(pos_weight), losses.rows(),
+                               at(gradient), rows, classes, on_value, off_value,
+                               mean_scale(gradient_scale, dtype, reduction, counted), threshold,
                                useful_threads(threads, rows, classes)};
   py::gil_scoped_release release;
   current().balanced_bce(a);
@@ -177,7 +191,7 @@ void bessel(const std::string& function, const std::string& dtype, uintptr_t nu,
 
 void class_sums(const std::string& dtype, uintptr_t features, int64_t row_stride, uintptr_t labels, uintptr_t sums,
                 uintptr_t counts, int64_t rows, int64_t width, int64_t classes, int threads) {
-  check_labels(at<int64_t>(labels), rows, classes, "labels");
+  check_labels(at<int64_t>(labels), rows, classes, nullptr, "labels");
   const ClassSumsArguments a{parse_dtype(dtype), at(features), row_stride, at<int64_t>(labels), at(sums),
                              at<int64_t>(counts), rows, width, classes, useful_threads(threads, rows + classes, width)};
   py::gil_scoped_release release;
@@ -199,19 +213,23 @@ void vmf_ratio(const std::string& dtype, double order, uintptr_t increments, uin
   current().vmf_ratio(a);
 }
 
-void vmf_cross_entropy(const std::string& dtype, double order, double inverse_temperature, double unit,
-                       uintptr_t products, int64_t stride, uintptr_t features, uintptr_t directions, uintptr_t kappa,
-                       uintptr_t log_prior, uintptr_t target, uintptr_t state, uintptr_t loss, uintptr_t gradient,
-                       int64_t rows, int64_t classes, int64_t width, int64_t start, int64_t count, int threads) {
-  if (target && start == 0) check_labels(at<int64_t>(target), rows, classes);
+// Returns the number of rows whose label is not ignored; `mean` divides the gradient by it.
+int64_t vmf_cross_entropy(const std::string& dtype, double order, double inverse_temperature, double unit, bool mean,
+                          uintptr_t products, int64_t stride, uintptr_t features, uintptr_t directions,
+                          uintptr_t kappa, uintptr_t log_prior, uintptr_t target, int64_t ignore_index,
+                          uintptr_t state, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
+                          int64_t width, int64_t start, int64_t count, int threads) {
+  const int64_t counted = target ? check_labels(at<int64_t>(target), rows, classes, &ignore_index) : rows;
+  if (mean) unit /= double(counted);
   threads = useful_threads(threads, rows, count);
   const auto scratch = vmf_scratch(dtype, count, threads);
   const VmfCrossEntropyArguments a{parse_dtype(dtype), order, inverse_temperature, unit, at(products), stride,
                                    at(features), at(directions), at(kappa), at(log_prior), at<int64_t>(target),
-                                   at<double>(state), at(loss), at(gradient), rows, classes, width, start, count,
-                                   scratch.get(), threads};
+                                   ignore_index, at<double>(state), at(loss), at(gradient), rows, classes, width, start,
+                                   count, scratch.get(), threads};
   py::gil_scoped_release release;
   current().vmf_cross_entropy(a);
+  return counted;
 }
 
 void roi_pool(const std::string& dtype, uintptr_t features, uintptr_t boxes_at, uintptr_t pooled, int64_t images,

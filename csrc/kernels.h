@@ -11,7 +11,8 @@ struct AgclArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)
   int64_t row_stride;
-  const int64_t* target;      // (rows,), in [0, classes)
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index
+  int64_t ignore_index;       // rows of this label have the loss 0 and the gradient 0
   const void* class_noise;    // (classes,) or null
   uint64_t seed;
   void* loss;                 // (rows,)
@@ -45,7 +46,8 @@ struct BalancedBceArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)
   int64_t row_stride;
-  const int64_t* target;      // (rows,), in [0, classes), or null where soft_target is given
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index, or null where soft_target is given
+  int64_t ignore_index;       // rows of this label have the loss 0 and the gradient 0
   const void* soft_target;    // (rows, classes), float or double as class vectors, or null
   int64_t soft_target_stride;
   const void* bias;           // (classes,)
@@ -125,7 +127,8 @@ struct VmfCrossEntropyArguments {
   const void* directions;     // (classes, width)
   const void* kappa;          // (classes,)
   const void* log_prior;      // (classes,) or null
-  const int64_t* target;      // (rows,), in [0, classes); null for the log-sum-exp without labels
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index; null for the log-sum-exp without labels
+  int64_t ignore_index;       // rows of this label have the loss 0 and the gradient 0
   double* state;              // (rows, 5): peak, sum, pull, the label's logit and slope
   void* loss;                 // (rows,), written by the last block
   void* gradient;             // (rows, width), what the earlier blocks left; null where nobody wants it

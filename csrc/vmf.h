@@ -179,6 +179,12 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     A* __restrict logits = scratch + 2 * padded * thread;
     A* __restrict slopes = logits + padded;
     A* __restrict products = static_cast<A*>(a.products) + row * a.stride;
+    if (a.target && a.target[row] == a.ignore_index) {
+      std::fill(products, products + count, A(0));
+      if (last) static_cast<A*>(a.loss)[row] = 0;
+      if (a.gradient) std::memset(static_cast<A*>(a.gradient) + row * width, 0, width * sizeof(A));
+      return;
+    }
     const A* __restrict z = static_cast<const A*>(a.features) + row * width;
     double square = 0;
     A broken = 0;  // NaN if a feature is not finite

@@ -5,6 +5,7 @@ from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
 from ltfast.ops.checks import check_class_vector, check_classes
 from ltfast.ops.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.fused_loss import reduce
 
 
 class AGCL(nn.Module):
@@ -19,7 +20,7 @@ class AGCL(nn.Module):
             weights ``weight``, instead of the asymmetric loss. As in the authors' code ``gamma`` and ``weight`` do
             nothing otherwise.
 
-    Shapes: cosine (B, C); target (B,), integer labels; the loss is a scalar.
+    Shapes: cosine (B, C); target (B,), integer labels, of which -100 is ignored; the loss is a scalar.
 
     Raises:
         ValueError, TypeError: a bad argument, named.
@@ -64,9 +65,10 @@ class AGCL(nn.Module):
             weight_neg=0.0,
             reduction="none",
         )
+        counted = target.long() != self.loss.ignore_index
         if isinstance(self.weight, Tensor):
             check_class_vector(self.weight, cosine, "weight")
-            loss = loss * self.weight[target.long()]
+            loss = loss * self.weight[target.long().where(counted, 0)]
         if self.loss.watch.due(cosine):
             self.loss.watch.cosines("AGCL", "cosine", cosine)
-        return ((1 - (-loss.detach()).exp()) ** self.gamma * loss).mean()
+        return reduce((1 - (-loss.detach()).exp()) ** self.gamma * loss, "mean", counted)

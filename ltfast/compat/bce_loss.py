@@ -9,6 +9,8 @@ from ltfast.ops.balanced_bce import check_arguments, reference
 from ltfast.ops.checks import check_classes, check_logits, check_reduction, check_reference_labels
 from ltfast.ops.class_counts import parse_class_counts
 
+_IGNORED = -100  # as in torch.nn.CrossEntropyLoss
+
 
 class BCE_loss(nn.Module):
     """``BCE_loss`` of LiVT's training script: C times the elementwise mean, so the sum over the classes.
@@ -22,7 +24,7 @@ class BCE_loss(nn.Module):
         reduction: "mean", "sum" or "none": the elementwise losses, (B, C), which plain PyTorch computes.
         pos_weight: (C,), weight of the positive term.
 
-    Shapes: x (B, C); target (B,) or (B, 1), integer labels, or (B, C) probabilities.
+    Shapes: x (B, C); target (B,) or (B, 1), integer labels, of which -100 is ignored, or (B, C) probabilities.
 
     Raises:
         ValueError, TypeError: a bad argument, named.
@@ -66,12 +68,13 @@ class BCE_loss(nn.Module):
             if vector is not None:
                 check_classes(x, len(vector), "x")
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
-        check_arguments(x, target, bias, self.weight, self.pos_weight, name="x")
+        check_arguments(x, target, bias, self.weight, self.pos_weight, _IGNORED, name="x")
         if self.reduction == "none":
             if target.dim() == 1:
-                check_reference_labels(target, x.shape[1])
+                check_reference_labels(target, x.shape[1], ignore_index=_IGNORED)
             smoothing, threshold = self.smoothing, self.target_threshold
-            loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, smoothing, threshold)
+            arguments = (x, target, bias, self.weight, self.pos_weight, smoothing, threshold, _IGNORED)
+            loss = reference.elementwise(*arguments)
         else:
             loss = ops.balanced_bce(
                 x,
@@ -81,6 +84,7 @@ class BCE_loss(nn.Module):
                 pos_weight=self.pos_weight,
                 label_smoothing=self.smoothing,
                 target_threshold=self.target_threshold,
+                ignore_index=_IGNORED,
                 reduction=self.reduction,
             )
         return loss if self.reduction == "mean" else loss * x.shape[1]

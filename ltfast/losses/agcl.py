@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.watch import Watch
 from ltfast.ops.agcl import check_settings
-from ltfast.ops.checks import check_classes, check_label_smoothing, check_number
+from ltfast.ops.checks import check_classes, check_integer, check_label_smoothing, check_number
 from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.distributed import class_ranges, rank
 
@@ -31,6 +31,7 @@ class AGCLLoss(nn.Module):
         label_smoothing: s in the weights 1 - s + s/C and s/C of the two terms ("official" only).
         variant: "official" is the authors' code; "paper" is equations 6 to 8: both terms weigh 1, no margin,
             and the clouds' widths log n_max - log n_c are not brought to [0, 1].
+        ignore_index: labels of this value are left out: their loss is 0 under "none", and the mean is over the others.
         reduction: "mean", "sum" or "none".
         class_parallel: whether the classes are split over the processes of ``torch.distributed``, as
             ``ltfast.models.ClassParallelCosineClassifier`` splits them: cosine is then (W B, C_r), the joined batch's
@@ -58,6 +59,7 @@ class AGCLLoss(nn.Module):
         gamma_neg: float = 4.0,
         label_smoothing: float = 0.1,
         variant: Literal["official", "paper"] = "official",
+        ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
         class_parallel: bool = False,
     ) -> None:
@@ -67,6 +69,7 @@ class AGCLLoss(nn.Module):
             raise ValueError(f"variant is {variant!r}: expected 'official' or 'paper'")
         check_label_smoothing(label_smoothing)
         check_number("noise_mul", noise_mul, at_least=0)
+        check_integer("ignore_index", ignore_index)
         rarity = counts.max().log() - counts.log()
         if variant == "paper":
             margin, self.weight_pos, self.weight_neg = 0.0, 1.0, 1.0
@@ -79,7 +82,7 @@ class AGCLLoss(nn.Module):
         self.noisy = bool(self.class_noise.any())
         self.scale, self.margin = scale, margin
         self.gamma_pos, self.gamma_neg = gamma_pos, gamma_neg
-        self.reduction = reduction
+        self.ignore_index, self.reduction = ignore_index, reduction
         self.class_parallel = class_parallel
         self.watch = Watch()
 
@@ -96,6 +99,7 @@ class AGCLLoss(nn.Module):
             "weight_neg": self.weight_neg,
             "gamma_pos": self.gamma_pos,
             "gamma_neg": self.gamma_neg,
+            "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "generator": generator,
         }

@@ -3,7 +3,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.ops.checks import check_classes, check_label_smoothing, check_number, check_reduction
+from ltfast.ops.checks import check_classes, check_integer, check_label_smoothing, check_number, check_reduction
 from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 
@@ -18,6 +18,8 @@ class BalancedBCELoss(nn.Module):
         tau: strength of the prior.
         label_smoothing: for integer labels, in [0, 1).
         target_threshold: targets over it become 1, the others 0; None leaves them.
+        ignore_index: labels (not soft targets) of this value are left out: their loss is 0 under "none", and the mean
+            is over the others.
         reduction: "mean", "sum" or "none".
 
     Shapes: logits (B, C), any float dtype; target (B,) integer labels or (B, C) probabilities (MixUp, CutMix); the loss
@@ -36,6 +38,7 @@ class BalancedBCELoss(nn.Module):
         tau: float = 1.0,
         label_smoothing: float = 0.0,
         target_threshold: float | None = None,
+        ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
@@ -43,12 +46,13 @@ class BalancedBCELoss(nn.Module):
         counts = parse_class_counts(class_counts, at_least=2)
         check_number("tau", tau)
         check_reduction(reduction)
+        check_integer("ignore_index", ignore_index)
         check_label_smoothing(label_smoothing)
         others = counts.sum() - counts
         self.register_buffer("bias", (tau * (counts.log() - others.log())).float(), persistent=False)
         self.label_smoothing = label_smoothing
         self.target_threshold = target_threshold
-        self.reduction = reduction
+        self.ignore_index, self.reduction = ignore_index, reduction
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         check_classes(logits, len(self.bias))
@@ -58,5 +62,6 @@ class BalancedBCELoss(nn.Module):
             self.bias,
             label_smoothing=self.label_smoothing,
             target_threshold=self.target_threshold,
+            ignore_index=self.ignore_index,
             reduction=self.reduction,
         )

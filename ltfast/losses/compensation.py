@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
+from ltfast.ops.checks import check_integer
 from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
@@ -23,9 +24,10 @@ class CompensationLoss(nn.Module):
         stage: 1, 2 or 3.
         rho: share of the preferred classes in stage 2, in (0, 1).
         preferred: the classes that stage 2 prefers; None means those with 20 to 100 images.
+        ignore_index: labels (not probabilities) of this value are left out, and the mean is over the others.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
-    probabilities of the logits' shape; a scalar, the mean over all labels.
+    probabilities of the logits' shape; a scalar, the mean over the labels.
 
     Raises:
         ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
@@ -40,6 +42,7 @@ class CompensationLoss(nn.Module):
         *,
         rho: float = 0.8,
         preferred: Sequence[int] | None = None,
+        ignore_index: int = -100,
     ) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
@@ -47,6 +50,8 @@ class CompensationLoss(nn.Module):
             raise ValueError(f"stage is {stage!r}: expected 1, 2 or 3")
         if not 0 < rho < 1:
             raise ValueError(f"rho is {rho}: expected a number in (0, 1)")
+        check_integer("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
         if stage == 1:
             alpha = torch.ones_like(counts)
         elif stage == 2:
@@ -65,4 +70,4 @@ class CompensationLoss(nn.Module):
         self.register_buffer("log_alpha", alpha.log().float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return shifted_cross_entropy(logits, -self.log_alpha, target)
+        return shifted_cross_entropy(logits, -self.log_alpha, target, ignore_index=self.ignore_index)

@@ -12,6 +12,7 @@ def shifted_cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    ignore_index: int = -100,
     names: tuple[str, str] = ("logits", "target"),
 ) -> Tensor:
     """``cross_entropy(logits + shift, target)`` with the classes in dimension 1.
@@ -21,10 +22,11 @@ def shifted_cross_entropy(
         shift: (C,), added to the logits of each class.
         target: (B,) or (B, d1, ...) integer labels, or probabilities of the logits' shape.
         weight: (C,), of each class, or None.
+        ignore_index: labels of this value have no part in the loss.
         names: what messages call the logits and the target.
 
     Returns:
-        The mean over all labels, a scalar.
+        The mean over the labels, a scalar.
 
     Raises:
         ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
@@ -33,9 +35,11 @@ def shifted_cross_entropy(
     if weight is not None and weight.shape != shift.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), a value a class")
     scores = logits + shift.view(-1, *[1] * (logits.dim() - 2))
-    target = target.to(scores.dtype) if target.is_floating_point() else target.long()
+    weight = None if weight is None else weight.to(scores.dtype)
+    if target.is_floating_point():
+        return F.cross_entropy(scores, target.to(scores.dtype), weight=weight)
     try:
-        return F.cross_entropy(scores, target, weight=None if weight is None else weight.to(scores.dtype))
+        return F.cross_entropy(scores, target.long(), weight=weight, ignore_index=ignore_index)
     except IndexError as error:  # PyTorch's, which names nothing
         raise ValueError(f"{names[1]} has a label out of range: expected labels in [0, {len(shift)})") from error
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ltfast import ops
 from ltfast.losses.sharded_state import ShardedState
 from ltfast.losses.watch import Watch
-from ltfast.ops.checks import check_label_values, check_labels, check_matrix, check_positive
+from ltfast.ops.checks import check_integer, check_label_values, check_labels, check_matrix, check_positive
 from ltfast.ops.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.distributed import class_ranges, gather, gather_together, world_size
 
@@ -42,6 +42,8 @@ class ProCoLoss(ShardedState):
         temperature: tau, over 0.
         class_counts: (C,), training images of each class, in the order of the labels: their log-frequencies are added
             to the logits of the loss (logit adjustment), but not to those of ``logits``; None adds nothing.
+        ignore_index: features of this label are left out, of the statistics and of the loss, whose mean is over the
+            others.
         class_parallel: under ``torch.distributed``, each process has the statistics of its own share of the classes
             (``ltfast.ops.distributed.class_ranges``), for more classes than one device holds: memory C_r x D. The loss
             is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits`` gives
@@ -77,6 +79,7 @@ class ProCoLoss(ShardedState):
         *,
         temperature: float = 0.1,
         class_counts: ClassCounts | None = None,
+        ignore_index: int = -100,
         class_parallel: bool = False,
     ) -> None:
         super().__init__()
@@ -91,6 +94,8 @@ class ProCoLoss(ShardedState):
             if len(counts) != num_classes:
                 raise ValueError(f"class_counts has {len(counts)} classes: expected {num_classes}")
             log_prior = (counts / counts.sum()).log().float()
+        check_integer("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
         self.num_classes, self.feature_dim, self.temperature = num_classes, feature_dim, temperature
         # a generator of its own: the same on every process, whatever their seeds
         generator = torch.Generator("cpu").manual_seed(0)
@@ -135,17 +140,19 @@ class ProCoLoss(ShardedState):
 
         Args:
             features: (N, D) of length 1, any float dtype.
-            labels: (N,), integers in [0, C).
+            labels: (N,), integers in [0, C), or ``ignore_index``.
 
         Raises:
             ValueError, TypeError: a bad argument, named.
         """
         self._check(features)
+        check_labels(labels, features, "labels", classes=self.num_classes, ignore_index=self.ignore_index)
+        kept = labels.long() != self.ignore_index
+        labels = labels.where(kept, 0)
         # one more column holds 1 where a feature counts: its sums are the counts, and one collective adds up both
-        finite = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite()
-        rows = torch.cat([features.where(finite, 0), finite.to(features.dtype)], dim=1)
+        counts = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite() & kept[:, None]
+        rows = torch.cat([features.where(counts, 0), counts.to(features.dtype)], dim=1)
         if self.processes > 1:
-            check_labels(labels, features, "labels", classes=self.num_classes)
             rows, labels = gather_together(rows, labels.long())
             if labels.device.type == "cpu":  # in all processes alike: none is left waiting for another
                 check_label_values(labels, self.num_classes, "labels")
@@ -181,7 +188,11 @@ class ProCoLoss(ShardedState):
         """
         self._check(features)
         directions, kappa = self._distributions(features)
-        options: dict[str, Any] = {"log_prior": self.log_prior, "temperature": self.temperature}
+        options: dict[str, Any] = {
+            "log_prior": self.log_prior,
+            "temperature": self.temperature,
+            "ignore_index": self.ignore_index,
+        }
         if self.processes > 1:
             return ops.class_parallel_vmf_cross_entropy(
                 features, labels, directions, kappa, self.num_classes, **options

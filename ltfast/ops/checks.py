@@ -38,8 +38,17 @@ def check_classes(logits: Tensor, classes: int, name: str = "logits") -> None:
         raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}), a column for each of class_counts")
 
 
-def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classes: int | None = None) -> None:
+def check_labels(
+    target: Tensor,
+    logits: Tensor,
+    name: str = "target",
+    *,
+    classes: int | None = None,
+    ignore_index: int | None = None,
+) -> None:
     """Integer labels, one a row; ``classes`` where the columns are not the classes."""
+    if ignore_index is not None:
+        check_integer("ignore_index", ignore_index)
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} is a {type(target).__name__}: expected a tensor of integer labels")
     if target.dtype not in INTEGERS:
@@ -48,13 +57,15 @@ def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classe
         raise ValueError(f"{name} has shape {tuple(target.shape)}: expected ({logits.shape[0]},), a label a row")
     check_device(target, logits, name)
     if CHECK_VALUES and not torch.compiler.is_compiling():
-        check_label_values(target, logits.shape[1] if classes is None else classes, name)
+        check_label_values(target, logits.shape[1] if classes is None else classes, name, ignore_index)
 
 
-def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
-    """Read the labels and refuse any outside [0, num_classes); inside ``vmap`` those of the whole batch."""
+def check_label_values(target: Tensor, num_classes: int, name: str = "target", ignore_index: int | None = None) -> None:
+    """Read the labels and refuse any outside [0, num_classes) but ``ignore_index``; inside ``vmap`` those of the
+    whole batch."""
     target = unwrapped(target).long()  # uint8 would wrap num_classes
-    bad = ((target < 0) | (target >= num_classes)).nonzero()
+    wrong = (target < 0) | (target >= num_classes)
+    bad = (wrong if ignore_index is None else wrong & (target != ignore_index)).nonzero()
     if bad.numel():
         place = tuple(bad[0].tolist())
         label = int(target[place])
@@ -118,10 +129,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}: expected 'none', 'mean' or 'sum'")
 
 
-def check_reference_labels(target: Tensor, num_classes: int, name: str = "target") -> None:
+def check_reference_labels(
+    target: Tensor, num_classes: int, name: str = "target", ignore_index: int | None = None
+) -> None:
     """What the CPU kernels check themselves, where the reference runs instead of them."""
     if type(target) is Tensor and target.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_values(target, num_classes, name)
+        check_label_values(target, num_classes, name, ignore_index)
 
 
 def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> None:

@@ -14,8 +14,9 @@ with :math:`m_r` the largest of its logits, :math:`E_r = \sum_c e^{\gamma (v_c -
 :math:`S_r = \sum_c (v_c - m_r) e^{\gamma (v_c - m_r)}`. The numbers' gradients go the other way.
 
 Each process's loss is that of its own rows, as ever under ``DistributedDataParallel``: the mean of the processes'
-losses is the loss of the joined batch (for "sum", their sum is), and averaged over the processes the gradients of
-parameters that all of them have are those of the joined batch. All processes must call, with batches of one size.
+losses is the loss of the joined batch (for "sum", their sum is; for "mean", if they ignore equally many labels), and
+averaged over the processes the gradients of parameters that all of them have are those of the joined batch. All
+processes must call, with batches of one size.
 """
 
 import torch
@@ -45,6 +46,7 @@ def class_parallel_agcl(
     weight_neg: float = 1.0,
     gamma_pos: float = 0.0,
     gamma_neg: float = 4.0,
+    ignore_index: int = -100,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -57,9 +59,10 @@ def class_parallel_agcl(
     Args:
         cosine: (W B, C_r), any float dtype: of the joined batch the logits for this process's classes, as
             ``ltfast.models.ClassParallelCosineClassifier`` gives them.
-        target: (B,), integer labels in [0, C) of this process's rows.
+        target: (B,), integer labels in [0, C) or ``ignore_index``, of this process's rows.
         num_classes: C, of all processes together.
         class_noise: (C_r,): the width of the cloud of each of this process's classes; None for no noise.
+        ignore_index: rows of this label have the loss 0 and no gradient; each process's mean is over its other rows.
         scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction, generator: see ``agcl``.
 
     Returns:
@@ -72,13 +75,13 @@ def class_parallel_agcl(
     checks.check_logits(cosine, "cosine")
     check_settings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
     classes = _own_classes(num_classes, cosine.shape[1], "cosine")
-    _check_rows(cosine, target, num_classes, "cosine")
+    _check_rows(cosine, target, num_classes, "cosine", ignore_index)
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
     seed = target.new_zeros(1, dtype=torch.int64) if class_noise is None else draw_seed(cosine.device, generator)
     labels = gather(torch.cat([target.long(), seed])).view(world_size(), -1)
     shared_seed = labels[0, -1:] if class_noise is not None else None
-    targets = _joined_labels(labels[:, :-1].flatten(), num_classes)
+    targets = _joined_labels(labels[:, :-1].flatten(), num_classes, ignore_index)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)
     arguments = (cosine, place, class_noise, shared_seed, classes.start, scale, margin, gamma_neg)
     reference = backends.choose("class_parallel_agcl", cosine) == "reference"
@@ -99,7 +102,7 @@ def class_parallel_agcl(
     positive = rest**gamma_pos * (t_own - log_sum)
     negative = torch.exp(-gamma_neg * log_sum) * (faded * (weighted + (shift - log_sum) * weights)).sum(0)
     rows = -(weight_pos * positive + weight_neg * negative)
-    return _close(rows, target, num_classes, cosine.dtype, reduction)
+    return _close(rows, target, num_classes, cosine.dtype, ignore_index, reduction)
 
 
 def class_parallel_vmf_cross_entropy(
@@ -111,6 +114,7 @@ def class_parallel_vmf_cross_entropy(
     *,
     log_prior: Tensor | None = None,
     temperature: float = 0.1,
+    ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
     """``vmf_cross_entropy`` with the classes split over W processes; see the module's docstring.
@@ -120,11 +124,12 @@ def class_parallel_vmf_cross_entropy(
 
     Args:
         features: (B, D), D at least 2, any float dtype: of this process's rows.
-        target: (B,), their integer labels in [0, C).
+        target: (B,), their integer labels in [0, C), or ``ignore_index``.
         directions: (C_r, D), any float dtype: of this process's classes. No gradient reaches them.
         kappa: (C_r,), any float dtype: their concentrations. No gradient reaches them.
         num_classes: C, of all processes together.
         log_prior: (C_r,), added to their logits, or None.
+        ignore_index: rows of this label have the loss 0 and no gradient; each process's mean is over its other rows.
         temperature, reduction: see ``vmf_cross_entropy``.
 
     Returns:
@@ -136,13 +141,13 @@ def class_parallel_vmf_cross_entropy(
     """
     check_arguments(features, directions, kappa, temperature)
     checks.check_reduction(reduction)
-    checks.check_labels(target, features, classes=num_classes)
+    checks.check_labels(target, features, classes=num_classes, ignore_index=ignore_index)
     classes = _own_classes(num_classes, len(directions), "directions")
     if log_prior is not None:
         checks.check_class_vector(log_prior, directions.T, "log_prior")
     dtype = accumulator(features.dtype)
     joined = gather(features).to(dtype)
-    targets = _joined_labels(gather(target.long()), num_classes)
+    targets = _joined_labels(gather(target.long()), num_classes, ignore_index)
     reference = backends.choose("class_parallel_vmf_cross_entropy", features) == "reference"
     if reference:
         lse = vmf_reference.vmf_log_sum_exp(joined, directions, kappa, log_prior, temperature, "none")
@@ -167,7 +172,7 @@ def class_parallel_vmf_cross_entropy(
 
     parts = hand_back(torch.stack([lse, own], dim=1).double())
     rows = parts[..., 0].logsumexp(0) - parts[..., 1].sum(0)
-    return _close(rows, target, num_classes, features.dtype, reduction)
+    return _close(rows, target, num_classes, features.dtype, ignore_index, reduction)
 
 
 def _own_classes(num_classes: int, number: int, name: str) -> range:
@@ -178,22 +183,26 @@ def _own_classes(num_classes: int, number: int, name: str) -> range:
     return classes
 
 
-def _check_rows(joined: Tensor, target: Tensor, num_classes: int, name: str) -> None:
+def _check_rows(joined: Tensor, target: Tensor, num_classes: int, name: str, ignore_index: int) -> None:
     processes = world_size()
     if joined.shape[0] % processes:
         expected = f"{processes} times as many as each process has"
         raise ValueError(f"{name} has {joined.shape[0]} rows: expected {expected}, those of the joined batch")
-    checks.check_labels(target, joined[: joined.shape[0] // processes], classes=num_classes)
+    own = joined[: joined.shape[0] // processes]
+    checks.check_labels(target, own, classes=num_classes, ignore_index=ignore_index)
 
 
-def _joined_labels(targets: Tensor, num_classes: int) -> Tensor:
+def _joined_labels(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Read on a CPU, in all processes alike: none is left waiting for another that found a label out of range."""
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        checks.check_label_values(targets, num_classes)
+        checks.check_label_values(targets, num_classes, ignore_index=ignore_index)
     return targets
 
 
-def _close(rows: Tensor, target: Tensor, num_classes: int, dtype: torch.dtype, reduction: str) -> Tensor:
+def _close(
+    rows: Tensor, target: Tensor, num_classes: int, dtype: torch.dtype, ignore_index: int, reduction: str
+) -> Tensor:
     """NaN for a label out of range, which no process has."""
+    target = target.long()
     rows = rows.masked_fill((target < 0) | (target >= num_classes), torch.nan)
-    return reduce(rows.to(accumulator(dtype)), reduction)
+    return reduce(rows.to(accumulator(dtype)), reduction, target != ignore_index)

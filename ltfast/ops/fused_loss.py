@@ -4,7 +4,8 @@ The forward pass of such an op reads the logits once and leaves d loss / d logit
 nothing left to compute. It multiplies the stored gradient by the incoming one in place, and skips even that where the
 incoming one is 1. (With ``retain_graph=True`` it makes a new product, so that the graph can be walked again; with
 ``create_graph=True`` it differentiates the reference.) The op's first argument is the logits, its last is
-``with_gradient``; its arguments but the last are the reference's.
+``with_gradient``; its arguments but the last are the reference's. Rows with the label ``ignore_index`` have the loss 0
+and no gradient, and the mean is over the others: NaN where there are none, as ``nn.CrossEntropyLoss`` has it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +25,13 @@ _library = torch.library.Library("ltfast", "DEF")
 HALF_BOUND = 16384.0
 
 
-def reduce(rows: Tensor, reduction: str) -> Tensor:
-    """The loss of each row, their mean or their sum."""
+def reduce(rows: Tensor, reduction: str, counted: Tensor | None = None) -> Tensor:
+    """The loss of each row, their mean or their sum; rows that are not ``counted``, (B,), are 0 and not in the mean."""
+    if counted is not None:
+        rows = torch.where(counted, rows, 0)
     if reduction == "mean":
-        return rows.mean()
+        return rows.mean() if counted is None else rows.sum() / counted.sum()
     return rows.sum() if reduction == "sum" else rows
-
-
-def _mean_factor(rows: int, reduction: str) -> float:
-    return 1.0 / rows if reduction == "mean" else 1.0
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -74,20 +73,24 @@ def register(
     reference: Callable[..., Tensor],
     bound: Callable[..., float],
     folder: str | None = None,
+    labelled: bool = True,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register the op ``ltfast::name`` with its shapes and its backward pass.
 
     Its kernels are the functions ``name`` of ``ltfast/ops/folder/native.py`` and ``triton.py``: they take the op's
-    arguments and ``unit``, the factor by which they multiply the gradient of the summed loss before they store it.
+    arguments and ``unit``, the factor by which they multiply the gradient of the summed loss before they store it. For
+    the mean they divide by the number of rows that count too, but not a float16 gradient: the backward pass does that.
 
     (``torch.library.custom_op`` would do it in fewer lines, and take 200 us longer a step.)
 
     Args:
-        schema: the arguments: the logits first, then "str reduction, bool with_gradient" last.
+        schema: the arguments: the logits first, then "str reduction, bool with_gradient" last; if ``labelled`` the
+            target is second, and "int ignore_index" comes before those.
         reference: the differentiable definition, with the op's arguments but ``with_gradient``. It serves
             ``create_graph=True``, where the gradient itself must be differentiable.
         bound: of the op's inputs: the largest |d row's loss / d logit| that can be; see ``HALF_BOUND``.
         folder: of ``ltfast/ops``; None means the op's name.
+        labelled: whether each row has a label.
 
     Returns:
         What to call: the op, or in plain eager mode the same without PyTorch's dispatcher, whose two round trips
@@ -98,10 +101,16 @@ def register(
     path = f"{folder or name}.{name}"
 
     def unit_of(inputs: Sequence[Any]) -> float:
-        logits, reduction = inputs[0], inputs[-2]
-        if logits.dtype == torch.float16:
-            return HALF_BOUND / bound(*inputs)
-        return _mean_factor(logits.shape[0], reduction)
+        return HALF_BOUND / bound(*inputs) if inputs[0].dtype == torch.float16 else 1.0
+
+    def divisor(inputs: Sequence[Any]) -> Tensor | int:
+        """What the backward pass has to divide a stored gradient by for the mean."""
+        logits, target, reduction = inputs[0], inputs[1], inputs[-2]
+        if reduction != "mean" or logits.dtype != torch.float16:
+            return 1
+        if not labelled or target.dim() > 1:  # soft targets are not ignored
+            return logits.shape[0]
+        return (target.long() != inputs[-3]).sum().clamp(min=1)
 
     @calls_kernels(name)
     def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -144,8 +153,12 @@ def register(
             if torch.is_grad_enabled():  # create_graph=True
                 (result,) = torch.autograd.grad(reference(*inputs[:-1]), logits, grad_loss, create_graph=True)
                 return result, *nothing
-            unit = _mean_factor(logits.shape[0], reduction) / unit_of(inputs)
+            unit, count = 1 / unit_of(inputs), divisor(inputs)
             factor = grad_loss[:, None] if reduction == "none" else grad_loss
+            if isinstance(count, Tensor):
+                factor = factor / count
+            else:
+                unit /= count
             # In place only where nobody needs the stored gradient again: not with retain_graph=True, not for batched
             # incoming gradients or ones with a forward-mode tangent, and not while a compiler traces with tensors of
             # its own (it fuses the product itself).

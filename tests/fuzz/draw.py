@@ -196,6 +196,16 @@ def labels(
 
 
 @st.composite
+def labels_and_ignored(draw: st.DrawFn, rows: int, classes: int) -> tuple[Array, int]:
+    """Labels and the one that is ignored: a class, or a value that no class has and some rows do."""
+    array, ignored = draw(labels(rows, classes)), draw(st.sampled_from((-100, -100, -100, -7, 0)))
+    if ignored < 0 and array.dtype != torch.uint8:
+        places = draw(st.lists(st.integers(0, 2**16), max_size=3))
+        array = replace(array, planted=tuple((place, ignored) for place in places))
+    return array, ignored
+
+
+@st.composite
 def shapes(draw: st.DrawFn, *axes: Sequence[int], elements: int) -> tuple[int, ...]:
     """One size of each axis, no more elements in all than that unless the smallest sizes have more."""
     sizes: dict[int, int] = {}

@@ -32,9 +32,11 @@ def agcl_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     rows, classes = draw(matrices(backend))
     noise = d.floats((classes,), fills=("positive",), scales=(0.5, 0.5, 1.0, 0.0), extremes=None, broken=())
     exponents = d.number(0, 9, 0.5, 1.0, 2.0, 4.0, 8.0)
+    target, ignored = draw(d.labels_and_ignored(rows, classes))
     return {
         "cosine": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
-        "target": draw(d.labels(rows, classes)),
+        "target": target,
+        "ignore_index": ignored,
         "class_noise": draw(st.none() | noise),
         "scale": draw(d.number(1e-3, 100, 20.0)),
         "margin": draw(d.number(-0.5, 0.5, 0.1, 0.0)),
@@ -54,7 +56,7 @@ def run_agcl(noise_seed: int, **arguments: Any) -> Tensor:
 def agcl_saturates(cosine: Tensor, target: Tensor, scale: float, gamma_pos: float, **_: Any) -> Tensor:
     """Rows of which the label's difference is cut off, and with it the reference's gradient; or where that gradient
     is what is left of gamma_pos times the difference."""
-    own = cosine.gather(1, target.long()[:, None])
+    own = cosine.gather(1, target.long().clamp(min=0)[:, None])
     lowest = 0.1 * LOWEST if gamma_pos == 0 else -1e4
     return (scale * (own - cosine.amax(1, keepdim=True)) < lowest).squeeze(1)
 
@@ -87,6 +89,7 @@ def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
         "weight_neg": [*d.NOT_FINITE],
         "gamma_pos": [*d.NOT_FINITE, -1e-9],
         "gamma_neg": [*d.NOT_FINITE, -1e-9],
+        "ignore_index": [None, 1.5, "x"],
         "reduction": ["max", None, 1],
     }
 
@@ -110,10 +113,12 @@ def balanced_bce_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     rows, classes = draw(matrices(backend))
     soft = d.floats((rows, classes), fills=("eighths",), extremes=None)
     vector = d.floats((classes,), scales=(1.0, 1.0, 10.0, 1e3), extremes=None, broken=())
+    labels, ignored = draw(d.labels_and_ignored(rows, classes))
     weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0, 100.0), extremes=None, broken=())
     return {
         "logits": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
-        "target": draw(d.labels(rows, classes) | soft),
+        "target": draw(st.just(labels) | soft),
+        "ignore_index": ignored,
         "bias": draw(vector),
         "weight": draw(st.none() | weight),
         "pos_weight": draw(st.none() | weight),
@@ -157,6 +162,7 @@ def spoil_balanced_bce(arguments: dict[str, Any]) -> dict[str, list[Any]]:
         "pos_weight": wrong_vector,
         "label_smoothing": [-0.1, 1.0, *d.NOT_FINITE, None],
         "target_threshold": [*d.NOT_FINITE, "x"],
+        **({"ignore_index": [None, 1.5, "x"]} if len(target.shape) == 1 else {}),
         "reduction": ["max", None],
     }
 

@@ -52,8 +52,10 @@ def vmf_cross_entropy_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]
     arguments = draw(vmf_arguments(backend))
     rows, classes = len_of(arguments["features"]), len_of(arguments["directions"])
     prior = d.floats((classes,), extremes=None, broken=())
+    target, ignored = draw(d.labels_and_ignored(rows, classes))
     return arguments | {
-        "target": draw(d.labels(rows, classes)),
+        "target": target,
+        "ignore_index": ignored,
         "log_prior": draw(st.none() | prior),
         "reduction": draw(st.sampled_from(("mean", "sum", "none"))),
     }
@@ -119,6 +121,7 @@ def spoil_vmf_cross_entropy(arguments: dict[str, Any]) -> dict[str, list[Any]]:
             *d.elsewhere(target),
             *d.wrong_label(target, classes),
         ],
+        "ignore_index": [None, 1.5, "x"],
         "log_prior": [*d.wrong_shape(prior), *d.wrong_size(prior, 0), *d.elsewhere(prior), 1.0],
         "reduction": ["max", None],
     }

@@ -112,10 +112,126 @@ def test_an_empty_batch(name):
         loss(inputs[:0], labels[:0])
 
 
+IGNORING = [*LOGITS, "proco"]
+CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class would still be a negative
+
+
+def ignoring(name, ignore_index, reduction="mean"):
+    """A loss that ignores this label, without noise: rows that are left out would change what the others draw."""
+    options = {"ignore_index": ignore_index, "reduction": reduction}
+    if name == "proco":
+        loss = ProCoLoss(CLASSES, WIDTH, class_counts=COUNTS, ignore_index=ignore_index)
+        loss.update(unit(40), torch.arange(40) % CLASSES)
+        return loss
+    return {
+        "agcl": lambda: AGCLLoss(COUNTS, **options).eval(),
+        "agcl, balanced": lambda: AGCLLoss([7] * CLASSES, gamma_pos=0.5, **options),
+        "balanced_bce": lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1, **options),
+        "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS, ignore_index=ignore_index),
+        "compensation": lambda: CompensationLoss(COUNTS, 3, ignore_index=ignore_index),
+    }.get(name, lambda: LOGITS[name]().eval())()
+
+
+def value_and_gradient(loss, inputs, labels):
+    inputs = inputs.detach().requires_grad_()
+    value = loss(inputs, labels)
+    (gradient,) = torch.autograd.grad(value * 3, inputs, torch.ones_like(value))
+    return value.detach(), gradient
+
+
+@pytest.mark.parametrize("name", IGNORING)
+@pytest.mark.parametrize("ignore_index", [-100, 2, CLASSES + 3])
+def test_ignored_labels_are_left_out(name, ignore_index):
+    if name.startswith("compat") and ignore_index != -100:
+        pytest.skip("the authors' signatures have no ignore_index")
+    loss, (_, inputs, labels) = ignoring(name, ignore_index), arguments(name)
+    inputs, labels = torch.cat([inputs, inputs.flip(0)]).double(), labels.repeat(2)
+    labels[::5] = ignore_index
+    kept = labels != ignore_index
+    assert 0 < kept.sum() < len(labels)
+    value, gradient = value_and_gradient(loss, inputs, labels)
+    expected, of_kept = value_and_gradient(loss, inputs[kept], labels[kept])
+    if name == "compat bce, none":  # the elementwise losses
+        assert value[~kept].abs().max() == 0
+        value = value[kept]
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[kept], of_kept)
+    assert gradient[~kept].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["agcl", "agcl, balanced", "balanced_bce"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_ignored_labels_have_no_loss(name, reduction):
+    loss, (_, inputs, labels) = ignoring(name, -100, reduction), arguments(name)
+    labels[[1, 6]] = -100
+    kept = labels != -100
+    value, gradient = value_and_gradient(loss, inputs, labels)
+    expected, of_kept = value_and_gradient(loss, inputs[kept], labels[kept])
+    if reduction == "none":
+        assert value[~kept].tolist() == [0, 0]
+        value = value[kept]
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[kept], of_kept)
+    assert gradient[~kept].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", [name for name in IGNORING if name != "compat bce, none"])
+def test_nothing_but_ignored_labels(name):
+    """NaN, as the mean of nothing is, and no gradient: as torch.nn.CrossEntropyLoss."""
+    loss, (_, inputs, labels) = ignoring(name, -100), arguments(name)
+    value, gradient = value_and_gradient(loss, inputs, torch.full_like(labels, -100))
+    cross_entropy = value_and_gradient(torch.nn.CrossEntropyLoss(), inputs, torch.full_like(labels, -100))
+    assert value.isnan()
+    assert cross_entropy[0].isnan()
+    assert gradient.abs().max() == cross_entropy[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", IGNORING)
+def test_minus_100_is_ignored_by_default(name):
+    loss, inputs, labels = arguments(name)
+    labels[3] = -100
+    assert loss(inputs, labels).isfinite().all()
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_losses_over_a_queue_ignore_no_label(name):
+    loss, inputs, labels = arguments(name)
+    labels[3] = -100
+    with pytest.raises(ValueError, match=r"labels\[3\] is -100: expected a label in"):
+        loss(inputs, labels)
+
+
+@pytest.mark.parametrize("make", [ProCoLoss, lambda classes, width: compat.ProCoLoss(width, num_classes=classes)])
+def test_statistics_leave_ignored_labels_out(make):
+    features, labels = unit(30), torch.arange(30) % CLASSES
+    labels[::4] = -100
+    whole, part = make(CLASSES, WIDTH), make(CLASSES, WIDTH)
+    whole.update(features, labels)
+    part.update(features[labels >= 0], labels[labels >= 0])
+    for name, ours in whole.state_dict().items():
+        torch.testing.assert_close(ours, part.state_dict()[name])
+    assert whole.counts.sum() == (labels >= 0).sum()
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "logit_adjusted", "compensation", "proco"])
+def test_an_ignore_index_that_is_no_integer(name):
+    for bad in (None, 1.5, "x"):
+        with pytest.raises(TypeError, match="ignore_index is"):
+            ignoring(name, bad)
+
+
+@pytest.mark.parametrize(
+    "make", [BalancedBCELoss, LogitAdjustedLoss, lambda counts, **k: CompensationLoss(counts, 3, **k)]
+)
+def test_probabilities_ignore_nothing(make):
+    logits, soft = torch.randn(ROWS, CLASSES), torch.rand(ROWS, CLASSES).softmax(1)
+    assert make(COUNTS, ignore_index=0)(logits, soft) == make(COUNTS)(logits, soft)
+
+
 @pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
 def test_a_label_out_of_range(name):
     loss, inputs, labels = arguments(name)
-    for wrong in (-1, CLASSES):
+    for wrong in (-1, -101, CLASSES):
         if name == "compat dscl" and wrong == CLASSES:
             continue  # counts its classes itself
         with pytest.raises(ValueError, match=r"(target|labels)(\[3\]| has a label out of range).*\[0, \d+\)"):

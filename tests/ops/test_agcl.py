@@ -89,7 +89,7 @@ def test_non_contiguous_logits(place):
 
 def test_one_seed_gives_one_noise_on_every_backend(place):
     inputs = (*problem(6, 333), torch.tensor([123456789012345]))
-    options = (20.0, 0.1, 0.9, 0.1, 0.0, 4.0, "none")
+    options = (20.0, 0.1, 0.9, 0.1, 0.0, 4.0, -100, "none")
     loss, _ = agcl_op(*(x.to(place.device) for x in inputs), *options, False)
     torch.testing.assert_close(loss.cpu(), reference.agcl(*inputs, *options), rtol=4e-6, atol=0)
 
@@ -238,7 +238,7 @@ def test_opcheck(place, reduction, dtype):
     for noise in (None, class_noise):
         for with_gradient in (True, False):
             arguments = (cosine.requires_grad_(with_gradient), target, noise, None if noise is None else seed)
-            options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, reduction, with_gradient)
+            options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, -100, reduction, with_gradient)
             opcheck(torch.ops.ltfast.agcl.default, (*arguments, *options), rtol=1e-2, atol=1e-3)
 
 

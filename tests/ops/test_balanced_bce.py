@@ -174,7 +174,7 @@ def test_opcheck(place, reduction, soft):
     target = soft_target(5, 12, device=place.device) if soft else target
     for with_gradient in (True, False):
         arguments = (logits.requires_grad_(with_gradient), target, bias, torch.rand_like(bias), None)
-        options = (0.1, None, reduction, with_gradient)
+        options = (0.1, None, -100, reduction, with_gradient)
         opcheck(torch.ops.ltfast.balanced_bce.default, (*arguments, *options), rtol=1e-4, atol=1e-5)
 
 

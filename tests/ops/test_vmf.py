@@ -254,7 +254,7 @@ def test_opcheck():
         for reduction in ("mean", "none"):
             torch.library.opcheck(
                 torch.ops.ltfast.vmf_cross_entropy.default,
-                (features, target, directions, kappa, log_prior, 0.1, reduction, True),
+                (features, target, directions, kappa, log_prior, 0.1, -100, reduction, True),
             )
         increments = torch.rand(5, 7, requires_grad=True)
         torch.library.opcheck(vmf_ratio_op, (increments, kappa, width / 2 - 1, True))

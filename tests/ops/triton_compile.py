@@ -133,9 +133,10 @@ def agcl_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
                     weight_neg=0.1,
                     gamma_pos=gamma_pos,
                     gamma_neg=gamma_neg,
+                    ignore_index=-100,
                     reduction="mean",
                     with_gradient=True,
-                    unit=1 / ROWS,
+                    unit=1.0,
                 )
 
             yield f"agcl {name} {classes} {gamma_pos} {gamma_neg}", launch
@@ -172,9 +173,10 @@ def balanced_bce_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
                 pos_weight=per_class if soft else None,
                 label_smoothing=0.1,
                 threshold=None,
+                ignore_index=-100,
                 reduction="mean",
                 with_gradient=True,
-                unit=1 / ROWS,
+                unit=1.0,
             )
 
         yield f"balanced_bce {name} {classes} {'soft' if soft else 'labels'}", launch
@@ -215,9 +217,10 @@ def vmf_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
                 kappa=empty(classes, dtype=dtype),
                 log_prior=empty(classes, dtype=dtype),
                 temperature=0.1,
+                ignore_index=-100,
                 reduction="mean",
                 with_gradient=True,
-                unit=1 / ROWS,
+                unit=1.0,
             )
 
         yield f"vmf_cross_entropy {name} {width} {classes}", launch

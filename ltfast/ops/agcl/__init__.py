@@ -39,6 +39,7 @@ def agcl(
     weight_neg: float = 1.0,
     gamma_pos: float = 0.0,
     gamma_neg: float = 4.0,
+    ignore_index: int = -100,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -47,12 +48,14 @@ def agcl(
     Args:
         cosine: (B, C), float32, float64, bfloat16 or float16: logits before ``scale``, usually cosines. Any strides.
             Differences of scaled logits saturate at 2^100; a logit of -inf leaves its class out.
-        target: (B,), integer labels in [0, C).
+        target: (B,), integer labels in [0, C), or ``ignore_index``.
         class_noise: (C,): the width w_c of each class's cloud; None for no noise.
         scale: s, over 0.
         margin: m, taken from the logit of the label.
         weight_pos, weight_neg: a+ and a-.
         gamma_pos, gamma_neg: the focusing exponents, 0 or more.
+        ignore_index: rows of this label have the loss 0 and no gradient, and are not in the mean, as in
+            ``nn.CrossEntropyLoss``.
         reduction: "mean" over the batch, "sum", or "none".
         generator: where the seed of the noise comes from; None for PyTorch's global generator. It lives on
             the device of ``cosine``.
@@ -66,15 +69,15 @@ def agcl(
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
     checks.check_logits(cosine, "cosine")
-    checks.check_labels(target, cosine)
+    checks.check_labels(target, cosine, ignore_index=ignore_index)
     check_settings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
     seed = None
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
-    options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
+    options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)
     if backends.choose("agcl", cosine) == "reference":
-        checks.check_reference_labels(target, cosine.shape[1])
+        checks.check_reference_labels(target, cosine.shape[1], ignore_index=ignore_index)
         return reference.agcl(cosine, target, class_noise, seed, *options)
     loss, _ = agcl_op(cosine, target, class_noise, seed, *options, wants_gradient(cosine))
     return loss
@@ -110,7 +113,7 @@ def _gradient_bound(logits: Tensor, *inputs: Any) -> float:
 agcl_op = register(
     "agcl",
     "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
-    "float weight_neg, float gamma_pos, float gamma_neg, str reduction, bool with_gradient",
+    "float weight_neg, float gamma_pos, float gamma_neg, int ignore_index, str reduction, bool with_gradient",
     reference.agcl,
     bound=_gradient_bound,
 )

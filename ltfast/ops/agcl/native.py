@@ -18,6 +18,7 @@ def agcl(
     weight_neg: float,
     gamma_pos: float,
     gamma_neg: float,
+    ignore_index: int,
     reduction: str,
     with_gradient: bool,
     unit: float,
@@ -45,6 +46,7 @@ def agcl(
         gamma_pos,
         gamma_neg,
         unit,
+        ignore_index,
         reduction,
         torch.get_num_threads(),
     )

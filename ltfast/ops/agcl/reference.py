@@ -22,14 +22,17 @@ def agcl(
     weight_neg: float,
     gamma_pos: float,
     gamma_neg: float,
+    ignore_index: int,
     reduction: str,
 ) -> Tensor:
     """The arguments of the op ``ltfast::agcl``; differentiable any number of times in the logits.
 
     (Where a difference saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
     """
-    u = logits.to(accumulator(logits.dtype))
     target = target.long()
+    counted = target != ignore_index
+    u = torch.where(counted[:, None], logits.to(accumulator(logits.dtype)), 0)
+    target = torch.where(counted, target, 0)
     own = one_hot(target, u)
     if class_noise is not None and seed is not None:
         u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed)
@@ -41,7 +44,7 @@ def agcl(
     positive = rest**gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
     left_out = own | (t <= LOWEST)
     negative = torch.where(left_out, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
-    return reduce(-(weight_pos * positive + weight_neg * negative), reduction)
+    return reduce(-(weight_pos * positive + weight_neg * negative), reduction, counted)
 
 
 def agcl_share(

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
+from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.noise.triton import half_normal_block
 
 LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
@@ -88,26 +89,34 @@ def _close_row(mass, weight, weighted, t_own, weight_pos, weight_neg, gamma_pos,
 
 
 @triton.jit
-def _store_gradient(gradient, row, column, classes, y, t, e, gamma, slope, offset, pull, own, POWER: tl.constexpr):
+def _store_gradient(gradient, row, column, classes, y, t, e, gamma, slope, offset, pull, own, ignored,
+                    POWER: tl.constexpr):  # fmt: skip
     g = _power(e, t, gamma, POWER) * (slope * t + offset) - e * pull
-    g = tl.where(column == y, own, g)
+    g = tl.where(ignored, 0.0, tl.where(column == y, own, g))
     tl.store(gradient + row.to(tl.int64) * classes + column, g.to(gradient.dtype.element_ty), mask=column < classes)
 
 
 @triton.jit
 def _row_kernel(
-    logits, target, class_noise, seed, loss, gradient, row_stride, classes,
+    logits, target, class_noise, seed, mean_weight, loss, gradient, row_stride, classes,
     scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
     gamma_pos: "fp64", gamma_neg: "fp64", unit: "fp64",  # noqa: F821
+    ignore_index: "i64", MEAN: tl.constexpr,  # noqa: F821
     NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     y = tl.load(target + row)
+    ignored = y == ignore_index
     # A label out of range makes the row NaN: raising would have to wait for the GPU.
-    scale = tl.where((y >= 0) & (y < classes), tl.cast(scale, ACC), float("nan"))
+    scale = tl.where(((y >= 0) & (y < classes)) | ignored, tl.cast(scale, ACC), float("nan"))
     margin, weight_pos, weight_neg = tl.cast(margin, ACC), tl.cast(weight_pos, ACC), tl.cast(weight_neg, ACC)
     gamma_pos, gamma_neg, unit = tl.cast(gamma_pos, ACC), tl.cast(gamma_neg, ACC), tl.cast(unit, ACC) * scale
+    share = tl.full((), 1.0, ACC)
+    if MEAN:
+        share = tl.load(mean_weight)
+        if gradient.dtype.element_ty != tl.float16:
+            unit *= share
     key = 0
     if NOISY:
         key = tl.load(seed)
@@ -121,9 +130,10 @@ def _row_kernel(
         row_loss, slope, offset, pull, own = _close_row(
             mass, weight, weighted, t_own, weight_pos, weight_neg, gamma_pos, gamma_neg, unit, FOCUS
         )
-        tl.store(loss + row, row_loss)
+        tl.store(loss + row, tl.where(ignored, 0.0, row_loss) * share)
         if WITH_GRADIENT:
-            _store_gradient(gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, POWER)
+            _store_gradient(gradient, row, column, classes, y, t, e, gamma_neg, slope, offset, pull, own, ignored,
+                            POWER)  # fmt: skip
     else:
         peak = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
         mass = tl.full((), 0.0, ACC)
@@ -147,7 +157,7 @@ def _row_kernel(
             mass, weight, weighted, _relative(u_own, peak, scale), weight_pos, weight_neg, gamma_pos, gamma_neg, unit,
             FOCUS,
         )  # fmt: skip
-        tl.store(loss + row, row_loss)
+        tl.store(loss + row, tl.where(ignored, 0.0, row_loss) * share)
         if WITH_GRADIENT:
             for start in range(0, classes, BLOCK):
                 u, column = _noisy_logits(
@@ -155,7 +165,20 @@ def _row_kernel(
                 )
                 t = _relative(u, peak, scale)
                 _store_gradient(
-                    gradient, row, column, classes, y, t, tl.exp(t), gamma_neg, slope, offset, pull, own, POWER
+                    gradient,
+                    row,
+                    column,
+                    classes,
+                    y,
+                    t,
+                    tl.exp(t),
+                    gamma_neg,
+                    slope,
+                    offset,
+                    pull,
+                    own,
+                    ignored,
+                    POWER,
                 )
 
 
@@ -269,6 +292,7 @@ def agcl(
     weight_neg: float,
     gamma_pos: float,
     gamma_neg: float,
+    ignore_index: int,
     reduction: str,
     with_gradient: bool,
     unit: float,
@@ -279,10 +303,11 @@ def agcl(
     acc = accumulator(logits.dtype)
     loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)
+    weight = mean_weight(target, ignore_index, acc) if reduction == "mean" else None
     _row_kernel[(rows,)](
-        logits, target, class_noise, seed, loss, gradient, logits.stride(0), classes,
-        scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg,
-        unit,
+        logits, target, class_noise, seed, weight, loss, gradient, logits.stride(0), classes,
+        scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, unit, ignore_index,
+        MEAN=weight is not None,
         NOISY=class_noise is not None,
         FOCUS=gamma_pos != 0,
         POWER=power_kind(gamma_neg),
@@ -290,7 +315,7 @@ def agcl(
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         **launch_options(classes, acc),
     )  # fmt: skip
-    return reduce(loss, reduction), gradient
+    return reduce(loss, "none" if reduction == "none" else "sum"), gradient
 
 
 def share_options(class_noise: Tensor | None, gamma_neg: float, acc: torch.dtype) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def balanced_bce(
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     target_threshold: float | None = None,
+    ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
     """Binary cross-entropy of ``logits + bias``, summed over the classes; see the module's docstring for the formula.
@@ -35,13 +36,15 @@ def balanced_bce(
     Args:
         logits: (B, C), float32, float64, bfloat16 or float16. Any strides. They saturate at +-1e30; infinite ones
             make their row's loss NaN.
-        target: (B,) integer labels in [0, C), or (B, C) probabilities of any float dtype (MixUp, CutMix), which
-            get no gradient.
+        target: (B,) integer labels in [0, C) or ``ignore_index``, or (B, C) probabilities of any float dtype (MixUp,
+            CutMix), which get no gradient.
         bias: (C,): b_c, added to the logits.
         weight: (C,): w_c, or None for 1.
         pos_weight: (C,): q_c, the weight of the positive term, or None for 1.
         label_smoothing: in [0, 1); labels become 1 - s + s/C and s/C. Soft targets are taken as they are.
         target_threshold: targets over it become 1, the others 0 (after smoothing); None leaves them.
+        ignore_index: rows of this label (soft targets have none) have the loss 0 and no gradient, and are not in the
+            mean, as in ``nn.CrossEntropyLoss``.
         reduction: "mean" over the batch (the sum over the classes stays), "sum", or "none".
 
     Returns:
@@ -56,11 +59,11 @@ def balanced_bce(
     checks.check_label_smoothing(label_smoothing)
     if target_threshold is not None:
         checks.check_number("target_threshold", target_threshold)
-    check_arguments(logits, target, bias, weight, pos_weight)
-    arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
+    check_arguments(logits, target, bias, weight, pos_weight, ignore_index)
+    arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, ignore_index, reduction)
     if backends.choose("balanced_bce", logits) == "reference":
         if target.dim() == 1:
-            checks.check_reference_labels(target, logits.shape[1])
+            checks.check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
         return reference.balanced_bce(*arguments)
     loss, _ = balanced_bce_op(*arguments, wants_gradient(logits))
     return loss
@@ -72,6 +75,7 @@ def check_arguments(
     bias: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
+    ignore_index: int,
     *,
     name: str = "logits",
 ) -> None:
@@ -80,7 +84,7 @@ def check_arguments(
     if isinstance(target, Tensor) and target.dim() == 2:
         checks.check_probabilities(target, logits)
     else:
-        checks.check_labels(target, logits)
+        checks.check_labels(target, logits, ignore_index=ignore_index)
     checks.check_class_vector(bias, logits, "bias")
     for what, vector in (("weight", weight), ("pos_weight", pos_weight)):
         if vector is not None:
@@ -90,7 +94,7 @@ def check_arguments(
 balanced_bce_op = register(
     "balanced_bce",
     "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
-    "float? threshold, str reduction, bool with_gradient",
+    "float? threshold, int ignore_index, str reduction, bool with_gradient",
     reference.balanced_bce,
     # |sigmoid - t| <= 1. Weights have no bound that is known here: with them a float16 gradient is stored as it is.
     bound=lambda *inputs: HALF_BOUND if inputs[3] is not None or inputs[4] is not None else 1.0,

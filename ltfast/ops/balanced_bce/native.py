@@ -18,6 +18,7 @@ def balanced_bce(
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
+    ignore_index: int,
     reduction: str,
     with_gradient: bool,
     unit: float,
@@ -54,6 +55,7 @@ def balanced_bce(
         off,
         unit,
         math.nan if threshold is None else threshold,
+        ignore_index,
         reduction,
         torch.get_num_threads(),
     )

@@ -1,5 +1,6 @@
 """The definition of the loss in plain PyTorch; every kernel is tested against it."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,13 +24,15 @@ def balanced_bce(
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
+    ignore_index: int,
     reduction: str,
 ) -> Tensor:
     """The arguments of the op ``ltfast::balanced_bce``; differentiable any number of times in the logits.
 
     (Where a logit saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
     """
-    return reduce(elementwise(logits, target, bias, weight, pos_weight, label_smoothing, threshold).sum(1), reduction)
+    losses = elementwise(logits, target, bias, weight, pos_weight, label_smoothing, threshold, ignore_index)
+    return reduce(losses.sum(1), reduction, target.long() != ignore_index if target.dim() == 1 else None)
 
 
 def elementwise(
@@ -40,10 +43,16 @@ def elementwise(
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
+    ignore_index: int,
 ) -> Tensor:
-    """The loss of each logit, (B, C)."""
+    """The loss of each logit, (B, C): 0 in the rows of ignored labels."""
     dtype = accumulator(logits.dtype)
-    z = logits.to(dtype) + bias.to(dtype)
+    x = logits.to(dtype)
+    if target.dim() == 1:
+        target = target.long()
+        counted = (target != ignore_index)[:, None]
+        x, target = torch.where(counted, x, 0), torch.where(counted[:, 0], target, 0)
+    z = x + bias.to(dtype)
     z = z.clamp(-LIMIT, LIMIT) + (z - z).detach()  # the difference is 0, or NaN for an infinite logit
     if target.dim() == 1:
         on, off = label_values(z.shape[1], label_smoothing, threshold)
@@ -53,4 +62,5 @@ def elementwise(
         t = t if threshold is None else (t > threshold).to(dtype)
     weight = None if weight is None else weight.to(dtype)
     pos_weight = None if pos_weight is None else pos_weight.to(dtype)
-    return F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
+    losses = F.binary_cross_entropy_with_logits(z, t, weight, reduction="none", pos_weight=pos_weight)
+    return torch.where(counted, losses, 0) if target.dim() == 1 else losses

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
+from ltfast.ops.mean_weight.triton import mean_weight
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
 
@@ -25,18 +26,26 @@ def _softplus_negative(magnitude, TERMS: tl.constexpr):
 
 @triton.jit
 def _row_kernel(
-    logits, target, bias, class_weight, pos_weight, loss, gradient, row_stride, target_stride, classes,
+    logits, target, bias, class_weight, pos_weight, mean_weight, loss, gradient, row_stride, target_stride, classes,
     on_value: "fp64", off_value: "fp64", threshold: "fp64", unit: "fp64",  # noqa: F821
+    ignore_index: "i64", MEAN: tl.constexpr,  # noqa: F821
     SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     unit = tl.cast(unit, ACC)
     total = tl.full((), 0.0, ACC)
+    share = tl.full((), 1.0, ACC)
+    if MEAN:
+        share = tl.load(mean_weight)
+        if gradient.dtype.element_ty != tl.float16:
+            unit *= share
+    ignored = row < 0
     if not SOFT:
         y = tl.load(target + row)
+        ignored = y == ignore_index
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
-        valid = tl.where((y >= 0) & (y < classes), 1.0, float("nan")).to(ACC)
+        valid = tl.where(((y >= 0) & (y < classes)) | ignored, 1.0, float("nan")).to(ACC)
     for start in range(0, classes, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < classes
@@ -66,9 +75,9 @@ def _row_kernel(
         total += tl.sum(tl.where(inside, w * term, 0.0))
         if WITH_GRADIENT:
             rise = w * (slope - q * (e / (1.0 + e))) * unit
-            g = tl.where(z < 0, -rise, rise)
+            g = tl.where(ignored, 0.0, tl.where(z < 0, -rise, rise))
             tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
-    tl.store(loss + row, total)
+    tl.store(loss + row, tl.where(ignored, 0.0, total) * share)
 
 
 def launch_options(classes: int, acc: torch.dtype) -> dict[str, int]:
@@ -90,6 +99,7 @@ def balanced_bce(
     pos_weight: Tensor | None,
     label_smoothing: float,
     threshold: float | None,
+    ignore_index: int,
     reduction: str,
     with_gradient: bool,
     unit: float,
@@ -104,9 +114,15 @@ def balanced_bce(
     acc = accumulator(logits.dtype)
     loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)
+    share = None
+    if soft and reduction == "mean" and logits.dtype != torch.float16:  # of soft targets none is ignored
+        unit /= rows
+    elif not soft and reduction == "mean":
+        share = mean_weight(target, ignore_index, acc)
     _row_kernel[(rows,)](
-        logits, target, bias, weight, pos_weight, loss, gradient, logits.stride(0), target.stride(0), classes,
-        on, off, 0.0 if threshold is None else threshold, unit,
+        logits, target, bias, weight, pos_weight, share, loss, gradient, logits.stride(0), target.stride(0), classes,
+        on, off, 0.0 if threshold is None else threshold, unit, ignore_index,
+        MEAN=share is not None,
         SOFT=soft,
         THRESHOLD=threshold is not None,
         WEIGHTED=weight is not None,
@@ -116,4 +132,4 @@ def balanced_bce(
         TERMS=series_terms(logits.dtype),
         **launch_options(classes, acc),
     )  # fmt: skip
-    return reduce(loss, reduction), gradient
+    return reduce(loss, "sum" if share is not None else reduction), gradient

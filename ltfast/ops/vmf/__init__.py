@@ -68,17 +68,20 @@ def vmf_cross_entropy(
     *,
     log_prior: Tensor | None = None,
     temperature: float = 0.1,
+    ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
     """``cross_entropy(vmf_logits(features, directions, kappa) + log_prior, target)`` without its (B, C) matrices.
 
     Args:
         features: (B, D), D at least 2, float32, float64, bfloat16 or float16: z, usually of length 1. Any strides.
-        target: (B,), integer labels in [0, C).
+        target: (B,), integer labels in [0, C), or ``ignore_index``.
         directions: (C, D), any float dtype: the mean directions, of length 1. No gradient reaches them.
         kappa: (C,), any float dtype: the concentrations, 0 or more. No gradient reaches them.
         log_prior: (C,), added to the logits (logit adjustment), or None.
         temperature: tau, over 0.
+        ignore_index: rows of this label have the loss 0 and no gradient, and are not in the mean, as in
+            ``nn.CrossEntropyLoss``.
         reduction: "mean" over the batch, "sum", or "none".
 
     Returns:
@@ -91,12 +94,12 @@ def vmf_cross_entropy(
     """
     check_arguments(features, directions, kappa, temperature)
     checks.check_reduction(reduction)
-    checks.check_labels(target, features, classes=len(directions))
+    checks.check_labels(target, features, classes=len(directions), ignore_index=ignore_index)
     if log_prior is not None:
         checks.check_class_vector(log_prior, directions.T, "log_prior")
-    arguments = (features, target, directions, kappa, log_prior, temperature, reduction)
+    arguments = (features, target, directions, kappa, log_prior, temperature, ignore_index, reduction)
     if backends.choose("vmf_cross_entropy", features) == "reference":
-        checks.check_reference_labels(target, len(directions))
+        checks.check_reference_labels(target, len(directions), ignore_index=ignore_index)
         return reference.vmf_cross_entropy(*arguments)
     loss, _ = vmf_cross_entropy_op(*arguments, wants_gradient(features))
     return loss
@@ -151,7 +154,7 @@ vmf_ratio_op.register_autograd(_backward_ratio, setup_context=_setup_ratio)
 vmf_cross_entropy_op = register(
     "vmf_cross_entropy",
     "Tensor features, Tensor target, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, "
-    "str reduction, bool with_gradient",
+    "int ignore_index, str reduction, bool with_gradient",
     reference.vmf_cross_entropy,
     bound=lambda *inputs: 2 / inputs[5],  # each logit's gradient is shorter than 1 / temperature
     folder="vmf",
@@ -164,4 +167,5 @@ vmf_log_sum_exp_op = register(
     reference.vmf_log_sum_exp,
     bound=lambda *inputs: 1 / inputs[4],
     folder="vmf",
+    labelled=False,
 )

@@ -32,8 +32,18 @@ def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments, **options)
 
 
-def vmf_log_sum_exp(features: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return blocks.cross_entropy(_epilogue, features, None, *arguments, **options)
+def vmf_log_sum_exp(
+    features: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    temperature: float,
+    reduction: str,
+    with_gradient: bool,
+    unit: float,
+) -> tuple[Tensor, Tensor]:
+    options = (temperature, -100, reduction, with_gradient, unit)
+    return blocks.cross_entropy(_epilogue, features, None, directions, kappa, log_prior, *options)
 
 
 def _epilogue(
@@ -50,13 +60,17 @@ def _epilogue(
     gradient: Tensor | None,
     temperature: float,
     unit: float,
-) -> None:
+    ignore_index: int,
+    mean: bool,
+    mean_gradient: bool,
+) -> int:
     rows, width = features.shape
-    backends.native().vmf_cross_entropy(
+    return backends.native().vmf_cross_entropy(
         str(features.dtype)[6:],
         width / 2 - 1,
         1 / temperature,
         unit,
+        mean_gradient,
         products.data_ptr(),
         products.stride(0),
         features.data_ptr(),
@@ -64,6 +78,7 @@ def _epilogue(
         kappa.data_ptr(),
         0 if log_prior is None else log_prior.data_ptr(),
         0 if target is None else target.data_ptr(),
+        ignore_index,
         state.data_ptr(),
         loss.data_ptr(),
         0 if gradient is None else gradient.data_ptr(),

@@ -60,12 +60,15 @@ def vmf_cross_entropy(
     kappa: Tensor,
     log_prior: Tensor | None,
     temperature: float,
+    ignore_index: int,
     reduction: str,
 ) -> Tensor:
     """The arguments of the op ``ltfast::vmf_cross_entropy``."""
-    scores = logits(features, directions, kappa, log_prior, temperature)
-    rows = F.cross_entropy(scores, target.long(), reduction="none")
-    return reduce(rows.to(accumulator(features.dtype)), reduction)
+    target = target.long()
+    counted = target != ignore_index
+    scores = logits(torch.where(counted[:, None], features, 0), directions, kappa, log_prior, temperature)
+    rows = F.cross_entropy(scores, torch.where(counted, target, 0), reduction="none")
+    return reduce(rows.to(accumulator(features.dtype)), reduction, counted)
 
 
 def vmf_log_sum_exp(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
+from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.vmf import blocks
 
 LONGEST, LONGEST_DOUBLE = tl.constexpr(1e12), tl.constexpr(1e100)  # k and, squared, its increments saturate here
@@ -104,14 +105,20 @@ def _ratio_kernel(increments, kappa, ratio, slope, classes, v: "fp64",  # noqa: 
 
 @triton.jit
 def _cross_entropy_kernel(
-    products, features, target, directions, kappa, log_prior, state, loss, gradient,
+    products, features, target, directions, kappa, log_prior, mean_weight, state, loss, gradient,
     stride, start, count, classes, width,
     v: "fp64", inverse_temperature: "fp64", unit: "fp64",  # noqa: F821
+    ignore_index: "i64", MEAN: tl.constexpr, MEAN_GRADIENT: tl.constexpr,  # noqa: F821
     LABELLED: tl.constexpr, PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inverse_temperature, unit = _number(inverse_temperature, ACC), _number(unit, ACC)
+    share = tl.full((), 1.0, ACC)
+    if MEAN:
+        share = tl.load(mean_weight)
+        if MEAN_GRADIENT:
+            unit *= share
     state += 5 * row
     before = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
     total = tl.full((), 0.0, ACC)
@@ -147,8 +154,10 @@ def _cross_entropy_kernel(
         logits += tl.load(log_prior + start + c, mask=inside, other=0.0)
     logits = tl.where(inside, logits, -float("inf"))
     y = tl.full((), -1, tl.int64)
+    ignored = row < 0
     if LABELLED:
         y = tl.load(target + row)
+        ignored = y == ignore_index
     own = inside & (c == y - start)
     own_logit += tl.sum(tl.where(own, logits, 0.0))
     own_slope += tl.sum(tl.where(own, slopes, 0.0))
@@ -163,8 +172,9 @@ def _cross_entropy_kernel(
     if LAST:
         valid = (y >= 0) & (y < classes)
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
-        missing = tl.where(valid | (not LABELLED), 0.0, float("nan")).to(ACC)
-        tl.store(loss + row, tl.log(total) + (peak - own_logit) + missing)
+        missing = tl.where(valid | ignored | (not LABELLED), 0.0, float("nan")).to(ACC)
+        row_loss = tl.log(total) + (peak - own_logit) + missing
+        tl.store(loss + row, tl.where(ignored, 0.0, row_loss) * share)
         # the softmax's part less the label's; the product of `products` with the directions is still to be added
         scale = unit / total
         radial = (unit * (pull / total - own_slope) + missing) * inverse_temperature * inverse_temperature * shortened
@@ -177,7 +187,8 @@ def _cross_entropy_kernel(
         tl.store(state + 3, own_logit)
         tl.store(state + 4, own_slope)
     if WITH_GRADIENT:
-        tl.store(here, pulls * (inverse_temperature * k) * scale, mask=inside)
+        weights = pulls * (inverse_temperature * k) * scale
+        tl.store(here, tl.where(ignored, 0.0, weights), mask=inside)
         for j in range(0, width, WIDTH):
             column = j + tl.arange(0, WIDTH)
             within = column < width
@@ -190,6 +201,7 @@ def _cross_entropy_kernel(
                 own_row = directions + tl.where(valid, y, 0) * width
                 direction = tl.load(own_row + column, mask=within, other=0.0)
                 g += radial * z - pull_own * direction
+                g = tl.where(ignored, 0.0, g)
             tl.store(gradient + row * width + column, g, mask=within)
 
 
@@ -234,8 +246,18 @@ def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments, **options)
 
 
-def vmf_log_sum_exp(features: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return blocks.cross_entropy(_epilogue, features, None, *arguments, **options)
+def vmf_log_sum_exp(
+    features: Tensor,
+    directions: Tensor,
+    kappa: Tensor,
+    log_prior: Tensor | None,
+    temperature: float,
+    reduction: str,
+    with_gradient: bool,
+    unit: float,
+) -> tuple[Tensor, Tensor]:
+    options = (temperature, -100, reduction, with_gradient, unit)
+    return blocks.cross_entropy(_epilogue, features, None, directions, kappa, log_prior, *options)
 
 
 def _epilogue(
@@ -252,13 +274,21 @@ def _epilogue(
     gradient: Tensor | None,
     temperature: float,
     unit: float,
-) -> None:
+    ignore_index: int,
+    mean: bool,
+    mean_gradient: bool,
+) -> int:
     rows, width = features.shape
     classes = len(directions)
     v, options = expansion_options(width / 2 - 1, features.dtype)
+    weight = None
+    if mean and start + count == classes:
+        weight = loss.new_full((), 1 / rows) if target is None else mean_weight(target, ignore_index, loss.dtype)
     _cross_entropy_kernel[(rows,)](
-        products, features, target, directions, kappa, log_prior, state, loss, gradient,
-        products.stride(0), start, count, classes, width, v, 1 / temperature, unit,
+        products, features, target, directions, kappa, log_prior, weight, state, loss, gradient,
+        products.stride(0), start, count, classes, width, v, 1 / temperature, unit, ignore_index,
+        MEAN=weight is not None,
+        MEAN_GRADIENT=mean_gradient,
         LABELLED=target is not None,
         PRIOR=log_prior is not None,
         FIRST=start == 0,
@@ -267,3 +297,4 @@ def _epilogue(
         **options,
         **launch_options(count, width, features.dtype),
     )  # fmt: skip
+    return 1  # the losses have their weight in the mean already

@@ -1,0 +1,25 @@
+"""One program that counts."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit
+def _mean_weight_kernel(target, weight, rows, ignore_index, BLOCK: tl.constexpr):
+    count = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        label = tl.load(target + row, mask=row < rows, other=0)
+        count += ((row < rows) & (label != ignore_index)).to(tl.int32)
+    tl.store(weight, 1.0 / tl.sum(count).to(weight.dtype.element_ty))
+
+
+def mean_weight(target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """One over the number of labels (B,), int64, that are not ``ignore_index``: one value, infinite where all are."""
+    weight = torch.empty((), dtype=dtype, device=target.device)
+    _mean_weight_kernel[(1,)](target, weight, len(target), ignore_index, BLOCK=BLOCK, num_warps=4)
+    return weight

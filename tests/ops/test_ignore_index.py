@@ -1,0 +1,164 @@
+"""Rows whose label is ignored: loss 0, gradient 0, and not in the mean, on every backend and in every dtype."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.ops import agcl, balanced_bce, vmf_cross_entropy
+from ops.compare import GRADIENT_TOLERANCE
+
+ROWS, CLASSES, WIDTH = 11, 7, 20
+
+
+def ops(device):
+    """Of each op its input, and what to call with it."""
+    features, directions = (F.normalize(torch.randn(n, WIDTH), dim=1).to(device) for n in (ROWS, CLASSES))
+    kappa, prior = torch.rand(CLASSES, device=device) * 40, torch.randn(CLASSES, device=device)
+    logits = torch.rand(ROWS, CLASSES, device=device) * 2 - 1
+    noise = torch.rand(CLASSES, device=device)
+
+    def noisy(x, target, **options):
+        generator = torch.Generator(device).manual_seed(3)
+        return agcl(x, target, noise, gamma_pos=0.5, generator=generator, **options)
+
+    return {
+        "agcl": (logits, noisy),
+        "balanced_bce": (3 * logits, lambda x, *y, **k: balanced_bce(x, *y, prior, label_smoothing=0.1, **k)),
+        "vmf": (features, lambda x, *y, **k: vmf_cross_entropy(x, *y, directions, kappa, log_prior=prior, **k)),
+    }
+
+
+def labels(ignore_index, which, device):
+    target = torch.arange(ROWS, device=device) % CLASSES
+    if which == "some":
+        target[torch.tensor([0, 4, 5, 10])] = ignore_index
+    return torch.full_like(target, ignore_index) if which == "all" else target
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ignored_rows(place, name, dtype, reduction):
+    inputs, op = ops(place.device)[name]
+    inputs = inputs.to(dtype)
+    with ltfast.backend("reference"):
+        exact = inputs.double().requires_grad_()
+        rows = op(exact, labels(0, "none", place.device), reduction="none")  # of labels that none ignores
+    for ignore_index, which in ((-100, "some"), (3, "some"), (-100, "none"), (-100, "all")):
+        target = labels(ignore_index, which, place.device)
+        counted = target != ignore_index
+        expected = torch.where(counted, rows, 0)
+        if reduction != "none":
+            expected = expected.sum() / (counted.sum() if reduction == "mean" else 1)
+        incoming = torch.linspace(1, 2, ROWS, device=place.device) if reduction == "none" else torch.tensor(1.5)
+        incoming = incoming.to(place.device, rows.dtype)
+        (of_expected,) = torch.autograd.grad(expected, exact, incoming, retain_graph=True)
+        x = inputs.detach().requires_grad_()
+        loss = op(x, target.to(torch.int16), ignore_index=ignore_index, reduction=reduction)
+        interpreted = place.backend == "triton" and place.device == "cpu"
+        tolerance = 3e-9 if dtype == torch.float64 and name != "agcl" and not interpreted else 1e-5  # noise is float32
+        torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+        of_dtype = max(GRADIENT_TOLERANCE[dtype], tolerance)
+        allowed = 4 * of_dtype * of_expected.abs().max().item()
+        for retain_graph in (True, False):
+            (gradient,) = torch.autograd.grad(loss, x, incoming.to(loss), retain_graph=retain_graph)
+            torch.testing.assert_close(gradient.double(), of_expected, rtol=0, atol=allowed)
+            assert gradient[~counted].abs().sum() == 0
+        assert loss.isnan().any() == (which == "all" and reduction == "mean")
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+def test_what_is_in_an_ignored_row_does_not_matter(place, name):
+    inputs, op = ops(place.device)[name]
+    target = labels(-100, "some", place.device)
+    broken = inputs.clone()
+    broken[target == -100] = torch.nan
+    (loss, gradient), (other, of_other) = (
+        (loss, torch.autograd.grad(loss, x)[0])
+        for x in (inputs.requires_grad_(), broken.requires_grad_())
+        for loss in [op(x, target)]
+    )
+    assert loss == other
+    assert torch.equal(gradient, of_other)
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+def test_second_derivatives_leave_ignored_rows_out(place, name):
+    inputs, op = ops(place.device)[name]
+    target = labels(-100, "some", place.device)
+    kept = target != -100
+
+    def penalty(x, y):
+        (gradient,) = torch.autograd.grad(op(x, y), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    if name == "agcl":
+        op = agcl  # the noise of a row follows from its place
+    whole = penalty(inputs.requires_grad_(), target)
+    torch.testing.assert_close(whole[kept], penalty(inputs[kept].detach().requires_grad_(), target[kept]))
+    assert whole[~kept].abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+def test_other_labels_out_of_range_are_refused(backend, name):
+    inputs, op = ops("cpu")[name]
+    for ignore_index, wrong in ((-100, -1), (-100, CLASSES), (2, -100), (CLASSES, CLASSES + 1)):
+        target = labels(ignore_index, "some", "cpu")
+        target[7] = wrong
+        with ltfast.backend(backend):
+            if backend == "triton":  # on a GPU, raising would wait
+                loss = op(inputs, target, ignore_index=ignore_index, reduction="none")
+                assert loss.isnan().nonzero().tolist() == [[7]]
+            else:
+                with pytest.raises(ValueError, match=rf"target\[7\] is {wrong}: expected a label in \[0, 7\)"):
+                    op(inputs, target, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+def test_long_rows_are_ignored_too(place, name):
+    """Rows of several blocks, and vectors that end within one."""
+    classes = 8200 if place.backend == "triton" else 4100
+    target = torch.tensor([5, -100, classes - 1, -100], device=place.device)
+    if name == "vmf":
+        x = F.normalize(torch.randn(4, 8, device=place.device), dim=1)
+        statistics = F.normalize(torch.randn(classes, 8, device=place.device), dim=1), torch.rand(classes).to(x) * 9
+        op = lambda x, y: vmf_cross_entropy(x, y, *statistics)  # noqa: E731
+    else:
+        x = torch.rand(4, classes, device=place.device)
+        op = agcl if name == "agcl" else lambda x, y: balanced_bce(x, y, torch.zeros(classes).to(x))
+    x.requires_grad_()
+    loss, of_kept = op(x, target), op(x[[0, 2]], target[[0, 2]])
+    torch.testing.assert_close(loss, of_kept)
+    gradients = [torch.autograd.grad(value, x)[0] for value in (loss, of_kept)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][[1, 3]].abs().max() == 0
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu():
+    for inputs, op in ops("cuda").values():
+        target = labels(-100, "some", "cuda")
+        op(inputs.requires_grad_(), target).backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            op(inputs, target).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
+def test_compiled(name):
+    inputs, op = ops("cpu")[name]
+    if name == "agcl":
+        op = agcl
+    target = labels(-100, "some", "cpu")
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (op, compiled):
+        x = inputs.half().requires_grad_()  # of float16 the backward pass takes the mean
+        loss = function(x, target)
+        results.append((loss, *torch.autograd.grad(loss, x)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
