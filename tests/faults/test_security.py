@@ -146,7 +146,7 @@ def test_a_recipe_runs_no_code(line, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"method: ce\ndata: digits\n{line.replace('MINE', str(tmp_path / 'mine'))}\n")
     error = refused(["train", "--config", path, "--out", tmp_path / "run"], tmp_path, capsys)
-    assert error.startswith(f"ltfast: error: --config {path}: ")
+    assert error.startswith(f"ltfast: error: --config {path}:3: expected ")
     assert error.count("\n") == 1
 
 
