@@ -7,12 +7,17 @@
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ltfast.ops.kernels import refuse_tangents
 
 BACKENDS = ("reference", "native", "triton")
 
@@ -32,7 +37,8 @@ if importlib.util.find_spec("triton") is None:
 elif tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
     # each version of PyTorch has its own of Triton: products of float64 came with 3.5
     _NO_TRITON = f"its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch {torch.__version__}"
-_override: str | None = os.environ.get("LTFAST_BACKEND") or None
+_VARIABLE = os.environ.get("LTFAST_BACKEND") or None
+_thread = threading.local()  # (not a ContextVar, which torch.compile cannot trace)
 
 
 class BackendUnavailableError(RuntimeError):
@@ -89,14 +95,37 @@ def resolve(device: torch.device, *, in_cuda: bool = False) -> str:
     Raises:
         BackendUnavailableError: an override asks for a backend that cannot run on this device.
     """
-    if _override is not None:
-        reason = why_not(_override, device, in_cuda=in_cuda)
-        if reason is not None:
-            raise BackendUnavailableError(f"backend {_override!r} cannot run: {reason}")
-        return _override
-    name = default_backend(device)
-    if name == "reference" and not torch.compiler.is_compiling():
-        _warn_once(device.type)
+    name = _override()
+    if name is None:
+        return default_backend(device)
+    reason = why_not(name, device, in_cuda=in_cuda)
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {name!r} cannot run: {reason}")
+    return name
+
+
+def _override() -> str | None:
+    return getattr(_thread, "name", _VARIABLE)
+
+
+def choose(op: str, tensor: Tensor, *others: Tensor, in_cuda: bool = False) -> str:
+    """Like ``resolve``, for a call of the function ``ltfast.ops.op``, which goes to the kernels or to the reference.
+
+    Raises:
+        NotImplementedError: the choice is not the reference, and this is inside a transform of torch.func, or a tensor
+            carries a forward-mode tangent.
+    """
+    name = resolve(tensor.device, in_cuda=in_cuda)
+    if name == "reference":
+        if _override() is None and not torch.compiler.is_compiling():
+            _warn_once(tensor.device.type)
+        return name
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise NotImplementedError(
+            f"torch.func transforms of {op} need the reference: use it inside `with ltfast.backend('reference')`"
+        )
+    if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
+        refuse_tangents(op, (tensor, *others))
     return name
 
 
@@ -130,7 +159,8 @@ def _warn_once(device_type: str) -> None:
 def backend(name: str) -> Iterator[None]:
     """Run every ltfast op inside the block on one backend: ``with ltfast.backend("reference"): ...``.
 
-    Applies to the whole process, as PyTorch's own switches do, and takes precedence over ``LTFAST_BACKEND``.
+    Applies to the calling thread, as ``torch.no_grad`` does, and takes precedence over ``LTFAST_BACKEND``. A backward
+    pass runs on the backend of its forward pass, wherever it is called.
 
     Args:
         name: ``"reference"``, ``"native"`` or ``"triton"``.
@@ -139,14 +169,14 @@ def backend(name: str) -> Iterator[None]:
         ValueError: no such backend. A backend that cannot run on an op's device raises
             ``BackendUnavailableError`` when the op is called.
     """
-    global _override
     if name not in BACKENDS:
         raise ValueError(f"name is {name!r}: expected one of {', '.join(map(repr, BACKENDS))}")
-    before, _override = _override, name
+    before = _override()
+    _thread.name = name
     try:
         yield
     finally:
-        _override = before
+        _thread.name = before
 
 
 def choice(device: torch.device) -> str:

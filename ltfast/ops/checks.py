@@ -45,12 +45,20 @@ def check_labels(target: Tensor, logits: Tensor, name: str = "target", *, classe
 
 
 def check_label_values(target: Tensor, num_classes: int, name: str = "target") -> None:
-    """Read the labels and refuse any outside [0, num_classes)."""
-    target = target.long()  # uint8 would wrap num_classes
+    """Read the labels and refuse any outside [0, num_classes); inside ``vmap`` those of the whole batch."""
+    target = unwrapped(target).long()  # uint8 would wrap num_classes
     bad = ((target < 0) | (target >= num_classes)).nonzero()
     if bad.numel():
-        row = int(bad[0])
-        raise ValueError(f"{name}[{row}] is {int(target[row])}: expected a label in [0, {num_classes})")
+        place = tuple(bad[0].tolist())
+        label = int(target[place])
+        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {label}: expected a label in [0, {num_classes})")
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The values behind the wrappers of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:

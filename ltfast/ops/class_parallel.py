@@ -75,13 +75,14 @@ def class_parallel_agcl(
     _check_rows(cosine, target, num_classes, "cosine")
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
-    seed = draw_seed(cosine.device, generator)
+    seed = target.new_zeros(1, dtype=torch.int64) if class_noise is None else draw_seed(cosine.device, generator)
     labels = gather(torch.cat([target.long(), seed])).view(world_size(), -1)
     shared_seed = labels[0, -1:] if class_noise is not None else None
     targets = _joined_labels(labels[:, :-1].flatten(), num_classes)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)
     arguments = (cosine, place, class_noise, shared_seed, classes.start, scale, margin, gamma_neg)
-    share = agcl_reference.agcl_share if backends.resolve(cosine.device) == "reference" else agcl_share_op
+    reference = backends.choose("class_parallel_agcl", cosine) == "reference"
+    share = agcl_reference.agcl_share if reference else agcl_share_op
     parts = hand_back(share(*arguments))
 
     peaks, own, masses, weights, weighted = parts.unbind(2)
@@ -142,7 +143,7 @@ def class_parallel_vmf_cross_entropy(
     dtype = accumulator(features.dtype)
     joined = gather(features).to(dtype)
     targets = _joined_labels(gather(target.long()), num_classes)
-    reference = backends.resolve(features.device) == "reference"
+    reference = backends.choose("class_parallel_vmf_cross_entropy", features) == "reference"
     if reference:
         lse = vmf_reference.vmf_log_sum_exp(joined, directions, kappa, log_prior, temperature, "none")
     else:
@@ -187,7 +188,7 @@ def _check_rows(joined: Tensor, target: Tensor, num_classes: int, name: str) -> 
 
 def _joined_labels(targets: Tensor, num_classes: int) -> Tensor:
     """Read on a CPU, in all processes alike: none is left waiting for another that found a label out of range."""
-    if targets.device.type == "cpu":
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         checks.check_label_values(targets, num_classes)
     return targets
 

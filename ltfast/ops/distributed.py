@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from ltfast.ops.kernels import has_tangent
+
 
 def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -24,6 +26,7 @@ def gather(tensor: Tensor) -> Tensor:
 
         world: Any = distributed.group.WORLD
         return all_gather_tensor_autograd(tensor.contiguous(), 0, world)
+    _refuse_transforms(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         return _Gather.apply(tensor)
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -49,6 +52,7 @@ def hand_back(rows: Tensor) -> Tensor:
     Gradients go back to where they came from."""
     processes = world_size()
     if processes > 1:
+        _refuse_transforms(rows)
         received = torch.empty_like(rows, memory_format=torch.contiguous_format)
         if rows.requires_grad and torch.is_grad_enabled():
             from torch.distributed.nn.functional import all_to_all_single
@@ -72,6 +76,16 @@ def class_ranges(num_classes: int) -> list[range]:
     share, rest = divmod(num_classes, processes)
     starts = [number * share + min(number, rest) for number in range(processes + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]
+
+
+def _refuse_transforms(tensor: Tensor) -> None:
+    """What other processes get is plain memory."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.maybe_current_level() is not None or has_tangent(tensor):
+        raise NotImplementedError(
+            "torch.func transforms and forward-mode derivatives do not reach other processes: use one process"
+        )
 
 
 class _Gather(torch.autograd.Function):

@@ -8,13 +8,13 @@ incoming one is 1. (With ``retain_graph=True`` it makes a new product, so that t
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops import backends, kernels
+from ltfast.ops.kernels import calls_kernels, is_plain
 from ltfast.ops.scale_rows import scale_rows_
 
 _library = torch.library.Library("ltfast", "DEF")
@@ -40,6 +40,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def one_hot(target: Tensor, logits: Tensor) -> Tensor:
+    """True in the column of each row's label, (B, C). (``F.one_hot`` reads the labels, which ``vmap`` forbids.)"""
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, target[:, None], True)
+
+
 def wants_gradient(logits: Tensor) -> bool:
     return logits.requires_grad and torch.is_grad_enabled()
 
@@ -54,15 +59,6 @@ def empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
     """Where a kernel writes the gradient: like the logits and contiguous, or empty where nobody wants it."""
     shape = logits.shape if with_gradient else (0,)
     return torch.empty(shape, dtype=logits.dtype, device=logits.device)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether it is memory and nobody watches: no subclass (fake, functional, distributed), no mode, no torch.func."""
-    return (
-        type(tensor) is Tensor
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
 
 
 def _dense(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -99,6 +95,7 @@ def register(
     """
     _library.define(f"{name}({schema}) -> (Tensor loss, Tensor gradient)")
     op: Any = getattr(torch.ops.ltfast, name).default
+    path = f"{folder or name}.{name}"
 
     def unit_of(inputs: Sequence[Any]) -> float:
         logits, reduction = inputs[0], inputs[-2]
@@ -106,15 +103,13 @@ def register(
             return HALF_BOUND / bound(*inputs)
         return _mean_factor(logits.shape[0], reduction)
 
+    @calls_kernels(name)
     def kernel(*inputs: Any) -> tuple[Tensor, Tensor]:
         logits, *others = inputs
-        run = getattr(import_module(f"ltfast.ops.{folder or name}.{backends.resolve_kernel(logits.device)}"), name)
         dtype = accumulator(logits.dtype)
         others = [_dense(x, dtype) if isinstance(x, Tensor) else x for x in others]
-        if not logits.is_cuda:
-            return run(logits, *others, unit=unit_of(inputs))
-        with torch.cuda.device_of(logits):  # Triton launches on the current device
-            return run(logits, *others, unit=unit_of(inputs))
+        backend = backends.resolve_kernel(logits.device)
+        return kernels.run(path, backend, logits.device, logits, *others, unit=unit_of(inputs))
 
     def fake(logits: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
         reduction, with_gradient = inputs[-2:]
@@ -151,8 +146,9 @@ def register(
                 return result, *nothing
             unit = _mean_factor(logits.shape[0], reduction) / unit_of(inputs)
             factor = grad_loss[:, None] if reduction == "none" else grad_loss
-            # In place only where nobody needs the stored gradient again: not with retain_graph=True or batched
-            # gradients, and not while a compiler traces with tensors of its own (it fuses the product itself).
+            # In place only where nobody needs the stored gradient again: not with retain_graph=True, not for batched
+            # incoming gradients or ones with a forward-mode tangent, and not while a compiler traces with tensors of
+            # its own (it fuses the product itself).
             plain = is_plain(gradient) and is_plain(factor)
             if plain and not torch._C._autograd._get_current_graph_task_keep_graph():
                 scale_rows_(gradient, factor, unit, ctx.backend)
@@ -168,10 +164,6 @@ def register(
     torch.library.register_fake(f"ltfast::{name}", fake, lib=_library)
 
     def call(*inputs: Any) -> tuple[Tensor, Tensor]:
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-            raise NotImplementedError(
-                f"torch.func transforms of {name} need the reference: use it inside `with ltfast.backend('reference')`"
-            )
         if torch.compiler.is_compiling() or not is_plain(inputs[0]):
             return op(*inputs)
         return autograd(*inputs)

@@ -1,13 +1,15 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 import ltfast
-from ltfast.ops import agcl, backends, balanced_bce, class_sums, log_iv, patch_roi_pool, vmf_cross_entropy
+from ltfast.ops import agcl, backends, balanced_bce, class_sums, kernels, log_iv, patch_roi_pool, vmf_cross_entropy
 from ltfast.ops.backends import BackendUnavailableError
+from ops.every_op import EVERY_OP, exact_gradient
 
 CPU = torch.device("cpu")
 NO_TRITON = backends.why_not("triton", torch.device("cuda"))
@@ -35,6 +37,130 @@ def test_the_context_manager_overrides_and_restores():
             assert backends.resolve(CPU) == "native"
         assert backends.resolve(CPU) == "reference"
     assert backends.resolve(CPU) == "native"
+
+
+def test_contexts_of_two_threads_that_overlap():
+    """Neither sees the other's, nor does this thread, and nothing of them is left."""
+    entered, left, seen = threading.Barrier(3), threading.Barrier(3), {}
+
+    def run(name, order):
+        with ltfast.backend(name):
+            entered.wait()
+            seen[name] = backends.resolve(CPU)
+            left.wait()
+            if order:
+                order.wait()
+        seen[f"after {name}"] = backends.resolve(CPU)
+
+    last = threading.Event()
+    first_thread = threading.Thread(target=run, args=("reference", None))
+    last_thread = threading.Thread(target=run, args=("native", last))
+    first_thread.start()
+    last_thread.start()
+    entered.wait()
+    with ltfast.backend("reference"):
+        pass
+    here = backends.resolve(CPU)
+    left.wait()
+    first_thread.join()
+    last.set()
+    last_thread.join()
+    assert seen == {"reference": "reference", "native": "native", "after reference": "native", "after native": "native"}
+    assert here == backends.resolve(CPU) == "native"
+
+
+def test_the_variable_is_every_thread_s_default():
+    script = """
+import threading, torch, ltfast
+from ltfast.ops import backends
+resolve = lambda: print(backends.resolve(torch.device("cpu")))
+with ltfast.backend("native"):
+    resolve()
+    thread = threading.Thread(target=resolve)
+    thread.start()
+    thread.join()
+resolve()
+"""
+    assert python(script, LTFAST_BACKEND="reference").stdout.split() == ["native", "reference", "reference"]
+
+
+@pytest.fixture
+def kernels_run(monkeypatch):
+    """The backends whose kernels run, collected as they do."""
+    names, run = [], kernels.run
+
+    def recorded(path, backend, *arguments, **options):
+        names.append(backend)
+        return run(path, backend, *arguments, **options)
+
+    monkeypatch.setattr(kernels, "run", recorded)
+    return names
+
+
+OTHER = {"reference": "native", "native": "reference", "triton": "native"}
+
+
+@pytest.mark.parametrize("name", EVERY_OP)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "reference",
+        "native",
+        pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason="no Triton")),
+    ],
+)
+def test_backward_passes_run_where_the_forward_pass_ran(kernels_run, backend, name):
+    """The first and the second one, in another context and another thread."""
+    function, x = EVERY_OP[name]()
+    x.requires_grad_()
+
+    def gradients(backward_backend):
+        with ltfast.backend(backend):
+            loss = function(x)
+        found = []
+
+        def run():
+            with ltfast.backend(backward_backend):
+                (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+                (again,) = torch.autograd.grad(loss, x, create_graph=True)
+                (second,) = torch.autograd.grad(again.square().sum(), x)
+                found.extend([first, again, second])
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        return found
+
+    expected = gradients(backend)
+    kernels_run.clear()
+    for actual, exact in zip(gradients(OTHER[backend]), expected, strict=True):
+        assert torch.equal(actual, exact)
+    assert set(kernels_run) == ({backend} if backend != "reference" else set())
+
+
+@pytest.mark.parametrize("name", ["queue_softmax, keys", "agcl"])
+def test_compiled_code_follows_the_thread_s_context(kernels_run, name):
+    function, x = EVERY_OP[name]()
+    x.requires_grad_()
+    expected = exact_gradient(function, x)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    def runs():
+        kernels_run.clear()
+        loss = compiled(x)
+        with ltfast.backend("reference"):  # changes nothing: the forward pass has decided
+            torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+        return set(kernels_run)
+
+    found = [runs()]
+    with ltfast.backend("reference"):
+        found.append(runs())
+        thread = threading.Thread(target=lambda: found.append(runs()))
+        thread.start()
+        thread.join()
+    found.append(runs())
+    assert found == [{"native"}, set(), {"native"}, {"native"}]
 
 
 def test_an_unknown_backend_is_refused():

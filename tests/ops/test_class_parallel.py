@@ -109,7 +109,7 @@ def test_opcheck():
     arguments = (cosine.clone().requires_grad_(), target, noise, torch.tensor([3]), 7, 20.0, 0.1, 4.0)
     opcheck(agcl_share_op, arguments, rtol=1e-2, atol=1e-3)
     statistics, incoming = agcl_share_op(*arguments).detach(), torch.rand(5, 5, dtype=torch.float64)
-    torch.library.opcheck(agcl_share_gradient_op, (cosine, *arguments[1:], statistics, incoming))
+    torch.library.opcheck(agcl_share_gradient_op, (cosine, *arguments[1:], statistics, incoming, "native"))
     arguments = (torch.randn(5, 8, requires_grad=True), F.normalize(torch.randn(12, 8)), noise * 9, None, 0.1)
     torch.library.opcheck(torch.ops.ltfast.vmf_log_sum_exp.default, (*arguments, "none", True))
 

@@ -223,7 +223,7 @@ def test_opcheck_and_compile():
     torch.library.opcheck(queue_softmax_op, (queries, keys, 0.5, None, None))
     lse, _ = queue_softmax_op(queries, keys, 0.5, None, None)
     torch.library.opcheck(
-        key_gradient_op, (queries.detach(), keys.detach(), 0.5, None, None, lse.detach(), torch.ones(4))
+        key_gradient_op, (queries.detach(), keys.detach(), 0.5, None, None, lse.detach(), torch.ones(4), "native")
     )
     compiled = torch.compile(lambda q, k: queue_softmax(q, k, valid=5)[0].square().sum(), fullgraph=True)
     compiled(queries, keys).backward()

@@ -209,7 +209,7 @@ def test_opcheck_and_compile():
         torch.library.opcheck(roi_pool_op, (x, boxes, 1.0, 2, -1, False))
         torch.library.opcheck(
             roi_pool_backward_op,
-            (torch.randn(2, 2, 3, requires_grad=True), boxes, 4, 5, x is not features, 1.0, 2, -1, False),
+            (torch.randn(2, 2, 3, requires_grad=True), boxes, 4, 5, x is not features, 1.0, 2, -1, False, "native"),
         )
         compiled = torch.compile(
             lambda x: patch_roi_pool(x.relu(), boxes).square().sum(), fullgraph=True, backend="aot_eager"

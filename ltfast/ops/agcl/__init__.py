@@ -14,15 +14,15 @@ row's logits gives its loss and its gradient.
 """
 
 import math
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
 from ltfast.ops.agcl import reference
 from ltfast.ops.fused_loss import accumulator, register, wants_gradient
+from ltfast.ops.kernels import calls_kernels
 from ltfast.ops.noise import draw_seed
 
 __all__ = ["agcl"]
@@ -73,7 +73,7 @@ def agcl(
         checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
     options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
-    if backends.resolve(cosine.device) == "reference":
+    if backends.choose("agcl", cosine) == "reference":
         checks.check_reference_labels(target, cosine.shape[1])
         return reference.agcl(cosine, target, class_noise, seed, *options)
     loss, _ = agcl_op(cosine, target, class_noise, seed, *options, wants_gradient(cosine))
@@ -117,16 +117,22 @@ agcl_op = register(
 
 
 def _run_share(
-    logits: Tensor, target: Tensor, class_noise: Tensor | None, *options: Any, statistics: Tensor, incoming: Any = None
+    backend: str,
+    logits: Tensor,
+    target: Tensor,
+    class_noise: Tensor | None,
+    *options: Any,
+    statistics: Tensor,
+    incoming: Any = None,
 ) -> Any:
-    run = import_module(f"ltfast.ops.agcl.{backends.resolve_kernel(logits.device)}").agcl_share
     if class_noise is not None:
         class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
-    with torch.cuda.device_of(logits):  # Triton launches on the current device
-        return run(logits, target.long().contiguous(), class_noise, *options, statistics, incoming)
+    arguments = (logits, target.long().contiguous(), class_noise, *options, statistics, incoming)
+    return kernels.run("agcl.agcl_share", backend, logits.device, *arguments)
 
 
 @torch.library.custom_op("ltfast::agcl_share", mutates_args=())
+@calls_kernels("class_parallel_agcl")
 def agcl_share_op(
     logits: Tensor,
     target: Tensor,
@@ -143,7 +149,9 @@ def agcl_share_op(
     first class has the noise of column ``first``. The largest counts as a constant: no gradient flows through it.
     """
     statistics = torch.empty(len(logits), 5, dtype=torch.float64, device=logits.device)
-    _run_share(logits, target, class_noise, seed, first, scale, margin, gamma_neg, statistics=statistics)
+    options = (seed, first, scale, margin, gamma_neg)
+    backend = backends.resolve_kernel(logits.device)
+    _run_share(backend, logits, target, class_noise, *options, statistics=statistics)
     return statistics
 
 
@@ -153,6 +161,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.custom_op("ltfast::agcl_share_gradient", mutates_args=())
+@calls_kernels("class_parallel_agcl")
 def agcl_share_gradient_op(
     logits: Tensor,
     target: Tensor,
@@ -164,11 +173,12 @@ def agcl_share_gradient_op(
     gamma_neg: float,
     statistics: Tensor,
     incoming: Tensor,
+    backend: str,
 ) -> Tensor:
     """Of sum(incoming * statistics) in the logits: like them, contiguous."""
     options = (seed, first, scale, margin, gamma_neg)
     incoming = incoming.contiguous()
-    return _run_share(logits, target, class_noise, *options, statistics=statistics, incoming=incoming)
+    return _run_share(backend, logits, target, class_noise, *options, statistics=statistics, incoming=incoming)
 
 
 @agcl_share_gradient_op.register_fake
@@ -179,6 +189,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 def _setup_share(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, target, class_noise, seed, *ctx.options = inputs
     ctx.save_for_backward(logits, target, class_noise, seed, output)
+    ctx.backend = backends.resolve_kernel(logits.device)
 
 
 def _backward_share(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
@@ -187,7 +198,7 @@ def _backward_share(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         again = reference.agcl_share(*tensors, *ctx.options)
         (gradient,) = torch.autograd.grad(again, tensors[0], incoming, create_graph=True)
     else:
-        gradient = agcl_share_gradient_op(*tensors, *ctx.options, statistics, incoming)
+        gradient = agcl_share_gradient_op(*tensors, *ctx.options, statistics, incoming, ctx.backend)
     return gradient, *[None] * 7
 
 

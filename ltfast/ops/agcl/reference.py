@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ltfast.ops.fused_loss import accumulator, reduce
+from ltfast.ops.fused_loss import accumulator, one_hot, reduce
 from ltfast.ops.noise import half_normal
 
 # Differences saturate here, so that finite logits give a finite loss, and such classes are left out. The same number in
@@ -31,7 +30,7 @@ def agcl(
     """
     u = logits.to(accumulator(logits.dtype))
     target = target.long()
-    own = F.one_hot(target, u.shape[1]).bool()
+    own = one_hot(target, u)
     if class_noise is not None and seed is not None:
         u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed)
     u = torch.where(own, u - margin, u)

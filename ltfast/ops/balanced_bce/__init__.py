@@ -66,7 +66,7 @@ def balanced_bce(
         if vector is not None or name == "bias":
             checks.check_class_vector(vector, logits, name)
     arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, reduction)
-    if backends.resolve(logits.device) == "reference":
+    if backends.choose("balanced_bce", logits) == "reference":
         if labels:
             checks.check_reference_labels(target, logits.shape[1])
         return reference.balanced_bce(*arguments)

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.ops.fused_loss import accumulator, reduce
+from ltfast.ops.fused_loss import accumulator, one_hot, reduce
 
 LIMIT = 1e30  # logits saturate here, so that finite logits give a finite loss
 
@@ -47,7 +47,7 @@ def elementwise(
     z = z.clamp(-LIMIT, LIMIT) + (z - z).detach()  # the difference is 0, or NaN for an infinite logit
     if target.dim() == 1:
         on, off = label_values(z.shape[1], label_smoothing, threshold)
-        t = F.one_hot(target.long(), z.shape[1]).to(dtype) * (on - off) + off
+        t = one_hot(target.long(), z).to(dtype) * (on - off) + off
     else:
         t = target.to(dtype)
         t = t if threshold is None else (t > threshold).to(dtype)

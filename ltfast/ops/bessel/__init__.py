@@ -15,13 +15,15 @@ their derivatives:
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
+from ltfast.ops.bessel import reference
+from ltfast.ops.kernels import calls_kernels
 
 __all__ = ["bessel_ratio", "log_iv"]
 
@@ -43,7 +45,7 @@ def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
 
     Source: F. W. J. Olver, DLMF 10.41.3.
     """
-    return log_iv_op(*_arguments(nu, x))
+    return _call("log_iv", nu, x)
 
 
 def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: a bad argument, named.
     """
-    return bessel_ratio_op(*_arguments(nu, x))
+    return _call("bessel_ratio", nu, x)
 
 
 def _arguments(nu: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,47 +90,105 @@ def _arguments(nu: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return nu if nu.dim() == 0 else nu.expand(shape), x.expand(shape)
 
 
-def _register(name: str, backward: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The op ``ltfast::name(nu, x)`` with nu of x's shape or a scalar; backward takes nu, x and the op's result."""
-
-    @torch.library.custom_op(f"ltfast::{name}", mutates_args=())
-    def op(nu: Tensor, x: Tensor) -> Tensor:
-        # the reference too runs in here: its derivatives are the identities above, not those of its arithmetic
-        run = getattr(import_module(f"ltfast.ops.bessel.{backends.resolve(x.device)}"), name)
-        if not x.is_cuda:
-            return run(nu.contiguous(), x.contiguous())
-        with torch.cuda.device_of(x):
-            return run(nu.contiguous(), x.contiguous())
-
-    @op.register_fake
-    def _(nu: Tensor, x: Tensor) -> Tensor:
-        return x.new_empty(x.shape)
-
-    def setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-
-    def gradient(ctx: Any, incoming: Tensor) -> tuple[None, Tensor]:
-        nu, x, output = ctx.saved_tensors
-        return None, incoming * backward(nu, x, output)
-
-    op.register_autograd(gradient, setup_context=setup)
-    return op
+def _call(name: str, nu: float | Tensor, x: Tensor) -> Tensor:
+    order, x = _arguments(nu, x)
+    if backends.choose(name, x) == "reference":
+        return _evaluate(name, order, x, "reference")
+    return _ops[name](order, x)
 
 
-def _ratio_curvature(nu: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """The second derivative of the ratio: Bessel's equation differentiated, its series where that cancels."""
+def _evaluate(name: str, nu: Tensor, x: Tensor, backend: str) -> Tensor:
+    if backend == "reference" and not _is_compiled():
+        return _Reference.apply(name, nu, x)
+    return _ops[name](nu, x, backend)
+
+
+def _is_compiled() -> bool:
+    """A compiler takes no function with a jvp of its own, so it gets the op; but not where jvp or vmap is needed."""
+    transformed = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() and not transformed
+
+
+def _slope_of_log_iv(nu: Tensor, x: Tensor, backend: str) -> Tensor:
+    # 0 / 0 at the origin, where log I_0 is flat
+    ratio = _evaluate("bessel_ratio", nu, x, backend)
+    return ratio + torch.where(nu == 0, torch.zeros_like(x), nu.to(x.dtype) / x)
+
+
+def _slope_of_ratio(nu: Tensor, x: Tensor, backend: str) -> Tensor:
+    return _evaluate("bessel_ratio_grad", nu, x, backend)
+
+
+def _curvature_of_ratio(nu: Tensor, x: Tensor, backend: str) -> Tensor:
+    """Bessel's equation differentiated, its series where that cancels."""
+    ratio, slope = (_evaluate(name, nu, x, backend) for name in ("bessel_ratio", "bessel_ratio_grad"))
     nu = nu.to(x.dtype)
-    ratio = bessel_ratio_op(nu.double(), x)
     bend = (slope - ratio / x) / x
     series = -x / (4 * (nu + 1) ** 2 * (nu + 2))
     bend = torch.where(x < 1e-3 * (nu + 1), series, bend)
     return -2 * ratio * slope - (2 * nu + 1) * bend
 
 
-bessel_ratio_grad_op = _register("bessel_ratio_grad", _ratio_curvature)
-bessel_ratio_op = _register("bessel_ratio", lambda nu, x, ratio: bessel_ratio_grad_op(nu, x))
-log_iv_op = _register(
-    "log_iv",
-    # 0 / 0 at the origin, where log I_0 is flat
-    lambda nu, x, value: bessel_ratio_op(nu, x) + torch.where(nu == 0, torch.zeros_like(x), nu.to(x.dtype) / x),
-)
+# The reference has these derivatives too: those of its arithmetic would lose digits.
+_DERIVATIVES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
+    "log_iv": _slope_of_log_iv,
+    "bessel_ratio": _slope_of_ratio,
+    "bessel_ratio_grad": _curvature_of_ratio,
+}
+
+
+class _Reference(torch.autograd.Function):
+    """A function of reference.py, for torch.func too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, nu: Tensor, x: Tensor) -> Tensor:
+        return getattr(reference, name)(nu, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[str, Tensor, Tensor], output: Tensor) -> None:
+        ctx.name, nu, x = inputs
+        ctx.save_for_backward(nu, x)
+        ctx.save_for_forward(nu, x)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[None, None, Tensor]:
+        nu, x = ctx.saved_tensors
+        return None, None, incoming * _DERIVATIVES[ctx.name](nu, x, "reference")
+
+    @staticmethod
+    def jvp(ctx: Any, _name: None, _nu: None, tangent: Tensor) -> Tensor:
+        nu, x = ctx.saved_tensors
+        return tangent * _DERIVATIVES[ctx.name](nu, x, "reference")
+
+
+def _register(name: str) -> Callable[..., Tensor]:
+    """The op ``ltfast::name(nu, x, backend)`` with nu of x's shape or a scalar."""
+
+    @torch.library.custom_op(f"ltfast::{name}", mutates_args=())
+    @calls_kernels(name)
+    def op(nu: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
+        """``backend`` is "reference" where that is compiled, or in a derivative the function's own."""
+        backend = backend or backends.resolve_kernel(x.device)
+        return kernels.run(f"bessel.{name}", backend, x.device, nu.contiguous(), x.contiguous())
+
+    @op.register_fake
+    def _(nu: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
+        return x.new_empty(x.shape)
+
+    def setup(ctx: Any, inputs: tuple[Tensor, Tensor, str | None], output: Tensor) -> None:
+        nu, x, backend = inputs
+        ctx.backend = backend or backends.resolve_kernel(x.device)
+        ctx.save_for_backward(nu, x)
+
+    def gradient(ctx: Any, incoming: Tensor) -> tuple[None, Tensor, None]:
+        nu, x = ctx.saved_tensors
+        return None, incoming * _DERIVATIVES[name](nu, x, ctx.backend), None
+
+    op.register_autograd(gradient, setup_context=setup)
+    return op
+
+
+_ops = {name: _register(name) for name in _DERIVATIVES}
+log_iv_op, bessel_ratio_op, bessel_ratio_grad_op = _ops.values()

@@ -2,11 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltfast.ops.fused_loss import accumulator
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    members = F.one_hot(labels, num_classes).to(accumulator(features.dtype))
-    return members.T @ features.to(members.dtype), torch.bincount(labels, minlength=num_classes)
+    labels = labels.long()
+    sums = features.new_zeros(num_classes, features.shape[1], dtype=accumulator(features.dtype))
+    counts = labels.new_zeros(num_classes)
+    return sums.index_add(0, labels, features.to(sums.dtype)), counts.index_add(0, labels, torch.ones_like(labels))

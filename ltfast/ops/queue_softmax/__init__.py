@@ -14,15 +14,14 @@ Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softm
 "FlashAttention", NeurIPS 2022.
 """
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
 from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.kernels import calls_kernels
 from ltfast.ops.queue_softmax import reference
 
 __all__ = ["merge", "queue_softmax"]
@@ -61,7 +60,7 @@ def queue_softmax(
         keys, valid = keys[:valid], None
     if torch.is_autocast_enabled(queries.device.type) and queries.dtype == torch.float32:
         queries = queries.to(torch.get_autocast_dtype(queries.device.type))
-    if backends.resolve(queries.device) == "reference":
+    if backends.choose("queue_softmax", queries, keys) == "reference":
         lse, mean = reference.queue_softmax(queries, keys, temperature, valid, exclude)
     else:
         lse, mean = queue_softmax_op(queries, keys, temperature, valid, exclude)
@@ -107,17 +106,14 @@ def _check(
             raise ValueError(f"exclude is on {exclude.device}: expected it where the queries are, on {queries.device}")
 
 
-def _implementation(queries: Tensor) -> ModuleType:
-    return import_module(f"ltfast.ops.queue_softmax.{backends.resolve_kernel(queries.device)}")
-
-
 @torch.library.custom_op("ltfast::queue_softmax", mutates_args=())
+@calls_kernels("queue_softmax")
 def queue_softmax_op(
     queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    run = _implementation(queries).queue_softmax
-    with torch.cuda.device_of(queries):  # Triton launches on the current device
-        return run(queries, keys, temperature, _long(valid), _long(exclude))
+    backend = backends.resolve_kernel(queries.device)
+    arguments = (queries, keys, temperature, _long(valid), _long(exclude))
+    return kernels.run("queue_softmax.queue_softmax", backend, queries.device, *arguments)
 
 
 @queue_softmax_op.register_fake
@@ -129,6 +125,7 @@ def _(
 
 
 @torch.library.custom_op("ltfast::queue_softmax_key_gradient", mutates_args=())
+@calls_kernels("queue_softmax")
 def key_gradient_op(
     queries: Tensor,
     keys: Tensor,
@@ -137,12 +134,11 @@ def key_gradient_op(
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
+    backend: str,
 ) -> Tensor:
     """Of sum(incoming * lse) in the keys: (M, D), of the keys' dtype."""
-    run = _implementation(queries).key_gradient
-    with torch.cuda.device_of(queries):
-        gradient = run(queries, keys, temperature, _long(valid), _long(exclude), lse, incoming.contiguous())
-    return gradient.to(keys.dtype)
+    arguments = (queries, keys, temperature, _long(valid), _long(exclude), lse, incoming.contiguous())
+    return kernels.run("queue_softmax.key_gradient", backend, queries.device, *arguments).to(keys.dtype)
 
 
 @key_gradient_op.register_fake
@@ -154,6 +150,7 @@ def _(
     exclude: Tensor | None,
     lse: Tensor,
     incoming: Tensor,
+    backend: str,
 ) -> Tensor:
     return keys.new_empty(keys.shape)
 
@@ -168,6 +165,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.queue = None if keys.requires_grad else (keys, keys._version)
     # a queue's count moves on with it: what counted in this step is kept
     count = None if valid is None else valid.clone()
+    ctx.backend = backends.resolve_kernel(queries.device)
     ctx.save_for_backward(queries, keys if keys.requires_grad else None, count, exclude, *output)
 
 
@@ -182,10 +180,11 @@ def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...
                 raise RuntimeError("keys changed in place since the forward pass, and create_graph=True needs them")
         again, _ = reference.queue_softmax(queries, keys, *rest)
         wanted = [x for x, needed in ((queries, of_queries), (keys, of_keys)) if needed]
-        found = iter(torch.autograd.grad(again, wanted, grad_lse, create_graph=True))
+        with torch.autocast(queries.device.type, enabled=False):
+            found = iter(torch.autograd.grad(again, wanted, grad_lse, create_graph=True))
         return next(found) if of_queries else None, next(found) if of_keys else None, None, None, None
     for_queries = (mean * (grad_lse / ctx.temperature)[:, None]).to(queries.dtype) if of_queries else None
-    for_keys = key_gradient_op(queries, keys, *rest, lse, grad_lse) if of_keys else None
+    for_keys = key_gradient_op(queries, keys, *rest, lse, grad_lse, ctx.backend) if of_keys else None
     return for_queries, for_keys, None, None, None
 
 

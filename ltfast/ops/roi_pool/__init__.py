@@ -14,15 +14,14 @@ form: the samples of a bin between two pixels are equally spaced, so their mean 
 cost depends neither on the box nor on how many samples it has.
 """
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
 from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.kernels import calls_kernels
 from ltfast.ops.roi_pool import reference
 
 __all__ = ["patch_roi_pool"]
@@ -61,7 +60,7 @@ def patch_roi_pool(
     """
     _check(features, boxes, spatial_scale, output_size, sampling_ratio)
     arguments = (features, boxes, float(spatial_scale), output_size, sampling_ratio, aligned)
-    if backends.resolve(features.device) == "reference":
+    if backends.choose("patch_roi_pool", features) == "reference":
         return reference.roi_pool(*arguments)
     return roi_pool_op(*arguments)
 
@@ -91,10 +90,6 @@ def _check(features: Tensor, boxes: Tensor, spatial_scale: float, output_size: i
             raise ValueError(f"{name} is {value}: expected {least} or more")
 
 
-def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"ltfast.ops.roi_pool.{backends.resolve_kernel(tensor.device)}")
-
-
 def _is_channels_last(features: Tensor) -> bool:
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
 
@@ -108,29 +103,35 @@ def _empty_features(pooled: Tensor, height: int, width: int, channels_last: bool
 
 
 @torch.library.custom_op("ltfast::roi_pool", mutates_args=())
+@calls_kernels("patch_roi_pool")
 def roi_pool_op(
-    features: Tensor, boxes: Tensor, spatial_scale: float, output_size: int, sampling_ratio: int, aligned: bool
+    features: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    backend: str | None = None,
 ) -> Tensor:
+    """``backend`` is that of the forward pass, where this is a part of its second derivative."""
     channels_last = _is_channels_last(features)
     if not channels_last:
         features = features.contiguous()
     boxes = boxes.to(accumulator(features.dtype)).contiguous()
     pooled = features.new_empty(*boxes.shape[:2], features.shape[1])
-    with torch.cuda.device_of(features):  # Triton launches on the current device
-        _kernels(features).roi_pool(
-            features, boxes, pooled, channels_last, spatial_scale, output_size, sampling_ratio, aligned
-        )
+    backend = backend or backends.resolve_kernel(features.device)
+    arguments = (features, boxes, pooled, channels_last, spatial_scale, output_size, sampling_ratio, aligned)
+    kernels.run("roi_pool.roi_pool", backend, features.device, *arguments)
     return pooled
 
 
 @roi_pool_op.register_fake
-def _(
-    features: Tensor, boxes: Tensor, spatial_scale: float, output_size: int, sampling_ratio: int, aligned: bool
-) -> Tensor:
+def _(features: Tensor, boxes: Tensor, *_: Any) -> Tensor:
     return features.new_empty(*boxes.shape[:2], features.shape[1])
 
 
 @torch.library.custom_op("ltfast::roi_pool_backward", mutates_args=())
+@calls_kernels("patch_roi_pool")
 def roi_pool_backward_op(
     grad_pooled: Tensor,
     boxes: Tensor,
@@ -141,21 +142,14 @@ def roi_pool_backward_op(
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
+    backend: str,
 ) -> Tensor:
     """The gradient of the features: the product with the transposed weights."""
     gradient = _empty_features(grad_pooled, height, width, channels_last)
     boxes = boxes.to(accumulator(gradient.dtype)).contiguous()
-    with torch.cuda.device_of(gradient):
-        _kernels(gradient).roi_pool_backward(
-            gradient,
-            boxes,
-            grad_pooled.contiguous(),
-            channels_last,
-            spatial_scale,
-            output_size,
-            sampling_ratio,
-            aligned,
-        )
+    options = (channels_last, spatial_scale, output_size, sampling_ratio, aligned)
+    arguments = (gradient, boxes, grad_pooled.contiguous(), *options)
+    kernels.run("roi_pool.roi_pool_backward", backend, gradient.device, *arguments)
     return gradient
 
 
@@ -165,24 +159,26 @@ def _(grad_pooled: Tensor, boxes: Tensor, height: int, width: int, channels_last
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, *ctx.sampling = inputs
+    features, boxes, *ctx.sampling, backend = inputs
     ctx.shape = *features.shape[2:], _is_channels_last(features)
+    ctx.backend = backend or backends.resolve_kernel(features.device)
     ctx.save_for_backward(boxes)
 
 
 def _backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
     (boxes,) = ctx.saved_tensors
-    return roi_pool_backward_op(grad_pooled, boxes, *ctx.shape, *ctx.sampling), None, None, None, None, None
+    gradient = roi_pool_backward_op(grad_pooled, boxes, *ctx.shape, *ctx.sampling, ctx.backend)
+    return gradient, *[None] * 6
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, boxes, _, _, _, *ctx.sampling = inputs
+    _, boxes, _, _, _, *ctx.sampling, ctx.backend = inputs
     ctx.save_for_backward(boxes)
 
 
 def _backward_backward(ctx: Any, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:
     (boxes,) = ctx.saved_tensors
-    return roi_pool_op(grad_gradient, boxes, *ctx.sampling), *[None] * 8
+    return roi_pool_op(grad_gradient, boxes, *ctx.sampling, ctx.backend), *[None] * 9
 
 
 roi_pool_op.register_autograd(_backward, setup_context=_setup)

@@ -34,4 +34,5 @@ def roi_pool(
     y = axis_weights(y1, y2, features.shape[2], output_size, sampling_ratio, aligned)
     x = axis_weights(x1, x2, features.shape[3], output_size, sampling_ratio, aligned)
     y = y.where(boxes.isfinite().all(2, keepdim=True), torch.nan)
-    return torch.einsum("nlh,nlw,nchw->nlc", y, x, features.to(dtype)).to(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("nlh,nlw,nchw->nlc", y, x, features.to(dtype)).to(features.dtype)

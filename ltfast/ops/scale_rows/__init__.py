@@ -4,10 +4,9 @@ one. Rows whose product is 1 are neither read nor written, so a plain ``loss.bac
 It runs in backward passes alone and on plain tensors (compilers see a product instead), so it is no registered op.
 """
 
-from importlib import import_module
-
-import torch
 from torch import Tensor
+
+from ltfast.ops import kernels
 
 __all__ = ["scale_rows_"]
 
@@ -21,8 +20,4 @@ def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> No
         unit: multiplies every factor.
         backend: "native" or "triton": what the forward pass ran.
     """
-    kernel = import_module(f"ltfast.ops.scale_rows.{backend}").scale_rows_
-    if not matrix.is_cuda:
-        return kernel(matrix, factor.contiguous(), unit)
-    with torch.cuda.device_of(matrix):  # Triton launches on the current device
-        return kernel(matrix, factor.contiguous(), unit)
+    kernels.run("scale_rows.scale_rows_", backend, matrix.device, matrix, factor.contiguous(), unit)

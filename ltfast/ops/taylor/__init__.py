@@ -17,13 +17,13 @@ travel in the launch itself, where Triton's kernels need a table of them on the 
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
+from ltfast.ops.kernels import calls_kernels
 from ltfast.ops.taylor import reference
 from ltfast.ops.taylor.tables import check_apart, flatten, write_back
 
@@ -53,7 +53,7 @@ def taylor_importance_(
     _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
     _check_list("parameters", parameters, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
     _check_list("gradients", gradients, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
-    _change(("accumulators", accumulators), (parameters, gradients), reference.taylor_importance_, _update, taylor_op)
+    _change("taylor_importance_", ("accumulators", accumulators), (parameters, gradients), _update, taylor_op)
 
 
 def importance_threshold(
@@ -91,7 +91,7 @@ def importance_threshold(
     if not any(values.numel() for values in accumulators):
         raise ValueError("accumulators has no element: expected one or more")
     with torch.no_grad():
-        if backends.resolve(accumulators[0].device) == "reference":
+        if backends.choose("importance_threshold", accumulators[0]) == "reference":
             return reference.importance_threshold(accumulators, chosen, float(fraction))
         find = _threshold if _are_plain(accumulators, chosen) else threshold_op
         return find(accumulators, chosen, float(fraction))
@@ -123,7 +123,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Seq
         for i, (value, tensor) in enumerate(zip(replacements, tensors, strict=True)):
             if value.dtype != tensor.dtype:
                 raise TypeError(f"values[{i}] has dtype {value.dtype}: expected {tensor.dtype}, as tensors[{i}]")
-    _change(("tensors", tensors), (masks, replacements), reference.apply_masks_, _apply, apply_op)
+    _change("apply_masks_", ("tensors", tensors), (masks, replacements), _apply, apply_op)
 
 
 def _check_list(
@@ -151,17 +151,17 @@ def _check_list(
 
 
 def _are_plain(*lists: Sequence[Tensor]) -> bool:
-    """Whether these are memory and nobody watches; see ``fused_loss.is_plain``, which takes no parameters."""
+    """Whether these are memory and nobody watches; see ``kernels.is_plain``, which takes no parameters."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._functorch.maybe_current_level() is None
         and {type(tensor) for tensors in lists for tensor in tensors} <= {Tensor, torch.nn.Parameter}
     )
 
 
 def _change(
-    changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], plain: Callable, run: Callable, op: Callable
+    function: str, changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], run: Callable, op: Callable
 ) -> None:
     """Run what changes tensors in place: the reference, or the kernels past the dispatcher, or through it."""
     name, tensors = changed
@@ -169,10 +169,10 @@ def _change(
         return
     with torch.no_grad():
         eager = _are_plain(tensors, *others)
-        if backends.resolve(tensors[0].device, in_cuda=True) == "reference":
+        if backends.choose(function, tensors[0], in_cuda=True) == "reference":
             if eager:
                 check_apart(name, tensors)
-            plain(tensors, *others)
+            getattr(reference, function)(tensors, *others)
         elif eager:
             run(tensors, *others)
             torch.autograd.graph.increment_version(tensors)
@@ -180,30 +180,31 @@ def _change(
             op(tensors, *others)
 
 
-def _kernels(device: torch.device, *, in_cuda: bool = False) -> ModuleType:
-    name = backends.resolve_kernel(device, in_cuda=in_cuda)
-    return import_module(f"ltfast.ops.taylor.{'cuda' if (name, device.type) == ('native', 'cuda') else name}")
+def _run(function: str, device: torch.device, *arguments: Any, in_cuda: bool = False) -> Any:
+    backend = backends.resolve_kernel(device, in_cuda=in_cuda)
+    backend = "cuda" if (backend, device.type) == ("native", "cuda") else backend
+    return kernels.run(f"taylor.{function}", backend, device, *arguments)
 
 
+@calls_kernels("taylor_importance_")
 def _update(accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     check_apart("accumulators", accumulators)
     lists = flatten(accumulators, parameters, gradients)
-    with torch.cuda.device_of(accumulators[0]):  # Triton launches on the current device
-        _kernels(accumulators[0].device, in_cuda=True).taylor_importance_(*lists)
+    _run("taylor_importance_", accumulators[0].device, *lists, in_cuda=True)
     write_back(accumulators, lists[0])
 
 
+@calls_kernels("importance_threshold")
 def _threshold(accumulators: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> Tensor:
     lists = flatten(accumulators, *([masks] if masks else []))
-    with torch.cuda.device_of(accumulators[0]):
-        return _kernels(accumulators[0].device).importance_threshold(fraction, *lists)
+    return _run("importance_threshold", accumulators[0].device, fraction, *lists)
 
 
+@calls_kernels("apply_masks_")
 def _apply(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     check_apart("tensors", tensors)
     lists = flatten(tensors, masks, *([values] if values else []))
-    with torch.cuda.device_of(tensors[0]):
-        _kernels(tensors[0].device, in_cuda=True).apply_masks_(*lists)
+    _run("apply_masks_", tensors[0].device, *lists, in_cuda=True)
     write_back(tensors, lists[0])
 
 

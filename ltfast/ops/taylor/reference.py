@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ltfast.ops.checks import unwrapped
+
 
 def taylor_importance_(
     accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
@@ -14,12 +16,14 @@ def taylor_importance_(
 
 
 def importance_threshold(accumulators: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> Tensor:
-    if masks:
-        accumulators = [values[mask.bool()] for values, mask in zip(accumulators, masks, strict=True)]
     values = torch.cat([values.flatten() for values in accumulators])
-    if not values.numel():
+    if not masks:
+        return values.kthvalue(max(round(fraction * values.numel()), 1)).values
+    chosen = torch.cat([mask.bool().flatten() for mask in masks])
+    if type(chosen) is Tensor and chosen.device.type == "cpu" and not unwrapped(chosen).any():
         raise ValueError("no value is left: expected masks with a True element")
-    return values.kthvalue(max(round(fraction * values.numel()), 1)).values
+    rank = (fraction * chosen.sum().double()).round().long().clamp(min=1)
+    return values.masked_fill(~chosen, torch.nan).sort().values.gather(0, rank[None] - 1)[0]  # NaN is the greatest
 
 
 def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -21,14 +21,14 @@ and its derivative is :math:`dF / d(\kappa^2) = I_{\nu+1}(\kappa) / (2 \kappa I_
 two matrix products and an elementwise epilogue.
 """
 
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks
+from ltfast.ops import backends, checks, kernels
 from ltfast.ops.fused_loss import accumulator, register, wants_gradient
+from ltfast.ops.kernels import calls_kernels
 from ltfast.ops.vmf import reference
 
 __all__ = ["vmf_cross_entropy", "vmf_logits"]
@@ -55,7 +55,7 @@ def vmf_logits(features: Tensor, directions: Tensor, kappa: Tensor, *, temperatu
         z, k = reference.saturated(features.to(dtype)), reference.saturated(kappa.to(dtype))
         scaled = directions.to(dtype) * (2 / temperature * k)[:, None]
         increments = torch.addmm(z.square().sum(1, keepdim=True) / temperature**2, z, scaled.T)
-        if backends.resolve(features.device) == "reference":
+        if backends.choose("vmf_logits", features) == "reference":
             return reference.vmf_ratio(increments, k, nu)
         return vmf_ratio_op(increments, k, nu, wants_gradient(increments))[0]
 
@@ -95,7 +95,7 @@ def vmf_cross_entropy(
     if log_prior is not None:
         checks.check_class_vector(log_prior, directions.T, "log_prior")
     arguments = (features, target, directions, kappa, log_prior, temperature, reduction)
-    if backends.resolve(features.device) == "reference":
+    if backends.choose("vmf_cross_entropy", features) == "reference":
         checks.check_reference_labels(target, len(directions))
         return reference.vmf_cross_entropy(*arguments)
     loss, _ = vmf_cross_entropy_op(*arguments, wants_gradient(features))
@@ -120,13 +120,12 @@ def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, tempera
 
 
 @torch.library.custom_op("ltfast::vmf_ratio", mutates_args=())
+@calls_kernels("vmf_logits")
 def vmf_ratio_op(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
     """F(k') - F(k) for k'^2 = k^2 + increment, and its derivative in the increment (or nothing)."""
-    run = import_module(f"ltfast.ops.vmf.{backends.resolve_kernel(increments.device)}").vmf_ratio
-    if not increments.is_cuda:
-        return run(increments.contiguous(), kappa.contiguous(), nu, with_slope)
-    with torch.cuda.device_of(increments):
-        return run(increments.contiguous(), kappa.contiguous(), nu, with_slope)
+    device = increments.device
+    arguments = (increments.contiguous(), kappa.contiguous(), nu, with_slope)
+    return kernels.run("vmf.vmf_ratio", backends.resolve_kernel(device), device, *arguments)
 
 
 @vmf_ratio_op.register_fake

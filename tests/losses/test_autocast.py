@@ -1,0 +1,84 @@
+"""Every loss with its backward pass inside ``torch.autocast`` too."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import ltfast
+from ltfast.losses import (
+    AGCLLoss,
+    BalancedBCELoss,
+    CompensationLoss,
+    DSCLLoss,
+    LogitAdjustedLoss,
+    MemoryQueue,
+    PBSDLoss,
+    ProCoLoss,
+    SupConQueueLoss,
+)
+
+COUNTS, ROWS, WIDTH = [50, 20, 5, 2], 8, 6
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(*shape, WIDTH), dim=-1)
+
+
+def labels(rows=ROWS):
+    return torch.randint(len(COUNTS), (rows,))
+
+
+def of_logits(loss):
+    target = labels()
+    return lambda x: loss(x, target), torch.rand(ROWS, len(COUNTS))
+
+
+def of_features(method="__call__"):
+    loss = ProCoLoss(len(COUNTS), WIDTH, class_counts=COUNTS)
+    loss.update(unit(30), labels(30))
+    target = labels()
+    if method == "logits":
+        return lambda x: F.cross_entropy(loss.logits(x), target), unit(ROWS)
+    return lambda x: loss(x, target), unit(ROWS)
+
+
+def of_queue(loss, argument="query"):
+    queue = MemoryQueue(WIDTH, 32, num_classes=len(COUNTS))
+    queue.enqueue(unit(20), labels(20))
+    other, target = unit(ROWS), labels()
+    if argument == "query":
+        return lambda x: loss(x, other, target, queue), unit(ROWS)
+    if argument == "key":
+        return lambda x: loss(other, x, target, queue), unit(ROWS)
+    return lambda x: loss(other[:, None], x, other, queue), unit(ROWS, 1)
+
+
+LOSSES = {
+    "agcl": lambda: of_logits(AGCLLoss(COUNTS, noise_mul=0.0)),
+    "balanced_bce": lambda: of_logits(BalancedBCELoss(COUNTS)),
+    "logit_adjusted": lambda: of_logits(LogitAdjustedLoss(COUNTS)),
+    "compensation": lambda: of_logits(CompensationLoss(COUNTS, 3)),
+    "proco": of_features,
+    "proco, logits": lambda: of_features("logits"),
+    "supcon": lambda: of_queue(SupConQueueLoss()),
+    "dscl": lambda: of_queue(DSCLLoss()),
+    "dscl, key": lambda: of_queue(DSCLLoss(), "key"),
+    "pbsd": lambda: of_queue(PBSDLoss(), "cropped"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_backward_inside_autocast(backend, name, dtype):
+    loss_of, x = LOSSES[name]()
+    x.requires_grad_()
+    with ltfast.backend(backend):
+        loss = loss_of(x)
+        (expected,) = torch.autograd.grad(loss, x)
+        with torch.autocast("cpu", dtype):
+            inside = loss_of(x)
+            (gradient,) = torch.autograd.grad(inside, x)
+    assert inside.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(inside, loss, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
+    assert (gradient - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()

@@ -1,0 +1,51 @@
+"""Forward and backward pass inside ``torch.autocast``: kernels choose the dtypes of their products themselves."""
+
+import pytest
+import torch
+
+import ltfast
+from ops.conftest import PLACES, Place
+from ops.every_op import EVERY_OP, exact_gradient
+
+EVERY_PLACE = [pytest.param(Place("reference", "cpu"), id="reference"), *(p for p in PLACES if p.id != "triton-gpu")]
+
+
+def tolerance(name: str, backend: str, dtype: torch.dtype) -> float:
+    """Relative to the largest value. What is PyTorch's own product, in either direction, takes autocast's dtype; so do
+    the queries of ``queue_softmax``."""
+    plain = backend == "reference" and name == "patch_roi_pool"
+    if name.startswith("queue_softmax") or name == "vmf_logits" or plain:
+        return 4 * torch.finfo(dtype).eps
+    return 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", EVERY_OP)
+@pytest.mark.parametrize("place", EVERY_PLACE)
+def test_both_passes_inside_autocast(place, name, dtype):
+    function, x = EVERY_OP[name]()
+    expected = exact_gradient(function, x)
+    exact = function(x)
+    x = x.float().requires_grad_()
+    with ltfast.backend(place.backend), torch.autocast("cpu", dtype):
+        value = function(x)
+        (gradient,) = torch.autograd.grad(value, x)
+    limit = tolerance(name, place.backend, dtype)
+    assert gradient.dtype == torch.float32
+    assert value.dtype in (torch.float32, torch.float64)
+    assert (value - exact).abs() <= max(limit, 1e-5) * exact.abs().clamp(min=1)
+    assert (gradient - expected).abs().max() <= limit * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_second_derivatives_inside_autocast(backend):
+    function, x = EVERY_OP["queue_softmax, keys"]()
+
+    def penalty(x):
+        (gradient,) = torch.autograd.grad(function(x), x, create_graph=True)
+        return gradient.square().sum()
+
+    expected = penalty(x.clone().requires_grad_())
+    with ltfast.backend(backend), torch.autocast("cpu", torch.bfloat16):
+        found = penalty(x.float().requires_grad_())
+    torch.testing.assert_close(found.double(), expected, rtol=4e-2, atol=1e-3)
