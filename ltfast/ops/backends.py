@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ltfast.ops.kernels import refuse_tangents
 
@@ -123,7 +124,7 @@ def choose(op: str, tensor: Tensor, *others: Tensor, in_cuda: bool = False) -> s
         raise NotImplementedError(
             f"torch.func transforms of {op} need the reference: use it inside `with ltfast.backend('reference')`"
         )
-    if not torch.compiler.is_compiling():
+    if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
         refuse_tangents(op, (tensor, *others))
     return name
 

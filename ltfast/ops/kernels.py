@@ -27,11 +27,10 @@ def calls_kernels(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         @functools.wraps(function)
         def guarded(*arguments: Any, **options: Any) -> Any:
             refuse_tangents(op, arguments)
-            for device_type in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device_type):
-                    with torch.autocast(device_type, enabled=False):
-                        return guarded(*arguments, **options)
-            return function(*arguments, **options)
+            if not torch._C._is_any_autocast_enabled():
+                return function(*arguments, **options)
+            with torch._C._DisableAutocast():  # of all devices; torch.autocast would take longer than a small batch
+                return function(*arguments, **options)
 
         return guarded
 
@@ -62,12 +61,17 @@ def run(path: str, backend: str, device: torch.device, *arguments: Any, **option
         device: of the arguments; Triton launches on the current device.
         arguments, options: the function's.
     """
-    folder, function = path.split(".")
-    kernel = getattr(import_module(f"ltfast.ops.{folder}.{backend}"), function)
+    kernel = _find(path, backend)
     if device.type != "cuda":
         return kernel(*arguments, **options)
     with torch.cuda.device(device.index):
         return kernel(*arguments, **options)
+
+
+@functools.cache
+def _find(path: str, backend: str) -> Callable[..., Any]:
+    folder, function = path.split(".")
+    return getattr(import_module(f"ltfast.ops.{folder}.{backend}"), function)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -78,7 +82,7 @@ def is_plain(tensor: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._has_storage(tensor)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not has_tangent(tensor)
+        and not (forward_ad._current_level >= 0 and has_tangent(tensor))
     )
 
 
