@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ltfast.ops import checks
-from ltfast.ops.fused_loss import accumulator, is_plain
+from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.kernels import is_plain
 
 _EVERY = 64
 ENOUGH_KEYS = 1024  # of a queue, to look at

@@ -197,7 +197,7 @@ def test_minus_100_is_ignored_by_default(name):
 def test_losses_over_a_queue_ignore_no_label(name):
     loss, inputs, labels = arguments(name)
     labels[3] = -100
-    with pytest.raises(ValueError, match=r"labels\[3\] is -100: expected a label in"):
+    with pytest.raises(ValueError, match=r"^labels(\[3\] is| has) -100: expected"):
         loss(inputs, labels)
 
 
@@ -234,7 +234,7 @@ def test_a_label_out_of_range(name):
     for wrong in (-1, -101, CLASSES):
         if name == "compat dscl" and wrong == CLASSES:
             continue  # counts its classes itself
-        with pytest.raises(ValueError, match=r"(target|labels)(\[3\]| has a label out of range).*\[0, \d+\)"):
+        with pytest.raises(ValueError, match=r"^(target|labels)(\[3\]| has).*: expected (a )?labels?"):
             loss(inputs, labels.index_fill(0, torch.tensor(3), wrong))
 
 
