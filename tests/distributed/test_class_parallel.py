@@ -21,8 +21,8 @@ SETTINGS = [
     (11, {}),
     (4102, {"gamma_pos": 2.0, "gamma_neg": 1.7, "label_smoothing": 0.6}),
     (9, {"variant": "paper", "gamma_neg": 0.0}),
-    (17, {"reduction": "sum"}),
-    (7, {"reduction": "none", "noise_mul": 0.0}),
+    (17, {"reduction": "sum", "ignore_index": 0}),
+    (7, {"reduction": "none", "noise_mul": 0.0, "ignore_index": 6}),
 ]
 
 

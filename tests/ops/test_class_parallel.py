@@ -104,6 +104,40 @@ def test_vmf(place, width, classes, dtype):
     assert gradient.dtype == dtype
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignore_index", [-100, 3])
+def test_ignored_labels(place, reduction, ignore_index):
+    cosine, target, class_noise = problem(9, 20, torch.float64, place.device)
+    target[::4] = ignore_index
+    options = {"reduction": reduction, "ignore_index": ignore_index}
+    directions, features = (F.normalize(torch.randn(n, 18, device=place.device), dim=1) for n in (20, 9))
+    kappa = torch.rand(20, device=place.device) * 50
+
+    def noise():
+        return torch.Generator(place.device).manual_seed(2)
+
+    for x, split, whole in (
+        (
+            cosine,
+            lambda x: class_parallel_agcl(x, target, 20, class_noise, generator=noise(), **options),
+            lambda x: agcl(x, target, class_noise, generator=noise(), **options),
+        ),
+        (
+            features,
+            lambda x: class_parallel_vmf_cross_entropy(x, target, directions, kappa, 20, **options),
+            lambda x: vmf_cross_entropy(x, target, directions, kappa, **options),
+        ),
+    ):
+        (loss, gradient), (expected, of_expected) = loss_and_gradient(split, x), loss_and_gradient(whole, x)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, of_expected, rtol=1e-4, atol=1e-5)
+        assert gradient[target == ignore_index].abs().max() == 0
+    target[1] = -7
+    if place.device == "cpu":
+        with pytest.raises(ValueError, match=r"target\[1\] is -7"):
+            class_parallel_agcl(cosine, target, 20, **options)
+
+
 def test_opcheck():
     cosine, target, noise = problem(5, 12)
     arguments = (cosine.clone().requires_grad_(), target, noise, torch.tensor([3]), 7, 20.0, 0.1, 4.0)
