@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "dtypes.h"
 #include "kernels.h"
@@ -19,13 +20,20 @@ void roi_axis_weights(const RoiPoolArguments& a, A low, A high, int64_t size, A*
   const A bin = extent / A(a.output_size);
   const A samples = a.sampling_ratio > 0 ? A(a.sampling_ratio) : std::ceil(bin);
   if (!(samples > 0 && std::isfinite(bin))) return;
+  // In bins of so many pixels products with `bin` or `samples` may overflow; samples are then a step apart.
+  const bool wide = std::abs(bin) > 1 / std::numeric_limits<A>::epsilon();
+  const A step = bin / samples;
   for (int64_t b = 0; b < a.output_size; ++b) {
     const A start = low + A(b) * bin, least = bin < 0 ? start + bin : start;
     // Where sample i is, in ascending order. Rounded as torchvision does: at -1 and at size the weight jumps.
-    const auto position = [&](A i) { return start + ((bin < 0 ? samples - 1 - i : i) + A(0.5)) * bin / samples; };
+    const auto position = [&](A i) {
+      const A middle = (bin < 0 ? samples - 1 - i : i) + A(0.5);
+      return start + (wide ? middle * step : middle * bin / samples);
+    };
     const auto is_below = [&](A i, A bound) { return bound == A(size) ? position(i) <= bound : position(i) < bound; };
     const auto count_below = [&](A bound) {
-      const A guess = std::ceil((bound - least) * samples / std::abs(bin) - A(0.5));  // off by one at most
+      const A before = wide ? (bound - least) / std::abs(step) : (bound - least) * samples / std::abs(bin);
+      const A guess = std::ceil(before - A(0.5));                                      // off by one at most
       const A count = guess > 0 ? std::min(guess, samples) : A(0);                     // NaN: 0
       if (count > 0 && !is_below(count - 1, bound)) return count - 1;
       return count < samples && is_below(count, bound) ? count + 1 : count;

@@ -14,13 +14,15 @@ def axis_weights(low: Tensor, high: Tensor, size: int, output_size: int, samplin
 
     extent = high - low if aligned else (high - low).clamp(min=1)
     bins = (extent / output_size)[..., None, None]
+    wide = bins.abs() > 1 / torch.finfo(low.dtype).eps  # products with such bins may overflow
     start = low[..., None, None] + count(output_size)[:, None] * bins
     if sampling_ratio > 0:
         samples, index = torch.full_like(bins, sampling_ratio), count(sampling_ratio)
     else:  # half a pixel apart or more, so few of them lie in the image: from one before the first
         samples = bins.ceil()
-        index = ((-1 - start) * samples / bins - 1.5).floor().clamp(min=0) + count(2 * size + 6)
-    at = start + (index + 0.5) * bins / samples
+        before = torch.where(wide, (-1 - start) / (bins / samples), (-1 - start) * samples / bins)
+        index = (before - 1.5).floor().clamp(min=0) + count(2 * size + 6)
+    at = start + torch.where(wide, (index + 0.5) * (bins / samples), (index + 0.5) * bins / samples)
     inside = (index < samples) & (at >= -1) & (at <= size)
     bilinear = (1 - (at.clamp(0, size - 1)[..., None] - count(size)).abs()).clamp(min=0)
     return torch.where(inside[..., None], bilinear / (output_size * samples[..., None]), 0).sum((2, 3))
