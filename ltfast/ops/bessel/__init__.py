@@ -33,7 +33,7 @@ def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
-        x: float32 or float64, any shape, from 0 to 1e100. NaN gives NaN, as do negative values if nu is not 0.
+        x: float32 or float64, any shape, 0 or more. NaN and inf give NaN, as do negative values if nu is not 0.
 
     Returns:
         The shape of nu and x broadcast, the dtype of x. Three times differentiable in x; -inf at x = 0 for nu > 0.
@@ -53,7 +53,7 @@ def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
-        x: float32 or float64, any shape, from 0 to 1e100. NaN gives NaN.
+        x: float32 or float64, any shape, 0 or more. NaN and inf give NaN.
 
     Returns:
         The shape of nu and x broadcast, the dtype of x. Twice differentiable in x.
@@ -130,5 +130,5 @@ bessel_ratio_op = _register("bessel_ratio", lambda nu, x, ratio: bessel_ratio_gr
 log_iv_op = _register(
     "log_iv",
     # 0 / 0 at the origin, where log I_0 is flat
-    lambda nu, x, value: bessel_ratio_op(nu, x) + torch.where(nu == 0, torch.zeros_like(x), nu.to(x.dtype) / x),
+    lambda nu, x, value: bessel_ratio_op(nu, x) + torch.where(nu == 0, 0.0, nu / x.double()).to(x.dtype),
 )
