@@ -39,16 +39,45 @@ LTFAST_INLINE double debye_series(double p, double q) {
   return sum;
 }
 
+// The order v and x, both times `scale`, a power of two under which sums of their squares stay in range: 1 unless one is
+// huge. s and sum are the scaled sqrt(v^2 + x^2) and v + s, inverse is 1 / s; p = scale / s. Subnormal results are flushed.
+struct Point {
+  double scale, v, x, s, sum, inverse, p, q;
+};
+
+LTFAST_INLINE Point point_of(double v, double x) {
+  const double scale = (v > x ? v : x) > 0x1p500 ? 0x1p-600 : 1;
+  Point at{scale, v * scale, x * scale, 0, 0, 0, 0, 0};
+  at.s = std::sqrt(at.v * at.v + at.x * at.x);
+  at.sum = at.v + at.s;
+  at.inverse = 1 / at.s;
+  at.p = scale * at.inverse;
+  at.q = (at.v * at.inverse) * (at.v * at.inverse);
+  return at;
+}
+
+// log(x) for positive x, subnormal ones too.
+LTFAST_INLINE double log_positive(double x) {
+  const bool small = x < std::numeric_limits<double>::min();
+  return log_normal(small ? x * 0x1p54 : x) - (small ? 37.42994775023705 : 0);  // 54 log 2
+}
+
+// B_v = I_{v+1}(x) / (x I_v(x)) over the scale.
 template <class D>
-LTFAST_INLINE double ratio_over_x(double v, double s) {
-  const double p = 1 / s, q = (v * p) * (v * p);
-  return 1 / (v + s) - p * p * (0.5 + debye_series<D, 1>(p, q));
+LTFAST_INLINE double ratio_over_x(const Point& at) {
+  return 1 / at.sum - at.p * at.inverse * (0.5 + debye_series<D, 1>(at.p, at.q));
+}
+
+// From here on a low order makes no difference but that log I_nu(x) grows with x.
+template <class D>
+LTFAST_INLINE double climbed_x(double nu, double x) {
+  return nu < Debye<D>::order && x > 0x1p1000 ? 0x1p1000 : x;
 }
 
 // The Debye<D>::order steps down from order v: step(j, denominator) for j = v, v - 1, ... with 2j + x^2 B_j = 1 / B_{j-1}.
 template <class D, class Step>
-LTFAST_INLINE double climb_down(double v, double x, double s, const Step& step) {
-  double ratio = ratio_over_x<D>(v, s);
+LTFAST_INLINE double climb_down(double v, double x, const Point& at, const Step& step) {
+  double ratio = ratio_over_x<D>(at) * at.scale;
 #pragma GCC unroll 16
   for (int k = 0; k < Debye<D>::order; ++k) {
     const double denominator = 2 * (v - k) + x * (x * ratio);
@@ -59,51 +88,58 @@ LTFAST_INLINE double climb_down(double v, double x, double s, const Step& step) 
 }
 
 template <class D>
-LTFAST_INLINE double log_iv(double nu, double x) {
+LTFAST_INLINE double log_iv(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
+  const double x = climbed_x<D>(nu, whole_x);
   const double v = nu < order ? nu + order : nu;
-  const double s = std::sqrt(v * v + x * x), p = 1 / s, log_s = log_normal(s);
-  const double tail = debye_series<D, 0>(p, (v * p) * (v * p)) - 0.5 * log_s - 0.91893853320467274;  // log(2 pi) / 2
-  const double tiny = std::numeric_limits<double>::min();
-  double log_x = log_normal(x < tiny ? tiny : x) + (x - x);
+  const Point at = point_of(v, x);
+  const double unscaled = 1 / at.scale, of_scale = at.scale < 1 ? 415.88830833596718 : 0;  // 600 log 2
+  const double log_s = log_normal(at.s) + of_scale, log_sum = log_normal(at.sum) + of_scale;
+  const double tail = debye_series<D, 0>(at.p, at.q) - 0.5 * log_s - 0.91893853320467274;  // log(2 pi) / 2
+  double log_x = log_positive(x > 0 ? x : 1) + (x - x);
   log_x = x == 0 ? -std::numeric_limits<double>::infinity() : x < 0 ? std::numeric_limits<double>::quiet_NaN() : log_x;
-  const double log_sum = log_normal(v + s);
 
   // less its value at x = kZero v, which is 0: where the terms of the plain form cancel
-  const double half = 134217729 * v, high = half - (half - v);  // Veltkamp and Dekker: high has 26 bits
-  const double step = (x - high * kZeroHigh) - ((v - high) * kZeroHigh + v * kZeroLow);
-  const double root = v * kZero, s_root = v * kZeroRoot, rise = step * (x + root) / (s + s_root);
-  const bool near = x > 0.3 * v && x < 1.3 * v;
-  const double near_step = near ? step / root : 0, near_rise = near ? rise / (v + s_root) : 0;
+  const double half = 134217729 * at.v, high = half - (half - at.v);  // Veltkamp and Dekker: high has 26 bits
+  const double step = (at.x - high * kZeroHigh) - ((at.v - high) * kZeroHigh + at.v * kZeroLow);
+  const double root = at.v * kZero, s_root = at.v * kZeroRoot, rise = step * (at.x + root) / (at.s + s_root);
+  const bool near = at.x > 0.3 * at.v && at.x < 1.3 * at.v;
+  const double near_step = near ? step / root : 0, near_rise = near ? rise / (at.v + s_root) : 0;
   double log_step, log_rise;
   log1p_pair(near_step, near_rise, log_step, log_rise);
-  const double close = rise + v * (log_step - log_rise);
-  const double direct = (near ? close : s + v * (log_x - log_sum)) + tail;
+  const double close = rise + at.v * (log_step - log_rise);
+  const double direct = (near ? close : at.s + at.v * (log_x - log_sum)) * unscaled + tail;
 
   double product = 1;  // of the denominators, each over s to stay in range
-  climb_down<D>(v, x, s, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * p; });
-  const double lead = s - v * log_sum + tail + log_normal(product) + order * log_s;
-  const double lowered = lead + (nu > 0 ? nu * log_x : 0 * (x - x));
+  climb_down<D>(v, x, at, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * at.p; });
+  const double lead = at.s * unscaled - v * log_sum + tail + log_normal(product) + order * log_s;
+  const double lowered = lead + (whole_x - x) + (nu > 0 ? nu * log_x : 0 * (x - x));
   return nu >= order ? direct : nu == 0 && x == 0 ? 0 : lowered;
 }
 
 template <class D>
-LTFAST_INLINE double bessel_ratio(double nu, double x) {
+LTFAST_INLINE double bessel_ratio(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
-  const double v = nu < order ? nu + order : nu, s = std::sqrt(v * v + x * x);
-  const double lowered = climb_down<D>(v, x, s, [](double, double, double) LTFAST_LAMBDA {});
-  return x * (nu < order ? lowered : ratio_over_x<D>(v, s));
+  const double x = climbed_x<D>(nu, whole_x);
+  const double v = nu < order ? nu + order : nu;
+  const Point at = point_of(v, x);
+  const double lowered = climb_down<D>(v, x, at, [](double, double, double) LTFAST_LAMBDA {});
+  const double ratio = ratio_over_x<D>(at);
+  return nu < order ? x * lowered : x > 1 ? at.x * ratio : x * (ratio * at.scale);
 }
 
 template <class D>
-LTFAST_INLINE double bessel_ratio_grad(double nu, double x) {
+LTFAST_INLINE double bessel_ratio_grad(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
-  const double v = nu < order ? nu + order : nu, s = std::sqrt(v * v + x * x), p = 1 / s;
-  const double q = (v * p) * (v * p), square = (x * p) * (x * p);
-  const double first = debye_series<D, 1>(p, q), second = debye_series<D, 2>(p, q);
-  const double slope = v * p / (v + s) + p * p * (0.5 - q - first + square * (2 * first + second));
+  const double x = climbed_x<D>(nu, whole_x);
+  const double v = nu < order ? nu + order : nu;
+  const Point at = point_of(v, x);
+  const double share = x * at.p, square = share * share;
+  const double first = debye_series<D, 1>(at.p, at.q), second = debye_series<D, 2>(at.p, at.q);
+  const double slope =
+      v * at.p * (at.scale / at.sum) + at.p * at.p * (0.5 - at.q - first + square * (2 * first + second));
   double lowered = slope;  // A_{j-1} = 1 / (2j / x + A_j), differentiated
-  climb_down<D>(v, x, s, [&](double j, double ratio, double) LTFAST_LAMBDA {
+  climb_down<D>(v, x, at, [&](double j, double ratio, double) LTFAST_LAMBDA {
     lowered = 2 * j * (ratio * ratio) - (x * ratio) * (x * ratio) * lowered;
   });
   return nu < order ? lowered : slope;

@@ -160,7 +160,8 @@ def backend(name: str) -> Iterator[None]:
     """Run every ltfast op inside the block on one backend: ``with ltfast.backend("reference"): ...``.
 
     Applies to the calling thread, as ``torch.no_grad`` does, and takes precedence over ``LTFAST_BACKEND``. A backward
-    pass runs on the backend of its forward pass, wherever it is called.
+    pass runs on the backend of its forward pass, wherever it is called. Activation checkpointing calls the forward
+    pass once more from there: ``checkpoint(..., context_fn=lambda: (nullcontext(), ltfast.backend(name)))``.
 
     Args:
         name: ``"reference"``, ``"native"`` or ``"triton"``.

@@ -2,9 +2,11 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import ltfast
 from ltfast.ops import agcl, backends, balanced_bce, class_sums, kernels, log_iv, patch_roi_pool, vmf_cross_entropy
@@ -136,6 +138,17 @@ def test_backward_passes_run_where_the_forward_pass_ran(kernels_run, backend, na
     for actual, exact in zip(gradients(OTHER[backend]), expected, strict=True):
         assert torch.equal(actual, exact)
     assert set(kernels_run) == ({backend} if backend != "reference" else set())
+
+
+def test_activation_checkpointing_in_a_context(kernels_run):
+    function, x = EVERY_OP["agcl"]()
+    x.requires_grad_()
+    contexts = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), ltfast.backend("reference"))}
+    with ltfast.backend("reference"):
+        loss = checkpoint(function, x, **contexts)
+        expected = exact_gradient(function, x)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+    assert kernels_run == []
 
 
 @pytest.mark.parametrize("name", ["queue_softmax, keys", "agcl"])

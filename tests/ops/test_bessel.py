@@ -48,6 +48,52 @@ def test_against_fifty_digits(place, nu, dtype):
         assert error < TOLERANCE[dtype], f"bessel_ratio({nu}, {value!r}): {error}"
 
 
+# Subnormal, tiny, about 1, large, where squares overflow, and the largest.
+ENDS = {
+    torch.float64: [5e-324, 1e-310, 2.3e-308, 1e-200, 1e-30, 0.3, 4.0, 1e10, 1e100, 1e154, 2e155, 1e300, 1.7e308],
+    torch.float32: [1e-45, 1e-40, 1.2e-38, 1e-20, 0.3, 4.0, 1e10, 1e20, 3e38],
+}
+
+
+def exact_at_the_ends(nu, x):
+    """log I_nu(x), A = I_{nu+1}(x) / I_nu(x), A' and the logarithm's derivative."""
+    with mpmath.workdps(60):
+        nu, x = mpmath.mpf(nu), mpmath.mpf(x)
+        s = mpmath.hypot(nu, x)
+        if s < 1e8:
+            following, own = mpmath.besseli(nu + 1, x), mpmath.besseli(nu, x)
+            logarithm, ratio = mpmath.log(own), following / own
+            slope = 1 - ratio**2 - (2 * nu + 1) * ratio / x
+        else:  # Debye's expansion: the next term is below 1e-24, in A' beside 1 / s
+            p, q = 1 / s, (nu / s) ** 2
+            logarithm = s + nu * mpmath.log(x / (nu + s)) - mpmath.log(2 * mpmath.pi * s) / 2
+            logarithm += p * (mpmath.mpf(1) / 8 - 5 * q / 24) + p**2 * (1 - 6 * q + 5 * q**2) / 16
+            ratio = x * (1 / (nu + s) - p**2 / 2)
+            slope = nu * p / (nu + s) + p**2 * (mpmath.mpf(1) / 2 - q)
+        return logarithm, ratio, slope, ratio + nu / x
+
+
+@pytest.mark.parametrize("nu", [0.0, 5e-324, 1e-300, 0.5, 7.0, 16.0, 63.0, 1e9, 1e39, 1e154, 2e155, 1e300, 1.7e308])
+def test_the_ends_of_the_exponent_range(place, nu, dtype):
+    """To the largest number of the dtype, beyond which the result is infinite, and relative to max(1, |value|)."""
+    x = torch.tensor(ENDS[dtype], dtype=dtype, device=place.device).requires_grad_()
+    logarithm, ratio = log_iv(nu, x), bessel_ratio(nu, x)
+    slopes = [torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (ratio, logarithm)]
+    largest = torch.finfo(dtype).max
+    for values in zip(x.tolist(), logarithm.tolist(), ratio.tolist(), *(y.tolist() for y in slopes), strict=True):
+        for name, value, expected in zip(
+            ("log_iv", "bessel_ratio", "its slope", "log_iv's slope"),
+            values[1:],
+            exact_at_the_ends(nu, values[0]),
+            strict=True,
+        ):
+            shown = f"{name} at nu {nu}, x {values[0]}: {value}, expected {mpmath.nstr(expected, 17)}"
+            if abs(expected) > largest:
+                assert value == math.copysign(math.inf, expected), shown
+            else:
+                assert abs(value - expected) <= TOLERANCE[dtype] * max(1, abs(expected)), shown
+
+
 def test_every_instruction_set(native_isa, dtype):
     nu = torch.rand(3001, dtype=torch.float64) * 10 ** (4 * torch.rand(3001, dtype=torch.float64))
     x = (10 ** (11 * torch.rand(3001, dtype=torch.float64) - 3)).to(dtype)

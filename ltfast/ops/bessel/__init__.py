@@ -35,7 +35,7 @@ def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
-        x: float32 or float64, any shape, from 0 to 1e100. NaN gives NaN, as do negative values if nu is not 0.
+        x: float32 or float64, any shape, 0 or more. NaN and inf give NaN, as do negative values if nu is not 0.
 
     Returns:
         The shape of nu and x broadcast, the dtype of x. Three times differentiable in x; -inf at x = 0 for nu > 0.
@@ -55,7 +55,7 @@ def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
-        x: float32 or float64, any shape, from 0 to 1e100. NaN gives NaN.
+        x: float32 or float64, any shape, 0 or more. NaN and inf give NaN.
 
     Returns:
         The shape of nu and x broadcast, the dtype of x. Twice differentiable in x.
@@ -112,7 +112,7 @@ def _is_compiled() -> bool:
 def _slope_of_log_iv(nu: Tensor, x: Tensor, backend: str) -> Tensor:
     # 0 / 0 at the origin, where log I_0 is flat
     ratio = _evaluate("bessel_ratio", nu, x, backend)
-    return ratio + torch.where(nu == 0, torch.zeros_like(x), nu.to(x.dtype) / x)
+    return ratio + torch.where(nu == 0, 0.0, nu / x.double()).to(x.dtype)  # a large order is no float32
 
 
 def _slope_of_ratio(nu: Tensor, x: Tensor, backend: str) -> Tensor:

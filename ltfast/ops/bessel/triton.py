@@ -35,17 +35,20 @@ def log1p(x):
 
 
 @triton.jit
-def _ratio_over_x(v, s):
-    p = 1.0 / s
-    q = (v * p) * (v * p)
-    return 1.0 / (v + s) - p * p * (0.5 + debye_series(p, q, 1, TERMS))
+def _ratio_over_x(scale, total, p, q):
+    return scale / total - p * p * (0.5 + debye_series(p, q, 1, TERMS))
 
 
 @triton.jit
-def _log_iv(order, v, x, s):
-    p = 1.0 / s
-    tail = debye_series(p, (v * p) * (v * p), 0, TERMS) - 0.5 * tl.log(s) - 0.91893853320467274  # log(2 pi) / 2
-    log_sum = tl.log(v + s)
+def _log_iv(order, v, x, scale, s, p, q):
+    """Of v and x, and of them times ``scale``: s = sqrt(v^2 + x^2). p = 1 / s without it."""
+    of_scale = (scale < 1.0).to(tl.float64) * 415.88830833596718  # 600 log 2
+    log_s = tl.log(s) + of_scale
+    log_x = tl.log(x)
+    large_v, large_x = v, x
+    v, x = v * scale, x * scale
+    tail = debye_series(p, q, 0, TERMS) - 0.5 * log_s - 0.91893853320467274  # log(2 pi) / 2
+    log_sum = tl.log(v + s) + of_scale
     # less its value at x = ZERO v, which is 0: where the terms of the plain form cancel. Both halves of v times
     # ZERO_HIGH are exact, whatever the compiler fuses.
     high = (v.to(tl.int64, bitcast=True) & -(1 << 27)).to(tl.float64, bitcast=True)
@@ -55,23 +58,23 @@ def _log_iv(order, v, x, s):
     rise = distance * (x + root) / (s + s_root)  # s - s_root
     near = (x > 0.3 * v) & (x < 1.3 * v)
     close = rise + v * (log1p(tl.where(near, distance / root, 0.0)) - log1p(tl.where(near, rise / (v + s_root), 0.0)))
-    value = tl.where(near, close, s + v * (tl.log(x) - log_sum)) + tail
+    value = tl.where(near, close, s + v * (log_x - log_sum)) / scale + tail
     if tl.min(order) < ORDER:  # I_{v-1} = I_v (2v + x^2 B_v) / x
-        ratio = _ratio_over_x(v, s)
+        ratio = _ratio_over_x(scale, v + s, p, q)
         product = tl.zeros_like(p) + 1.0  # of the denominators, each over s to stay in range
         for step in tl.static_range(ORDER):
-            denominator = 2.0 * (v - step) + x * (x * ratio)
+            denominator = 2.0 * (large_v - step) + large_x * (large_x * ratio)
             product *= denominator * p
             ratio = 1.0 / denominator
-        climbed = s - v * log_sum + tail + tl.log(product) + ORDER * tl.log(s)
-        climbed += tl.where(order > 0, order * tl.log(x), 0.0 * (x - x))
+        climbed = s / scale - large_v * log_sum + tail + tl.log(product) + ORDER * log_s
+        climbed += tl.where(order > 0, order * log_x, 0.0 * (x - x))
         value = tl.where(order < ORDER, climbed, value)
     return value
 
 
 @triton.jit
-def _bessel_ratio(order, v, x, s):
-    ratio = _ratio_over_x(v, s)
+def _bessel_ratio(order, v, x, scale, s, p, q):
+    ratio = _ratio_over_x(scale, v * scale + s, p, q)
     if tl.min(order) < ORDER:
         lowered = ratio
         for step in tl.static_range(ORDER):
@@ -81,15 +84,14 @@ def _bessel_ratio(order, v, x, s):
 
 
 @triton.jit
-def _bessel_ratio_grad(order, v, x, s):
-    p = 1.0 / s
-    q = (v * p) * (v * p)
+def _bessel_ratio_grad(order, v, x, scale, s, p, q):
+    total = v * scale + s
     first = debye_series(p, q, 1, TERMS)
     second = debye_series(p, q, 2, TERMS)
-    slope = v * p / (v + s) + p * p * (0.5 - q - first + (x * p) * (x * p) * (2.0 * first + second))
+    slope = v * p * (scale / total) + p * p * (0.5 - q - first + (x * p) * (x * p) * (2.0 * first + second))
     if tl.min(order) < ORDER:  # A_{j-1} = 1 / (2j / x + A_j), differentiated
         lowered = slope
-        ratio = _ratio_over_x(v, s)
+        ratio = _ratio_over_x(scale, total, p, q)
         for step in tl.static_range(ORDER):
             ratio = 1.0 / (2.0 * (v - step) + x * (x * ratio))
             lowered = 2.0 * (v - step) * (ratio * ratio) - (x * ratio) * (x * ratio) * lowered
@@ -103,13 +105,18 @@ def _elementwise_kernel(nu, x, out, nu_stride, count, FUNCTION: tl.constexpr, BL
     order = tl.load(nu + i * nu_stride, mask=i < count, other=ORDER)
     wide = tl.load(x + i, mask=i < count, other=1.0).to(tl.float64)
     v = tl.where(order < ORDER, order + ORDER, order)
-    s = tl.sqrt(v * v + wide * wide)
+    # a power of two keeps sums of squares in range
+    one = tl.full((BLOCK,), 1.0, tl.float64)
+    scale = tl.where((v > 2.0**500) | (wide > 2.0**500), one * 2.0**-600, one)
+    s = tl.sqrt((v * scale) * (v * scale) + (wide * scale) * (wide * scale))
+    p = scale / s
+    q = (v * scale / s) * (v * scale / s)
     if FUNCTION == "log_iv":
-        value = _log_iv(order, v, wide, s)
+        value = _log_iv(order, v, wide, scale, s, p, q)
     elif FUNCTION == "bessel_ratio":
-        value = _bessel_ratio(order, v, wide, s)
+        value = _bessel_ratio(order, v, wide, scale, s, p, q)
     else:
-        value = _bessel_ratio_grad(order, v, wide, s)
+        value = _bessel_ratio_grad(order, v, wide, scale, s, p, q)
     tl.store(out + i, value.to(out.dtype.element_ty), mask=i < count)
 
 
