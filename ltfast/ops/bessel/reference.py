@@ -58,7 +58,7 @@ def bessel_ratio_grad(nu: Tensor, x: Tensor) -> Tensor:
 
 
 class _Point(NamedTuple):
-    """v, x, s = sqrt(v^2 + x^2) and sum = v + s, times a power of two that keeps squares in range; p = 1 / s without it,
+    """v, x, s = sqrt(v^2 + x^2) and sum = v + s, times a power of two that keeps squares in range; without it p = 1 / s
     and q = (v p)^2."""
 
     scale: Tensor
