@@ -48,7 +48,7 @@ def right_or_refused(place, message):
 
 
 def close(actual, expected, place=None):
-    tolerance = 1e-9 if place is None else max(tolerances(place, torch.float64)[1], 1e-9)
+    tolerance = 1e-9 if place is None else max(tolerances(torch.float64)[1], 1e-9)
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
