@@ -15,6 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 
 from ltfast.engine.files import replace_file
+from ltfast.terminal import say
 
 P = ParamSpec("P")
 
@@ -36,11 +37,11 @@ def picture(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], 
             content, missing = _render(figure, path.suffix[1:])
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"{path} was not drawn: {reason[:300]}")
+            say(f"{path} was not drawn: {reason[:300]}")
             return False
         replace_file(path, lambda file: file.write(content))
         if missing:
-            print(f"{path}: no font here has {missing}, so boxes are drawn; install one that has, Noto's for example")
+            say(f"{path}: no font here has {missing}, so boxes are drawn; install one that has, Noto's for example")
         return True
 
     return write

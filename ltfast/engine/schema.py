@@ -31,6 +31,7 @@ class Mismatch(ValueError):
 
     def __init__(self, place: str, expected: str, got: object) -> None:
         super().__init__(f"{place}: expected {expected}, got {_in_words(got)}".removeprefix(": "))
+        self.expected = expected
 
 
 def number(least: float = -_MAX, most: float = _MAX, *, above: float | None = None) -> Schema:
@@ -88,6 +89,22 @@ def optional(schema: Schema) -> Schema:
     def check(value: Any, place: str) -> None:
         if value is not None:
             schema(value, place)
+
+    return check
+
+
+def either(schemas: Iterable[Schema]) -> Schema:
+    """What one of these expects."""
+    known = tuple(schemas)
+
+    def check(value: Any, place: str) -> None:
+        expected = []
+        for schema in known:
+            try:
+                return schema(value, place)
+            except Mismatch as mismatch:  # noqa: PERF203
+                expected.append(mismatch.expected)
+        raise Mismatch(place, " or ".join(expected), value)
 
     return check
 
@@ -194,9 +211,9 @@ def settings(of: type) -> Mapping[str, Schema]:
 
 def _of_type(hint: Any) -> Schema:
     origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType) and types.NoneType in parts:
-        (rest,) = (part for part in parts if part is not types.NoneType)
-        return optional(_of_type(rest))
+    if origin in (Union, types.UnionType):
+        schema = either(_of_type(part) for part in parts if part is not types.NoneType)
+        return optional(schema) if types.NoneType in parts else schema
     if origin is Literal:
         return one_of(parts)
     if origin is tuple:
