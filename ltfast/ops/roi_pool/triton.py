@@ -12,15 +12,8 @@ def _divide(x, y):
 
 
 @triton.jit
-def _is_wide(bins):
-    """In bins of so many pixels products with ``bins`` or ``samples`` may overflow; samples are then a step apart."""
-    return tl.abs(bins) > (4503599627370496.0 if bins.dtype == tl.float64 else 8388608.0)  # 1 / epsilon
-
-
-@triton.jit
 def _position(i, start, bins, samples):
-    middle = tl.where(bins < 0, samples - 1 - i, i) + 0.5
-    return start + tl.where(_is_wide(bins), middle * _divide(bins, samples), _divide(middle * bins, samples))
+    return start + _divide((tl.where(bins < 0, samples - 1 - i, i) + 0.5) * bins, samples)
 
 
 @triton.jit
@@ -33,9 +26,7 @@ def _is_below(i, bound, size, start, bins, samples):
 def _count_below(bound, size, start, bins, samples):
     """How many of a bin's samples lie below the bound (at ``size``, the last that counts: or on it)."""
     least = tl.where(bins < 0, start + bins, start)
-    step = _divide(tl.abs(bins), samples)
-    before = tl.where(_is_wide(bins), _divide(bound - least, step), _divide((bound - least) * samples, tl.abs(bins)))
-    guess = tl.ceil(before - 0.5)  # off by one at most
+    guess = tl.ceil(_divide((bound - least) * samples, tl.abs(bins)) - 0.5)  # off by one at most
     count = tl.where(guess > 0, tl.minimum(guess, samples), 0)  # NaN: 0
     fewer = (count > 0) & ~_is_below(count - 1, bound, size, start, bins, samples)
     more = (count < samples) & _is_below(count, bound, size, start, bins, samples)
