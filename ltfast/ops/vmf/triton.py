@@ -114,11 +114,6 @@ def _cross_entropy_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inverse_temperature, unit = _number(inverse_temperature, ACC), _number(unit, ACC)
-    share = tl.full((), 1.0, ACC)
-    if MEAN:
-        share = tl.load(mean_weight)
-        if MEAN_GRADIENT:
-            unit *= share
     state += 5 * row
     before = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
     total = tl.full((), 0.0, ACC)
@@ -154,10 +149,8 @@ def _cross_entropy_kernel(
         logits += tl.load(log_prior + start + c, mask=inside, other=0.0)
     logits = tl.where(inside, logits, -float("inf"))
     y = tl.full((), -1, tl.int64)
-    ignored = row < 0
     if LABELLED:
         y = tl.load(target + row)
-        ignored = y == ignore_index
     own = inside & (c == y - start)
     own_logit += tl.sum(tl.where(own, logits, 0.0))
     own_slope += tl.sum(tl.where(own, slopes, 0.0))
@@ -169,7 +162,15 @@ def _cross_entropy_kernel(
     total = total * faded + tl.sum(e)
     pull = pull * faded + tl.sum(pulls)
 
+    ignored = row < 0
+    if LABELLED:
+        ignored = y == ignore_index
     if LAST:
+        share = tl.full((), 1.0, ACC)
+        if MEAN:
+            share = tl.load(mean_weight)
+            if MEAN_GRADIENT:
+                unit *= share
         valid = (y >= 0) & (y < classes)
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
         missing = tl.where(valid | ignored | (not LABELLED), 0.0, float("nan")).to(ACC)
