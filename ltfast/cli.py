@@ -225,7 +225,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     continues = (out / CHECKPOINT).exists()
     # before the processes share work that depends on these
-    identity.check_processes({**chosen, "checkpoint": continues}, accelerator, hint=identity.SAME_COMMAND)
+    identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
+    identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
     if args["skip_broken"] or not continues:  # a run that continues has seen the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts

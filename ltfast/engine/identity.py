@@ -15,6 +15,12 @@ from ltfast.errors import InputError
 
 SAME_COMMAND = "Start all of them with the same command and data"  # what to do about processes that differ
 
+
+def same_folder(out: Path) -> str:
+    """What to do about processes that find different files in the run's folder."""
+    return f"All processes need one folder --out {out}, on a file system that they share"
+
+
 _SHOWN = 5  # differences, and processes of each
 
 

@@ -39,7 +39,7 @@ from ltfast.engine.checkpoint import (
 from ltfast.engine.console import Console
 from ltfast.engine.events import Events
 from ltfast.engine.files import remove_partial_files
-from ltfast.engine.identity import SAME_COMMAND, check_data, check_processes
+from ltfast.engine.identity import SAME_COMMAND, check_data, check_processes, same_folder
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.metrics import evaluate
@@ -185,7 +185,7 @@ class _Run:
             {"checkpoint": saved and {**saved["position"], "train_seconds": saved["train_seconds"]},
              "finished": report is not None},
             self.accelerator,
-            hint=f"All processes need one folder --out {self.out}, on a file system that they share",
+            hint=same_folder(self.out),
         )  # fmt: skip
         if report is not None:
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")

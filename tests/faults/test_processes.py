@@ -123,9 +123,7 @@ def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
     """As on two machines without a file system in common: it would begin while the other goes on."""
     folder, ends, _, errors = launched
     assert ends["other folder"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
-    difference = (
-        "None in process 1; finished: True in process 0, False in process 1. All processes need one folder --out "
-    )
+    difference = "checkpoint: True in process 0, False in process 1. All processes need one folder --out "
     assert errors.count(difference) == 2
     assert not (folder / "elsewhere" / "checkpoint.pt").exists()
     assert (folder / "stopped" / "metrics.json").exists()
