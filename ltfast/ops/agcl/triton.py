@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
+from ltfast.ops.launch import register_limit
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.noise.triton import half_normal_block
 
@@ -273,7 +274,9 @@ def launch_options(classes: int, acc: torch.dtype) -> dict[str, int | bool]:
     """Block size and warps for a row length: 16 elements a thread."""
     one_block = classes <= LONGEST_ROW[acc.itemsize]
     block = max(triton.next_power_of_2(classes), 16) if one_block else 2048
-    return {"BLOCK": block, "ONE_BLOCK": one_block, "num_warps": max(block // 512, 1)}
+    warps = max(block // 512, 1)
+    options = {"BLOCK": block, "ONE_BLOCK": one_block, "num_warps": warps}
+    return options if acc == torch.float64 else options | register_limit(168 if warps < 4 else 128)
 
 
 def power_kind(gamma: float) -> int:

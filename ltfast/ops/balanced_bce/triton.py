@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
+from ltfast.ops.launch import register_limit
 from ltfast.ops.mean_weight.triton import mean_weight
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
@@ -80,10 +81,11 @@ def _row_kernel(
     tl.store(loss + row, tl.where(ignored, 0.0, total) * share)
 
 
-def launch_options(classes: int, acc: torch.dtype) -> dict[str, int]:
+def launch_options(classes: int, acc: torch.dtype, *, soft: bool) -> dict[str, int]:
     """Block size and warps for a row length: 32 bytes of arithmetic a thread."""
     block = min(max(triton.next_power_of_2(classes), 16), 8192 // acc.itemsize)
-    return {"BLOCK": block, "num_warps": max(block * acc.itemsize // 1024, 1)}
+    options = {"BLOCK": block, "num_warps": max(block * acc.itemsize // 1024, 1)}
+    return options | register_limit(128 if acc.itemsize == 8 else 72 if soft else 64)
 
 
 def series_terms(dtype: torch.dtype) -> int:
@@ -130,6 +132,6 @@ def balanced_bce(
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         TERMS=series_terms(logits.dtype),
-        **launch_options(classes, acc),
+        **launch_options(classes, acc, soft=soft),
     )  # fmt: skip
     return reduce(loss, "sum" if share is not None else reduction), gradient

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.launch import register_limit
 
 ROWS = 64  # labels looked at together; without a member they cost no more
 
@@ -36,7 +37,7 @@ def _class_sums_kernel(features, labels, sums, counts, row_stride, rows, width,
 
 def launch_options(width: int) -> dict[str, int]:
     columns = min(max(triton.next_power_of_2(width), 32), 512)
-    return {"ROWS": ROWS, "COLUMNS": columns, "num_warps": max(columns // 128, 1)}
+    return {"ROWS": ROWS, "COLUMNS": columns, "num_warps": max(columns // 128, 1)} | register_limit(64)
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

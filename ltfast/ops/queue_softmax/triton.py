@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops import launch
 from ltfast.ops.fused_loss import accumulator
 
 
@@ -133,7 +134,6 @@ def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient,
     tl.store(gradient + column.to(tl.int64)[:, None] * width + d[None, :], total, mask=inside)
 
 
-_HIP = torch.version.hip is not None
 _TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -150,7 +150,7 @@ def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> di
     elif compute == torch.float32:
         rows, keys = (64, 32) if wide else (32, 32)
     else:
-        rows, keys = (16, 16) if wide else (64, 16)
+        rows, keys = (16, 16) if wide else (32, 16)
     columns = max(triton.next_power_of_2(width), 16) if not wide else 64 if compute.itemsize == 2 else 32
     # AMD's warps are twice as wide
     return {"ROWS": rows, "KEYS": keys, "COLUMNS": columns, "WIDE": wide, "num_warps": 4 if hip else 8}
@@ -176,7 +176,7 @@ def _compute(queries: Tensor) -> torch.dtype:
 
 def _precision(compute: torch.dtype) -> str:
     """Of float32 products. (AMD's matrix cores take float32 as it is.)"""
-    if compute != torch.float32 or _HIP:
+    if compute != torch.float32 or launch.HIP:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
@@ -197,7 +197,7 @@ def queue_softmax(
     acc = accumulator(queries.dtype)
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
     compute = _compute(queries)
-    options = launch_options(width, compute, hip=_HIP)
+    options = launch_options(width, compute, hip=launch.HIP)
     blocks = triton.cdiv(rows, options["ROWS"])
     splits = split_count(blocks * triton.cdiv(width, options["COLUMNS"]), columns, options["KEYS"], queries.device)
     split_size = triton.cdiv(triton.cdiv(columns, splits), options["KEYS"]) * options["KEYS"]
@@ -232,9 +232,11 @@ def key_gradient(
     rows, width = queries.shape
     keys = keys.to(_compute(queries))  # as the forward pass had them: else the weights would not add up to 1
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
-    # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
-    precision = _precision(torch.float32) if queries.dtype == torch.float32 else "tf32"
-    options = key_gradient_launch_options(width, lse.dtype, hip=_HIP)
+    precision = _precision(lse.dtype)
+    if queries.dtype.itemsize == 2 and not launch.HIP:
+        # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
+        precision = "tf32"
+    options = key_gradient_launch_options(width, lse.dtype, hip=launch.HIP)
     _key_gradient_kernel[(triton.cdiv(len(keys), options["KEYS"]), triton.cdiv(width, options["COLUMNS"]))](
         queries, keys, valid, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys),
         width, math.log2(math.e) / temperature, 1 / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,

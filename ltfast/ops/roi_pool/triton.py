@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.launch import register_limit
+
 
 @triton.jit
 def _divide(x, y):
@@ -12,25 +14,32 @@ def _divide(x, y):
 
 
 @triton.jit
-def _position(i, start, bins, samples):
-    return start + _divide((tl.where(bins < 0, samples - 1 - i, i) + 0.5) * bins, samples)
+def _position(i, start, extent, steps, samples):
+    return start + _divide((tl.where(extent < 0, samples - 1 - i, i) + 0.5) * extent, steps)
 
 
 @triton.jit
-def _is_below(i, bound, size, start, bins, samples):
-    at = _position(i, start, bins, samples)
+def _is_below(i, bound, size, start, extent, steps, samples):
+    at = _position(i, start, extent, steps, samples)
     return tl.where(bound == size, at <= bound, at < bound)
 
 
 @triton.jit
-def _count_below(bound, size, start, bins, samples):
+def _count_below(bound, size, start, least, extent, steps, samples):
     """How many of a bin's samples lie below the bound (at ``size``, the last that counts: or on it)."""
-    least = tl.where(bins < 0, start + bins, start)
-    guess = tl.ceil(_divide((bound - least) * samples, tl.abs(bins)) - 0.5)  # off by one at most
+    guess = tl.ceil(_divide((bound - least) * steps, tl.abs(extent)) - 0.5)  # off by one at most
     count = tl.where(guess > 0, tl.minimum(guess, samples), 0)  # NaN: 0
-    fewer = (count > 0) & ~_is_below(count - 1, bound, size, start, bins, samples)
-    more = (count < samples) & _is_below(count, bound, size, start, bins, samples)
+    fewer = (count > 0) & ~_is_below(count - 1, bound, size, start, extent, steps, samples)
+    more = (count < samples) & _is_below(count, bound, size, start, extent, steps, samples)
     return tl.where(fewer, count - 1, tl.where(more, count + 1, count))
+
+
+@triton.jit
+def _middle(first, end, start, extent, steps, samples):
+    """The mean of the samples [first, end): they are equally spaced, so it is that of the first and the last."""
+    first_at = _position(first, start, extent, steps, samples)
+    last_at = _position(end - 1, start, extent, steps, samples)
+    return (first_at + last_at) / 2
 
 
 @triton.jit
@@ -47,15 +56,18 @@ def _axis_weights(low, high, first, size, output_size, sampling_ratio, ALIGNED: 
         samples = tl.zeros_like(bins) + sampling_ratio
     valid = (samples > 0) & (tl.abs(bins) < float("inf"))
     bins, samples = tl.where(valid, bins, 1.0), tl.where(valid, samples, 1.0)
+    # Samples are extent / steps apart. In bins of so many pixels a product with the extent may overflow.
+    wide = tl.abs(bins) > (1 << 52 if bins.dtype == tl.float64 else 1 << 23)
+    extent, steps = tl.where(wide, _divide(bins, samples), bins), tl.where(wide, 1.0, samples)
     total = tl.zeros_like(low) + tl.zeros_like(pixel)
     for b in range(output_size):
         start = low + b * bins
-        here = _count_below(pixel, edge, start, bins, samples)
-        before = _count_below(pixel - 1, edge, start, bins, samples)
-        after = _count_below(pixel + 1, edge, start, bins, samples)
-        # Equally spaced samples: the mean is that of the first and the last.
-        rise = (_position(before, start, bins, samples) + _position(here - 1, start, bins, samples)) / 2 - (pixel - 1)
-        fall = pixel + 1 - (_position(here, start, bins, samples) + _position(after - 1, start, bins, samples)) / 2
+        least = tl.where(bins < 0, start + bins, start)
+        here = _count_below(pixel, edge, start, least, extent, steps, samples)
+        before = _count_below(pixel - 1, edge, start, least, extent, steps, samples)
+        after = _count_below(pixel + 1, edge, start, least, extent, steps, samples)
+        rise = _middle(before, here, start, extent, steps, samples) - (pixel - 1)
+        fall = pixel + 1 - _middle(here, after, start, extent, steps, samples)
         rise = tl.where(pixel == 0, 1.0, tl.minimum(tl.maximum(rise, 0.0), 1.0))
         fall = tl.where(pixel == edge - 1, 1.0, tl.minimum(tl.maximum(fall, 0.0), 1.0))
         total += tl.where(here > before, (here - before) * rise, 0.0) + tl.where(
@@ -143,13 +155,9 @@ def _backward_kernel(gradient, boxes, grad_pooled, channels, height, width, numb
 def launch_options(width: int, dtype: torch.dtype) -> dict[str, int]:
     columns = min(triton.next_power_of_2(width), 32)
     rows = 32 // columns  # more pixels at once, and the forward pass runs out of registers
-    return {
-        "BOXES": 16,
-        "ROWS": rows,
-        "COLUMNS": columns,
-        "CHANNELS": 32 if dtype == torch.float64 else 64,
-        "num_warps": 4,
-    }
+    double = dtype == torch.float64
+    options = {"BOXES": 16, "ROWS": rows, "COLUMNS": columns, "CHANNELS": 32 if double else 64, "num_warps": 4}
+    return options | register_limit(255 if double else 168)
 
 
 def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, *options: float) -> None:

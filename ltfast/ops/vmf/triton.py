@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
+from ltfast.ops.launch import register_limit
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.vmf import blocks
 
@@ -224,7 +225,8 @@ def launch_options(count: int, width: int, dtype: torch.dtype) -> dict[str, int]
     double = dtype == torch.float64
     block = max(triton.next_power_of_2(count), 512 if double else 16)
     warps = min(max(block // (64 if double else 256), 1), 16)
-    return {"BLOCK": block, "WIDTH": min(max(triton.next_power_of_2(width), 16), 256 * warps), "num_warps": warps}
+    options = {"BLOCK": block, "WIDTH": min(max(triton.next_power_of_2(width), 16), 256 * warps), "num_warps": warps}
+    return options if double else options | register_limit(128)
 
 
 def ratio_launch_options(dtype: torch.dtype) -> dict[str, int]:
