@@ -157,7 +157,7 @@ def launch_options(width: int, dtype: torch.dtype) -> dict[str, int]:
     rows = 32 // columns  # more pixels at once, and the forward pass runs out of registers
     double = dtype == torch.float64
     options = {"BOXES": 16, "ROWS": rows, "COLUMNS": columns, "CHANNELS": 32 if double else 64, "num_warps": 4}
-    return options | register_limit(255 if double else 168)
+    return options | register_limit(255)
 
 
 def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, *options: float) -> None:
