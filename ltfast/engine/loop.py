@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Stage
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
-from ltfast.engine.timing import loss_milliseconds
+from ltfast.engine.timing import LossTime, time_losses
 from ltfast.errors import InputError
 
 _LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
@@ -381,10 +381,11 @@ class _Run:
             self.metrics = evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
         if not self.accelerator.is_main_process:
             return None
+        times = self._time_losses()
         report = {
             **self.metrics,
             "train_seconds": self.train_seconds,
-            "loss_ms": self._loss_milliseconds(),
+            **(asdict(times) if times else {field.name: None for field in fields(LossTime)}),
             "class_counts": list(self.class_counts),
             "settings": self.settings,
         }
@@ -401,8 +402,8 @@ class _Run:
                 return report
         return None
 
-    def _loss_milliseconds(self) -> float | None:
-        """The time of the losses of the last stage that names any, or None.
+    def _time_losses(self) -> LossTime | None:
+        """The times of the last stage that has losses, or None.
 
         None under several processes too: a loss may exchange values with the others, which have no part in this.
         """
@@ -416,7 +417,7 @@ class _Run:
                     batch = send_to_device(next(stage.batches.epoch(0, 0)), self.accelerator.device)
                     stage.batches.close()
                     seed_everything(self.run.seed, len(self.plan.stages), _STEP)
-                    return loss_milliseconds(stage, batch, self.accelerator)
+                    return time_losses(stage, batch, self.accelerator)
         except Exception as error:  # a method's own code; the trained run deserves its report
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.console.print(f"the loss was not timed: {reason}")

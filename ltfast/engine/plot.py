@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 from ltfast.engine.picture import as_text, picture, shown
 
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
+_RUNS = ("#9aa5b1", "#4878a8", "#c4513f", "#d08c28", "#5a9367", "#8466a8")  # the first run is the baseline
 _INK, _GREY, _GRID = "#262626", "#6e6e6e", "#e6e6e6"
 _NAMED = 30  # up to so many classes, each has its name and its numbers
 _HALO = [withStroke(linewidth=3, foreground="white")]
@@ -100,6 +101,38 @@ def plot_per_class(
     figure.legend(handles=patches, loc="outside upper right", ncols=3, frameon=False)
     top1 = "-" if report["top1"] is None else f"{report['top1']:.1f} %"
     figure.suptitle(f"All {top1}", x=0.012, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+@picture
+def plot_comparison(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the accuracies of several runs side by side: of each class, sorted by training images, or of many, medium
+    and few classes if there are too many classes to tell apart.
+
+    Args:
+        rows: of each run: `per_class` and `class_counts` of length C, the same counts in all; each group's accuracy.
+    """
+    counts: Sequence[int] = next(iter(rows.values()))["class_counts"]
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    named = len(order) <= _NAMED
+    columns = order if named else list(_COLOURS)
+    figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.84 / len(rows)
+    labels = [shown(Path(name).name) for name in rows]
+    for i, (row, label) in enumerate(zip(rows.values(), labels, strict=True)):
+        values = [(row["per_class"][column] if named else row[column]) or 0.0 for column in columns]
+        places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(columns))]
+        axes.bar(places, values, width=0.92 * width, color=_RUNS[i % len(_RUNS)], label=label, zorder=2)
+    axes.set_xticks(range(len(columns)), [f"{counts[c]:,}" for c in order] if named else columns)
+    axes.set(ylim=(0, 104), yticks=range(0, 101, 20), ylabel="test images recognised (%)")
+    axes.set_xlabel("classes, by number of training images" if named else "classes")
+    axes.grid(axis="y", color=_GRID, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, colors=_INK)
+    legend = figure.legend(loc="outside upper right", ncols=4, frameon=False)
+    for text in legend.get_texts():
+        text.set(**as_text(labels))
     return figure
 
 

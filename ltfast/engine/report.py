@@ -25,7 +25,8 @@ _SCHEMA = record(
         "train_seconds": number(0),
         "loss_ms": optional(number(0)),
         "settings": mapping(plain),
-    }
+    },
+    may={"step_ms": optional(number(above=0)), "step_images": optional(integer(1))},
 )
 
 
@@ -78,28 +79,71 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         title: shown above the table.
 
     Returns:
-        Accuracies in percent, and where runs have them the loss's time a step (forward and backward) in milliseconds
-        and the training's in seconds; the best accuracy of each column is bold if there are several runs.
+        Accuracies in percent; the best of each column is bold if there are several runs. Where the runs have them: the
+        time of the loss (forward and backward pass) in microseconds an image and in percent of the step's, and the
+        time of the training in seconds.
     """
     result = Table(title=title and escape(terminal.shown(title)), title_justify="left")
     result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
-    times = {"loss_ms": ("loss ms", ".3f"), "train_seconds": ("train s", ".0f")}
-    shown = {key: value for key, value in times.items() if any(key in row for row in rows.values())}
-    for heading in (*accuracies.values(), *(heading for heading, _ in shown.values())):
+    times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
+    times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
+    for heading in (*accuracies.values(), *times):
         result.add_column(heading, justify="right")
     best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
-    for name, row in rows.items():
+    for i, (name, row) in enumerate(rows.items()):
         cells = []
         for key in accuracies:
             value = row[key]
             text = "-" if value is None else f"{value:.1f}"
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
-        for key, (_, spec) in shown.items():
-            value = row.get(key)
-            cells.append("-" if value is None else format(value, spec))
+        cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
     return result
+
+
+def _loss_per_image(row: Mapping[str, Any]) -> str:
+    loss, images = row.get("loss_ms"), row.get("step_images")
+    return "-" if loss is None or images is None else f"{1e3 * loss / images:.2f}"
+
+
+def _loss_share(row: Mapping[str, Any]) -> str:
+    loss, step = row.get("loss_ms"), row.get("step_ms")
+    return "-" if loss is None or step is None else f"{100 * loss / step:.1f}"
+
+
+def _training_time(row: Mapping[str, Any]) -> str:
+    return "-" if (seconds := row.get("train_seconds")) is None else f"{seconds:.0f}"
+
+
+_TIMES = {"loss µs/image": _loss_per_image, "loss % of step": _loss_share, "train s": _training_time}
+
+
+def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the best run gains over the first on the rare classes, in a sentence.
+
+    Args:
+        rows: metrics of each run, by name.
+
+    Returns:
+        None unless there are several runs of the same classes, with accuracies of the rare ones.
+    """
+    metrics = list(rows.values())
+    same = all(row["class_counts"] == metrics[0]["class_counts"] for row in metrics)
+    if len(rows) < 2 or not same or any(row["few"] is None for row in metrics):
+        return None
+    first, *others = rows
+    best = max(others, key=lambda name: rows[name]["few"])
+    now, before = rows[best], rows[first]
+    counts = sorted(now["class_counts"], reverse=True)
+    gain = now["few"] - before["few"]
+    change = f"{abs(gain):.1f} percentage points {'more' if gain > 0 else 'fewer'}" if abs(gain) >= 0.05 else "as many"
+    return (
+        f"Trained on {len(counts)} classes with {counts[0]:,} to {counts[-1]:,} images each, {terminal.shown(best)} "
+        f"recognises {now['few']:.1f} % of the test images of the rare classes (fewer than 20 training images), "
+        f"{terminal.shown(first)} {before['few']:.1f} %: {change}. "
+        f"Of all test images, it is {now['top1']:.1f} % and {before['top1']:.1f} %."
+    )
 
 
 def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

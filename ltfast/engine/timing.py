@@ -1,22 +1,35 @@
-"""The time a run's losses take, alone."""
+"""The time that the losses of a run take."""
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 
 from ltfast.engine.stage import Stage
 
 
-def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> float | None:
-    """Forward and backward of the stage's loss modules alone, in milliseconds a step.
+@dataclass(frozen=True)
+class LossTime:
+    """Times of one training step: forward and backward pass, without the optimiser and the loading of images."""
 
-    The batch goes through the stage once, to catch what its losses are called with; then they are called with that
-    again, detached from the networks. The fastest of many blocks of calls counts: other programs only ever add time.
+    loss_ms: float  # of the loss modules alone
+    step_ms: float  # of the networks and the losses
+    step_images: int
+
+
+def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime | None:
+    """Time a stage's loss modules, and the whole step.
+
+    The batch goes through the stage once, to time the step and to catch the arguments of its losses. The losses are
+    then called with these arguments again, detached from the networks. Their time is the minimum over many blocks of
+    calls, because other programs only add time; the step is timed once.
 
     Args:
-        stage: unwrapped; put into training mode. Its networks' running statistics move by one step.
+        stage: unwrapped; put into training mode. The running statistics of its networks move by one step.
         batch: a training batch on the accelerator's device.
         accelerator: the device and the precision.
 
@@ -34,8 +47,14 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
     stage.train()
     handles = [loss.register_forward_pre_hook(catch, with_kwargs=True) for loss in stage.losses()]
     try:
+        _wait(accelerator)
+        begun = time.perf_counter()
         with accelerator.autocast():
-            stage.forward(stage.prepare(batch))  # itself, not what it was compiled to
+            total, _ = stage.forward(stage.prepare(batch))  # itself, not what it was compiled to
+        trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        torch.autograd.grad(total, trained, allow_unused=True)
+        _wait(accelerator)
+        step_seconds = time.perf_counter() - begun
     finally:
         for handle in handles:
             handle.remove()
@@ -57,7 +76,13 @@ def loss_milliseconds(stage: Stage, batch: Any, accelerator: Accelerator) -> flo
                 torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
 
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return 1e3 * min(timer.blocked_autorange(min_run_time=0.3).times)
+    loss_seconds = min(timer.blocked_autorange(min_run_time=0.3).times)
+    return LossTime(1e3 * loss_seconds, 1e3 * step_seconds, find_batch_size(batch))
+
+
+def _wait(accelerator: Accelerator) -> None:
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize(accelerator.device)
 
 
 def _leaf(value: Any) -> Any:

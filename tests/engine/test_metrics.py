@@ -9,8 +9,9 @@ from torch import nn
 
 from ltfast.engine import Predictor
 from ltfast.engine.metrics import accuracies, evaluate
-from ltfast.engine.report import read_metrics, table, write_report
-from ltfast.engine.timing import loss_milliseconds
+from ltfast.engine.plot import plot_comparison
+from ltfast.engine.report import comparison, read_metrics, table, write_report
+from ltfast.engine.timing import time_losses
 
 GROUPS = {"many": [0, 1], "medium": [2, 3], "few": []}
 
@@ -67,6 +68,8 @@ def test_report_is_written_read_and_shown(tmp_path):
         **accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS),
         "train_seconds": 12.0,
         "loss_ms": 0.25,
+        "step_ms": 5.0,
+        "step_images": 50,
         "class_counts": [500, 300, 50, 40],
         "settings": {"lr": 0.1},
     }
@@ -79,7 +82,9 @@ def test_report_is_written_read_and_shown(tmp_path):
     columns = {column.header: list(column.cells) for column in shown.columns}
     assert columns["many"] == ["[bold]80.0[/bold]", "10.0"]
     assert columns["few"] == ["-", "-"]
-    assert columns["loss ms"] == ["0.250", "0.250"]
+    assert columns["loss µs/image"] == ["5.00", "5.00"]
+    assert columns["loss % of step"] == ["5.0", "5.0"]
+    assert columns["train s"] == ["12", "12"]
 
 
 def test_names_with_brackets_and_losses_without_a_time_are_shown():
@@ -89,7 +94,48 @@ def test_names_with_brackets_and_losses_without_a_time_are_shown():
     shown = console.file.getvalue()
     assert "run[x]" in shown
     assert "on [y]" in shown
-    assert list(table({"a": report}).columns[-1].cells) == ["-"]
+    assert table({"a": report}).columns[-1].header == "all"
+
+
+def test_a_run_of_an_older_version_has_no_time_of_its_step():
+    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "loss_ms": 1.0, "train_seconds": 2.0}
+    columns = {column.header: list(column.cells) for column in table({"a": report}).columns}
+    assert "loss µs/image" not in columns
+    assert columns["train s"] == ["2"]
+
+
+def runs(few, counts=(500, 300, 50, 4)):
+    return {
+        name: {"class_counts": list(counts), "few": value, "top1": 70.0 + i, "many": 1.0, "medium": 2.0,
+               "per_class": [90.0, 80.0, None, value]}
+        for i, (name, value) in enumerate(few.items())
+    }  # fmt: skip
+
+
+def test_the_comparison_says_what_the_best_run_gains_on_rare_classes():
+    assert comparison(runs({"plain": 50.0, "a": 61.25, "b": 55.0})) == (
+        "Trained on 4 classes with 500 to 4 images each, a recognises 61.2 % of the test images of the rare classes "
+        "(fewer than 20 training images), plain 50.0 %: 11.2 percentage points more. "
+        "Of all test images, it is 71.0 % and 70.0 %."
+    )
+    assert "plain 50.0 %: 10.0 percentage points fewer." in comparison(runs({"plain": 50.0, "a": 40.0}))
+    assert "plain 50.0 %: as many." in comparison(runs({"plain": 50.0, "a": 50.01}))
+
+
+def test_what_cannot_be_compared_is_not():
+    assert comparison(runs({"plain": 50.0})) is None
+    assert comparison(runs({"plain": 50.0, "a": None})) is None
+    assert comparison(runs({"plain": 50.0}) | runs({"a": 60.0}, counts=(500, 300, 50, 3))) is None
+
+
+@pytest.mark.parametrize("classes", [4, 40])
+def test_runs_are_drawn_side_by_side(classes, tmp_path):
+    rows = runs({"/run/$x^{$": 50.0, "b": 60.0})
+    for row in rows.values():
+        row["class_counts"] = list(range(classes, 0, -1))
+        row["per_class"] = [None, *[50.0] * (classes - 1)]
+    assert plot_comparison(tmp_path / "c.png", rows)
+    assert (tmp_path / "c.png").stat().st_size > 5000
 
 
 def test_classes_without_training_images_are_drawn(tmp_path):
@@ -135,7 +181,10 @@ def test_loss_time_is_the_losses_alone():
             return self.loss(x, target=batch) + self.loss(2 * x, target=batch), {}
 
     stage = Slow()
-    assert 8 <= loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) < 100
+    times = time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True))
+    assert 8 <= times.loss_ms < 100
+    assert times.step_ms > 8
+    assert times.step_images == 4
     assert stage.weight.grad is None
 
 
@@ -170,14 +219,14 @@ class First(nn.Module):
     ids=["unused", "detached", "unreduced", "parameters"],
 )
 def test_losses_are_timed_in_what_has_a_gradient(stage):
-    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) > 0
+    assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)).loss_ms > 0
 
 
 def test_nothing_to_time_is_none():
     stage = Timed(lambda loss, x, batch: x.sum() + loss(x.detach(), batch))
-    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
+    assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
     stage.losses = list
-    assert loss_milliseconds(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
+    assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
 
 
 def test_losses_are_timed_as_they_train():
@@ -193,5 +242,5 @@ def test_losses_are_timed_as_they_train():
             modes.add(self.training)
             return super().forward(x, target)
 
-    loss_milliseconds(Timed(call, Loss()).eval(), torch.randn(4, 3), Accelerator(cpu=True))
+    time_losses(Timed(call, Loss()).eval(), torch.randn(4, 3), Accelerator(cpu=True))
     assert modes == {True}
