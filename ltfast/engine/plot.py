@@ -115,16 +115,16 @@ def plot_comparison(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     counts: Sequence[int] = next(iter(rows.values()))["class_counts"]
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
     named = len(order) <= _NAMED
-    columns = order if named else list(_COLOURS)
+    columns = [f"{counts[c]:,}" for c in order] if named else list(_COLOURS)
     figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     width = 0.84 / len(rows)
     labels = [shown(Path(name).name) for name in rows]
     for i, (row, label) in enumerate(zip(rows.values(), labels, strict=True)):
-        values = [(row["per_class"][column] if named else row[column]) or 0.0 for column in columns]
+        values = [row["per_class"][c] or 0.0 for c in order] if named else [row[group] or 0.0 for group in _COLOURS]
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(columns))]
         axes.bar(places, values, width=0.92 * width, color=_RUNS[i % len(_RUNS)], label=label, zorder=2)
-    axes.set_xticks(range(len(columns)), [f"{counts[c]:,}" for c in order] if named else columns)
+    axes.set_xticks(range(len(columns)), columns)
     axes.set(ylim=(0, 104), yticks=range(0, 101, 20), ylabel="test images recognised (%)")
     axes.set_xlabel("classes, by number of training images" if named else "classes")
     axes.grid(axis="y", color=_GRID, zorder=0)
