@@ -6,17 +6,18 @@ OUT ?= build/bench
 RUNS ?= runs/demo
 CASES ?= 10000
 
-.PHONY: help demo test fuzz docs bench tables lint audit gpu-check clean
+.PHONY: help demo test test-long fuzz docs bench tables lint audit gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
+	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,docs]"
+	@echo "Installing ltfast and what it needs into $(VENV). The first time, this downloads PyTorch and compiles the C++ kernels: some minutes."
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -25,13 +26,19 @@ demo: $(VENV)/.installed
 	$(BIN)/ltfast train --config proco/digits --out $(RUNS)/proco
 	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl $(RUNS)/proco
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
+
+# What a change is most likely to break, and every op, loss, method and command. `make test-long` runs the rest.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
+	$(PYTEST) -m "not slow"
+
+test-long: $(VENV)/.installed
+	$(PYTEST) -m slow
 
 # Random arguments for every op, new ones each time; `make test` has 500, always the same. A failure prints the case and
 # how to run it again.
 fuzz: $(VENV)/.installed
-	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses auto --dist worksteal -p no:benchmark
+	FUZZ_CASES=$(CASES) $(PYTEST) tests/fuzz
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
