@@ -15,6 +15,7 @@ from ltfast.engine import RunSettings
 from ltfast.engine.metrics import accuracies
 from ltfast.losses import AGCLLoss
 from ltfast.methods.batches import evaluation_batches, train_batches
+from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.models import CosineClassifier, default_vit, make_backbone
 
@@ -49,7 +50,8 @@ def main() -> None:
     args = parser.parse_args()
 
     bundle = load(args.data, imbalance=args.imbalance)
-    counts, size, run = bundle.class_counts, bundle.image_size, RunSettings(seed=args.seed)
+    counts, size = bundle.class_counts, bundle.image_size
+    context = BuildContext(RunSettings(seed=args.seed))
     encoder, width = make_backbone(default_vit(size), in_chans=bundle.channels, image_size=size)
     encoder.reset_classifier(0, "avg")
     load_encoder(encoder, pretrained_encoder(args.init))
@@ -60,12 +62,12 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return encoder(images).float()
 
-    shown = [(encode(images), labels) for images, labels in evaluation_batches(bundle, size, batch_size=256, run=run)]
+    shown = [(encode(images), labels) for images, labels in evaluation_batches(bundle, size, context=context)]
     test = (torch.cat([x for x, _ in shown]), torch.cat([y for _, y in shown]))
     total = test[1].bincount(minlength=bundle.num_classes).tolist()
     for sampler in ("instance", "class_balanced"):
         transform = train_transform(bundle, args.augment, size)
-        batches = train_batches(bundle, [transform], batch_size=args.batch_size, run=run, sampler=sampler)
+        batches = train_batches(bundle, [transform], batch_size=args.batch_size, context=context, sampler=sampler)
         features = [(encode(x), y) for epoch in range(args.epochs) for x, y in batches.epoch(epoch, 0)]
         seen = torch.cat([x for x, _ in features])
         for kind, mean, std in (

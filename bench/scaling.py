@@ -22,7 +22,7 @@ from ltfast.data import ArrayDataset, DataBundle, class_groups
 from ltfast.engine import RunSettings
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.engine.seeding import seed_everything
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 
 COUNTS = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 4]
 METHODS_AND_SETTINGS = {  # the first stage of each is timed
@@ -51,7 +51,7 @@ def seconds_a_step(method: str, batch_size: int, steps: int) -> float:
     rank, processes = accelerator.process_index, accelerator.num_processes
     settings = settings_of(method, {**METHODS_AND_SETTINGS[method], "epochs": 2, "batch_size": batch_size // processes})
     seed_everything(run.seed)
-    plan = METHODS[method].build(settings, bundle, run=run, rank=rank, world_size=processes)
+    plan = METHODS[method].build(settings, bundle, BuildContext(run, rank, processes))
     stage, times = plan.stages[0], []
     if method == "lpt":
         stage.recall = lambda: None  # prompts do not mind for how long the encoder was trained

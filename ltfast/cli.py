@@ -210,8 +210,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.data import check_images, class_groups, load
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.checkpoint import CHECKPOINT
-    from ltfast.methods import METHODS
-    from ltfast.methods.restore import facts_of
+    from ltfast.methods import METHODS, BuildContext
+    from ltfast.runs.restore import facts_of
 
     accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # the first process downloads, the others find it done
@@ -242,7 +242,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             say(f"chosen by auto: {words}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
-        settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
+        settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
     )
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
@@ -305,7 +305,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from ltfast.data import class_groups
     from ltfast.engine import identity, loop, metrics, report
-    from ltfast.methods.restore import restore
+    from ltfast.runs.restore import restore
 
     accelerator = loop.make_accelerator(run.precision)
     trained = restore(
@@ -378,7 +378,7 @@ def export(argv: Sequence[str]) -> int:
     import torch
 
     from ltfast.engine.export import export_predictor, save_program
-    from ltfast.methods.restore import restore
+    from ltfast.runs.restore import restore
 
     trained = restore(Path(args.checkpoint), run=RunSettings(), root=args.root, aggregate=args.aggregate)
     if trained.unfinished is not None:
@@ -429,7 +429,7 @@ def importance(argv: Sequence[str]) -> int:
     picture = _picture(args.out)
 
     from ltfast.engine import plot, report
-    from ltfast.methods.importance import measure
+    from ltfast.runs.importance import measure
 
     rows = {
         name: measure(
@@ -466,7 +466,7 @@ def prompts(argv: Sequence[str]) -> int:
     picture = _picture(args.out)
 
     from ltfast.engine import plot, report
-    from ltfast.methods.prompt_choices import choices
+    from ltfast.runs.prompt_choices import choices
 
     names, shares = choices(Path(args.checkpoint), run=RunSettings(workers=args.workers), root=args.root)
     numbers = picture.with_suffix(".json")

@@ -2,7 +2,7 @@
 
 A method's module has a dataclass `Settings`, whose fields are its command-line options, and
 
-    build(settings, bundle, *, run, rank=0, world_size=1, test_batch_size=256) -> Plan
+    build(settings, bundle, context: BuildContext) -> Plan
 
 `Settings` derives from `BackboneSettings`: `restore` builds a trained method at the image size of its training and
 without pretrained weights. It has the training's labels, mean and std, but not its images: `build` must not open one.
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ltfast.data.bundle import DataBundle
 from ltfast.engine import Plan
 from ltfast.errors import SettingError
 from ltfast.methods import ce, decoupled_optimisation, dscl, livt, lpt, proco
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings
 
 
@@ -28,7 +30,7 @@ class Method:
     """
 
     settings: type[BackboneSettings]
-    build: Callable[..., Plan]
+    build: Callable[[Any, DataBundle, BuildContext], Plan]
 
 
 METHODS: dict[str, Method] = {

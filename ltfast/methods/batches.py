@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
-from ltfast.engine import RunSettings
 from ltfast.errors import SettingError
+from ltfast.methods.context import BuildContext
 from ltfast.methods.loader import Loader
 
 
@@ -56,12 +56,10 @@ def train_batches(
     transforms: Sequence[Callable[..., Any]],
     *,
     batch_size: int,
-    run: RunSettings,
+    context: BuildContext,
     sampler: str = "instance",
     sampler_options: Mapping[str, Any] | None = None,
     start_draw: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> TrainBatches:
     """This process's full batches of augmented training images.
 
@@ -69,10 +67,9 @@ def train_batches(
         bundle: the data.
         transforms: one a view.
         batch_size: images a batch and process.
-        run: its seed and workers.
+        context: the run's seed and workers, and this process.
         sampler, sampler_options: see `ltfast.data.make_sampler`.
         start_draw: where the draws of the stage before end; see `NumberedBatches`.
-        rank, world_size: this process, and how many there are.
 
     Raises:
         ValueError: there is not one batch in an epoch.
@@ -81,31 +78,28 @@ def train_batches(
         sampler,
         bundle.train.labels,
         num_classes=bundle.num_classes,
-        seed=run.seed,
-        rank=rank,
-        world_size=world_size,
+        seed=context.run.seed,
+        rank=context.rank,
+        world_size=context.world_size,
         **(sampler_options or {}),
     )
-    views = SeededViews(bundle.train, transforms, seed=run.seed)
+    views = SeededViews(bundle.train, transforms, seed=context.run.seed)
     batches = NumberedBatches(indices, batch_size, drop_last=True, start_draw=start_draw)
-    return TrainBatches(views, batches, workers=run.workers)
+    return TrainBatches(views, batches, workers=context.run.workers)
 
 
 def evaluation_batches(
     bundle: DataBundle,
     image_size: int,
     *,
-    batch_size: int,
-    run: RunSettings,
+    context: BuildContext,
     augmented: Sequence[Callable[..., Any]] = (),
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Iterable[Sequence[Tensor]]:
-    """Every `world_size`-th test image, from `rank` on, in batches `(images, labels)`; augmented views of them, the
-    same at every evaluation, come between."""
-    keys = [(index, index) for index in range(rank, len(bundle.test), world_size)]
+    """This process's share of the test images in batches `(images, *views, labels)`: `views` are augmented, one for
+    each of `augmented`, and the same at every evaluation."""
+    keys = [(index, index) for index in range(context.rank, len(bundle.test), context.world_size)]
     views = SeededViews(bundle.test, [eval_transform(bundle, image_size), *augmented], seed=0)
-    return Loader(views, batch_size, sampler=keys, num_workers=run.workers)
+    return Loader(views, context.test_batch_size, sampler=keys, num_workers=context.run.workers)
 
 
 def class_batches(
@@ -115,15 +109,13 @@ def class_batches(
     *,
     most: int,
     batch_size: int,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
+    context: BuildContext,
 ) -> Iterable[Sequence[Tensor]]:
     """Training images of some classes as test images are shown, in batches `(images, labels)`: this process's share of
     at most `most` of them, chosen at random by the run's seed."""
     members = torch.isin(bundle.train.labels, torch.tensor(classes, dtype=torch.int64)).nonzero().flatten()
-    generator = torch.Generator().manual_seed(derive_seed("class_batches", run.seed))
+    generator = torch.Generator().manual_seed(derive_seed("class_batches", context.run.seed))
     chosen = members[torch.randperm(len(members), generator=generator)[:most]].tolist()
     views = SeededViews(bundle.train, [eval_transform(bundle, image_size)], seed=0)
-    keys = [(index, index) for index in chosen[rank::world_size]]
-    return Loader(views, batch_size, sampler=keys, num_workers=run.workers)
+    keys = [(index, index) for index in chosen[context.rank :: context.world_size]]
+    return Loader(views, batch_size, sampler=keys, num_workers=context.run.workers)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage, option
 from ltfast.errors import SettingError
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings
 
 if TYPE_CHECKING:
@@ -77,11 +78,7 @@ def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """The one stage. Its initial weights come from torch's global generator.
 
@@ -100,10 +97,8 @@ def build(
         bundle,
         [train_transform(bundle, settings.augment, size)],
         batch_size=settings.batch_size,
-        run=run,
+        context=context,
         sampler=settings.sampler,
-        rank=rank,
-        world_size=world_size,
     )
     network = ImageClassifier(
         settings.backbone,
@@ -113,10 +108,10 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
-    images = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    images = context.normalised_together(settings.batch_size)
     check_batch_norm(network, (bundle.channels, size, size), images, "batch_size")
     stage = SupervisedStage(
         "train", batches, settings, network=network, loss=make_loss(settings.loss, bundle.class_counts)
     )
-    test = evaluation_batches(bundle, size, batch_size=test_batch_size, run=run, rank=rank, world_size=world_size)
+    test = evaluation_batches(bundle, size, context=context)
     return Plan([stage], test)

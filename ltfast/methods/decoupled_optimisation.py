@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, Predictor, RunSettings, check, option
+from ltfast.engine import Batches, Optimisation, Plan, Predictor, check, option
 from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
@@ -308,11 +309,7 @@ class Aggregation(Predictor):
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """A stage and a pruning stage for each group that has classes but the last, and a stage for the last; then all
     sub-models together.
@@ -350,14 +347,15 @@ def build(
             stacklevel=2,
         )
     first = network(settings.pretrained)
-    together = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    together = context.normalised_together(settings.batch_size)
     check_batch_norm(first, (bundle.channels, size, size), together, "batch_size")
     sub_models = SubModels(first, len(names))
     transform = train_transform(bundle, settings.augment, size)
-    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
 
     def images(classes: Sequence[int]) -> Iterable[Sequence[Tensor]]:
-        return class_batches(bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, **shared)
+        return class_batches(
+            bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, context=context
+        )
 
     stages: list[GroupStage] = []
     start_draw = 0
@@ -384,7 +382,7 @@ def build(
                 sampler=settings.sampler if plain else "group_preferred",
                 sampler_options={} if plain else preferred,
                 start_draw=start_draw,
-                **shared,
+                context=context,
             )
             start_draw += batches.batches.draws_per_epoch * optimisation.epochs
             if not pruning:
@@ -400,9 +398,9 @@ def build(
                     classes=classes,
                     num_classes=bundle.num_classes,
                     share=shares[number],
-                    accumulate=run.accumulate,
+                    accumulate=context.run.accumulate,
                     **options,
                 )
             )
-    test = evaluation_batches(bundle, size, batch_size=test_batch_size, augmented=[transform, transform], **shared)
+    test = evaluation_batches(bundle, size, augmented=[transform, transform], context=context)
     return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))

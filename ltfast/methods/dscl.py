@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage, check, option
 from ltfast.errors import InputError
 from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
@@ -227,11 +228,7 @@ class ClassifierStage(SupervisedStage):
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """Both stages. Their initial weights come from torch's global generator.
 
@@ -248,8 +245,8 @@ def build(
     settings = settings.chosen(bundle)
     chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
-    enough = not settings.queue_sharded or chosen.queue_size >= world_size
-    check(enough, "queue_size", f"at least {world_size}, a key a process", chosen.queue_size)
+    enough = not settings.queue_sharded or chosen.queue_size >= context.world_size
+    check(enough, "queue_size", f"at least {context.world_size}, a key a process", chosen.queue_size)
     network = TwoBranchClassifier(
         settings.backbone,
         bundle.num_classes,
@@ -263,7 +260,7 @@ def build(
     with_patches = settings.pbsd_weight > 0
     if with_patches:
         _check_patches(network, settings.backbone, size, chosen.patch_size, bundle.channels)
-    together = settings.batch_size * (world_size if run.sync_batchnorm else 1)
+    together = context.normalised_together(settings.batch_size)
     check_batch_norm(network, (bundle.channels, size, size), together, "batch_size")
     if with_patches:
         patch_shape = (bundle.channels, chosen.patch_size, chosen.patch_size)
@@ -276,8 +273,7 @@ def build(
         patch_size=chosen.patch_size,
         scale=settings.patch_scale,
     )
-    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
-    contrast_batches = train_batches(bundle, [views], batch_size=settings.batch_size, **shared)
+    contrast_batches = train_batches(bundle, [views], batch_size=settings.batch_size, context=context)
     contrast = ContrastStage(
         "contrast",
         contrast_batches,
@@ -296,8 +292,8 @@ def build(
         pbsd_weight=settings.pbsd_weight,
         key_momentum=settings.key_momentum,
     )
-    batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // world_size, 1))
-    together = batch_size * (world_size if run.sync_batchnorm else 1)
+    batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // context.world_size, 1))
+    together = context.normalised_together(batch_size)
     check_batch_norm(network, (bundle.channels, size, size), together, "classifier_batch_size")
     classifier_batches = train_batches(
         bundle,
@@ -305,9 +301,9 @@ def build(
         batch_size=batch_size,
         sampler="class_balanced",
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
-        **shared,
+        context=context,
     )
-    images = batch_size * world_size * min(run.accumulate, len(classifier_batches))
+    images = batch_size * context.world_size * min(context.run.accumulate, len(classifier_batches))
     classifier = ClassifierStage(
         "classifier",
         classifier_batches,
@@ -315,7 +311,7 @@ def build(
         network=network,
         loss=nn.CrossEntropyLoss(),
     )
-    test = evaluation_batches(bundle, size, batch_size=test_batch_size, **shared)
+    test = evaluation_batches(bundle, size, context=context)
     return Plan([contrast, classifier], test)
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage, check, option
 from ltfast.errors import SettingError
 from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.settings import BackboneSettings, unless_auto
 
@@ -230,11 +231,7 @@ def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """Both stages, or the second alone. Their initial weights come from torch's global generator; `init` is read when
     the first of them starts.
@@ -252,7 +249,6 @@ def build(
     settings = settings.chosen(bundle)
     chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
-    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
     stages: list[Stage] = []
     initial: Weights | None = None if settings.init is None else partial(pretrained_encoder, Path(settings.init))
     start_draw = 0
@@ -269,7 +265,7 @@ def build(
             bundle,
             [train_transform(bundle, chosen.pretrain_augment, size)],
             batch_size=settings.pretrain_batch_size,
-            **shared,
+            context=context,
         )
         stages.append(
             Pretraining("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
@@ -281,7 +277,7 @@ def build(
         [train_transform(bundle, chosen.augment, size)],
         batch_size=settings.batch_size,
         start_draw=start_draw,
-        **shared,
+        context=context,
     )
     mix = Mixup(
         settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
@@ -299,7 +295,7 @@ def build(
             initial=initial,
         )
     )
-    return Plan(stages, evaluation_batches(bundle, size, batch_size=test_batch_size, **shared))
+    return Plan(stages, evaluation_batches(bundle, size, context=context))
 
 
 def _transformer(

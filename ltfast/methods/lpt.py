@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.engine import Adapted, Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check, option
 from ltfast.methods.ce import SupervisedStage
+from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.settings import BackboneSettings, unless_auto
 
@@ -201,11 +202,7 @@ class GroupStage(Stage):
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """Both phases. Their initial weights come from torch's global generator; `init` is read when the first starts.
 
@@ -244,9 +241,8 @@ def build(
             load_encoder(network.transformer.backbone, pretrained_encoder(Path(settings.init)))
 
     transforms = [train_transform(bundle, settings.augment, size)]
-    shared: dict[str, Any] = {"run": run, "rank": rank, "world_size": world_size}
     first_batches = train_batches(
-        bundle, transforms, batch_size=settings.batch_size, sampler=settings.sampler, **shared
+        bundle, transforms, batch_size=settings.batch_size, sampler=settings.sampler, context=context
     )
     first = SharedStage(
         "shared",
@@ -262,7 +258,7 @@ def build(
         batch_size=settings.batch_size,
         sampler="dual",
         start_draw=first_batches.batches.draws_per_epoch * settings.epochs,
-        **shared,
+        context=context,
     )
     second = GroupStage(
         "group",
@@ -277,8 +273,8 @@ def build(
             transforms,
             batch_size=min(settings.pool_size, len(bundle.train)),
             sampler="class_balanced",
-            run=run,
+            context=context,
         ),
     )
-    test = evaluation_batches(bundle, size, batch_size=test_batch_size, **shared)
+    test = evaluation_batches(bundle, size, context=context)
     return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage, check, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage, check, option
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings
 
 if TYPE_CHECKING:
@@ -121,11 +122,7 @@ class ProCoStage(Stage):
 def build(
     settings: Settings,
     bundle: "DataBundle",
-    *,
-    run: RunSettings,
-    rank: int = 0,
-    world_size: int = 1,
-    test_batch_size: int = 256,
+    context: BuildContext,
 ) -> Plan:
     """The one stage. Its initial weights come from torch's global generator.
 
@@ -145,9 +142,7 @@ def build(
         bundle,
         [train_transform(bundle, policy, size) for policy in policies],
         batch_size=settings.batch_size,
-        run=run,
-        rank=rank,
-        world_size=world_size,
+        context=context,
     )
     network = TwoBranchClassifier(
         settings.backbone,
@@ -174,5 +169,5 @@ def build(
         contrast_weight=settings.contrast_weight,
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
     )
-    test = evaluation_batches(bundle, size, batch_size=test_batch_size, run=run, rank=rank, world_size=world_size)
+    test = evaluation_batches(bundle, size, context=context)
     return Plan([stage], test)

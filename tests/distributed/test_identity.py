@@ -12,7 +12,7 @@ from ltfast.engine import RunSettings
 from ltfast.engine.identity import check_processes
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.errors import InputError
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 
 NAMES = ["a", "b"]
 EACH = {  # what the second process has instead
@@ -54,7 +54,7 @@ def start(rank, folder):
         bundle = bundle_of(case if rank else None)
         accelerator = make_accelerator("fp32")
         plan = METHODS["ce"].build(
-            settings_of("ce", values), bundle, run=run, rank=rank, world_size=accelerator.num_processes
+            settings_of("ce", values), bundle, BuildContext(run, rank, accelerator.num_processes)
         )
 
         def begun():

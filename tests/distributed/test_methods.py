@@ -15,7 +15,7 @@ from ltfast.data.transforms import NormalizedTensor
 from ltfast.engine import RunSettings, report
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.engine.seeding import seed_everything
-from ltfast.methods import METHODS, decoupled_optimisation, settings_of
+from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settings_of
 
 COUNTS = [12, 7, 5]  # 24 images, whole batches of 8
 GROUP_MINIMA = (10, 6)
@@ -100,7 +100,7 @@ def train_all(rank, processes, folder, names):
         seed_everything(run.seed)
         settings = settings_of(method, values)
         torch.set_default_dtype(torch.float64)
-        plan = METHODS[method].build(settings, bundle, run=run, rank=rank, world_size=processes, test_batch_size=2)
+        plan = METHODS[method].build(settings, bundle, BuildContext(run, rank, processes, 2))
         torch.set_default_dtype(torch.float32)
         without_randomness(plan)
         record = {}

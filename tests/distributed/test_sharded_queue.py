@@ -15,7 +15,7 @@ from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import make_accelerator
 from ltfast.engine.seeding import seed_everything
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from methods.conftest import tiny_bundle
 
 CLASSES = 5
@@ -192,7 +192,7 @@ def train_dscl(rank, processes, folder, sharded, stop):
         loop._Run._step = step
         seed_everything(0)
         settings = settings_of("dscl", values)
-        plan = METHODS["dscl"].build(settings, tiny_bundle(), run=run, rank=rank, world_size=processes)
+        plan = METHODS["dscl"].build(settings, tiny_bundle(), BuildContext(run, rank, processes))
         try:
             loop.train(
                 plan,

@@ -15,7 +15,7 @@ from ltfast.data import class_groups, load
 from ltfast.engine import RunSettings
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.engine.seeding import seed_everything
-from ltfast.methods import ce
+from ltfast.methods import BuildContext, ce
 
 
 def run_digits(out, hook=lambda step: None):
@@ -23,7 +23,7 @@ def run_digits(out, hook=lambda step: None):
     run = RunSettings(workers=2, accumulate=2, precision="bf16")
     bundle = load("digits", imbalance=20)
     seed_everything(run.seed)
-    plan = ce.build(ce.Settings(epochs=2, batch_size=32), bundle, run=run)
+    plan = ce.build(ce.Settings(epochs=2, batch_size=32), bundle, BuildContext(run))
     steps = iter(range(1, 1000))
     plan.stages[0].after_step = lambda: hook(next(steps))
     return train(

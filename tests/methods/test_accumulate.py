@@ -13,7 +13,7 @@ from ltfast.engine import Plan, RunSettings, report
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.engine.seeding import seed_everything
-from ltfast.methods import METHODS, decoupled_optimisation, settings_of
+from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settings_of
 from methods.conftest import tiny_bundle
 
 COUNTS = (12, 7, 5)  # three whole batches of 8
@@ -54,7 +54,7 @@ def make_plan(name, accumulate, **values):
     torch.set_default_dtype(torch.float64)
     try:
         plan = METHODS[method].build(
-            settings_of(method, values), tiny_bundle(COUNTS), run=RunSettings(accumulate=accumulate)
+            settings_of(method, values), tiny_bundle(COUNTS), BuildContext(RunSettings(accumulate=accumulate))
         )
     finally:
         torch.set_default_dtype(torch.float32)

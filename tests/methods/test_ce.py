@@ -4,7 +4,7 @@ import torch
 
 from ltfast.data import ArrayDataset, DataBundle
 from ltfast.engine import RunSettings
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.models import CosineClassifier
 
 
@@ -17,7 +17,7 @@ def bundle(counts=(12, 6, 2)):
 
 def build(run=None, **values):
     settings = settings_of("ce", {"batch_size": 5, "backbone": "digits_convnet", **values})
-    return METHODS["ce"].build(settings, bundle(), run=run or RunSettings(seed=3))
+    return METHODS["ce"].build(settings, bundle(), BuildContext(run or RunSettings(seed=3)))
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"])
@@ -62,7 +62,7 @@ def test_test_batches_of_all_processes_are_the_test_set():
     settings = settings_of("ce", {"batch_size": 5, "backbone": "digits_convnet"})
     labels = []
     for rank in range(3):
-        plan = METHODS["ce"].build(settings, bundle(), run=RunSettings(), rank=rank, world_size=3)
+        plan = METHODS["ce"].build(settings, bundle(), BuildContext(RunSettings(), rank, 3))
         labels += torch.cat([labels for _, labels in plan.test]).tolist()
     assert sorted(labels) == bundle().test.labels.tolist()
 

@@ -13,7 +13,7 @@ from ltfast.data import class_groups
 from ltfast.engine import RunSettings
 from ltfast.engine.loop import make_accelerator, train
 from ltfast.losses import CompensationLoss
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.decoupled_optimisation import CANDIDATES, Aggregation, PruningStage
 from ltfast.models import SubModels
 from methods.conftest import check_killed_runs, tiny_bundle
@@ -27,7 +27,7 @@ MINIMA = (10, 4)  # a class a group
 def build(data=None, run=None, **values):
     torch.manual_seed(0)
     settings = settings_of("do", {**SMALL, "group_minima": MINIMA, **values})
-    return METHODS["do"].build(settings, data or tiny_bundle(COUNTS), run=run or RunSettings(seed=3))
+    return METHODS["do"].build(settings, data or tiny_bundle(COUNTS), BuildContext(run or RunSettings(seed=3)))
 
 
 def trained(plan, out, **run):
@@ -156,7 +156,7 @@ def test_any_groups_and_any_order(minima, order, tmp_path):
     data = tiny_bundle((12, 6, 2)) if len(minima) < 3 else tiny_bundle((12, 7, 6, 2))
     torch.manual_seed(0)
     values = {**SMALL, "epochs": 1, "later_epochs": 1, "prune_epochs": 1, "group_minima": minima, "order": order}
-    plan = METHODS["do"].build(settings_of("do", values), data, run=RunSettings())
+    plan = METHODS["do"].build(settings_of("do", values), data, BuildContext())
     assert len(plan.stages) == 2 * len(minima) + 1
     groups = class_groups(data.class_counts, minima)
     names = list(groups)
@@ -273,7 +273,7 @@ def test_recipes_build(path, like_recipe):
     if values.get("backbone") == "resnet50":
         values["backbone"] = "resnet18"
     settings = settings_of("do", {**values})
-    plan = METHODS["do"].build(settings, like_recipe(recipe), run=RunSettings())
+    plan = METHODS["do"].build(settings, like_recipe(recipe), BuildContext())
     for stage in plan.stages:
         assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
         stage.optimisation.make_scheduler(stage.optimizer(), 10)

@@ -14,7 +14,7 @@ from ltfast.cli import main
 from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.dscl import ContrastStage
 from ltfast.models import feature_map
 from ltfast.ops import patch_roi_pool
@@ -38,7 +38,7 @@ SMALL = {
 def build(data=None, run=None, **values):
     torch.manual_seed(0)
     settings = settings_of("dscl", {**SMALL, **values})
-    return METHODS["dscl"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3)).stages
+    return METHODS["dscl"].build(settings, data or tiny_bundle(), BuildContext(run or RunSettings(seed=3))).stages
 
 
 def test_the_loss_is_the_sum_of_its_parts():
@@ -132,7 +132,7 @@ def test_learns_the_digits():
         "classifier_epochs": 3,
         "feature_dim": 64,
     }
-    plan = METHODS["dscl"].build(settings_of("dscl", values), data, run=RunSettings())
+    plan = METHODS["dscl"].build(settings_of("dscl", values), data, BuildContext())
     for stage in plan.stages:
         for p in stage.parameters():
             p.requires_grad_(False)
@@ -190,9 +190,7 @@ def test_recipes_build(path, like_recipe):
     values = {name: value for name, value in recipe.items() if name in names}
     if values.get("backbone") == "resnet50":
         values["backbone"] = "resnet18"
-    plan = METHODS["dscl"].build(
-        settings_of("dscl", {**values, "batch_size": 2}), like_recipe(recipe), run=RunSettings()
-    )
+    plan = METHODS["dscl"].build(settings_of("dscl", {**values, "batch_size": 2}), like_recipe(recipe), BuildContext())
     for stage in plan.stages:
         assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
         stage.optimisation.make_scheduler(stage.optimizer(), 10)

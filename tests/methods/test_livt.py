@@ -15,7 +15,7 @@ from ltfast.cli import main
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from ltfast.engine.seeding import seed_everything
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.encoders import PRETRAINED, load_encoder, pretrained_encoder
 from ltfast.models import make_backbone
 from methods.conftest import check_killed_runs, tiny_bundle
@@ -29,7 +29,7 @@ COUNTS = (12, 6, 2)
 def build(data=None, **values):
     torch.manual_seed(0)
     settings = settings_of("livt", {**SMALL, **values})
-    return METHODS["livt"].build(settings, data or tiny_bundle(COUNTS), run=RunSettings(seed=3)).stages
+    return METHODS["livt"].build(settings, data or tiny_bundle(COUNTS), BuildContext(RunSettings(seed=3))).stages
 
 
 def test_both_stages_are_there_and_draw_anew():
@@ -288,7 +288,7 @@ def test_recipes_build(path, like_recipe):
     if values.get("backbone") == "vit_base_patch16_224":
         values |= {"backbone": "vit_tiny_patch16_224", **DECODER}
     values |= {"batch_size": 2, "pretrain_batch_size": 2}
-    plan = METHODS["livt"].build(settings_of("livt", values), like_recipe(recipe), run=RunSettings())
+    plan = METHODS["livt"].build(settings_of("livt", values), like_recipe(recipe), BuildContext())
     for stage in plan.stages:
         assert stage(stage.prepare(next(stage.batches.epoch(0, 0))))[0].isfinite()
         stage.optimisation.make_scheduler(stage.optimizer(), 10)

@@ -15,7 +15,7 @@ from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import make_accelerator, train
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.encoders import pretrained_encoder
 from ltfast.models import PromptedClassifier
 from methods.conftest import check_killed_runs, tiny_bundle
@@ -27,7 +27,7 @@ SMALL = {"batch_size": 4, "backbone": "vit_digits", "epochs": 2, "prompt_length"
 def build(data=None, run=None, **values):
     torch.manual_seed(0)
     settings = settings_of("lpt", {**SMALL, **values})
-    return METHODS["lpt"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3))
+    return METHODS["lpt"].build(settings, data or tiny_bundle(), BuildContext(run or RunSettings(seed=3)))
 
 
 @pytest.mark.parametrize("init", [None, "a-livt-run"])  # features: the class token, the mean of the patches
@@ -57,7 +57,7 @@ def test_second_phase_is_two_whole_passes(init):
 
 def test_keys_start_as_queries_the_same_in_every_process():
     plans = [
-        METHODS["lpt"].build(settings_of("lpt", SMALL), tiny_bundle(), run=RunSettings(seed=3), rank=r, world_size=2)
+        METHODS["lpt"].build(settings_of("lpt", SMALL), tiny_bundle(), BuildContext(RunSettings(seed=3), r, 2))
         for r in (0, 1)
     ]
     stages = [plan.stages[1] for plan in plans]
@@ -193,9 +193,7 @@ def test_a_finished_run_has_no_backbone(runs):
     assert {name.partition("network.")[2] for name in saved["model"]} == kept
     weights = load_file(lpt / "weights.safetensors")
     assert weights.keys() == kept
-    plan = METHODS["lpt"].build(
-        settings_of("lpt", {"init": str(livt)}), load("digits", imbalance=50), run=RunSettings()
-    )
+    plan = METHODS["lpt"].build(settings_of("lpt", {"init": str(livt)}), load("digits", imbalance=50), BuildContext())
     plan.adapted.recall()
     network = plan.adapted.network
     assert not network.load_state_dict(weights, strict=False).unexpected_keys
@@ -262,7 +260,7 @@ def test_recipes_build(path, like_recipe):
     values = {name: value for name, value in recipe.items() if name in names}
     if recipe.get("pretrained"):
         values |= {"backbone": "vit_tiny_patch16_224", "image_size": 32, "pretrained": False}
-    plan = METHODS["lpt"].build(settings_of("lpt", {**values, "batch_size": 2}), like_recipe(recipe), run=RunSettings())
+    plan = METHODS["lpt"].build(settings_of("lpt", {**values, "batch_size": 2}), like_recipe(recipe), BuildContext())
     for stage in plan.stages:
         assert stage(next(stage.batches.epoch(0, 0)))[0].isfinite()
         stage.optimisation.make_scheduler(stage.optimizer(), 10)

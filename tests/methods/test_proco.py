@@ -15,7 +15,7 @@ from ltfast.cli import main
 from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.proco import ProCoStage
 from ltfast.models import CosineClassifier
 from methods.conftest import tiny_bundle
@@ -28,7 +28,7 @@ SMALL = {"batch_size": 5, "backbone": "digits_convnet", "feature_dim": 16, "hidd
 def build(data=None, run=None, **values):
     torch.manual_seed(0)
     settings = settings_of("proco", {**SMALL, **values})
-    return METHODS["proco"].build(settings, data or tiny_bundle(), run=run or RunSettings(seed=3)).stages[0]
+    return METHODS["proco"].build(settings, data or tiny_bundle(), BuildContext(run or RunSettings(seed=3))).stages[0]
 
 
 @pytest.mark.parametrize(("classifier", "scale"), [("linear", 1), ("cosine", 30)])
@@ -107,7 +107,7 @@ def test_learns_the_digits():
     torch.manual_seed(0)
     data = load("digits", imbalance=20)
     settings = settings_of("proco", {"batch_size": 32, "lr": 0.02, **GENTLE})
-    plan = METHODS["proco"].build(settings, data, run=RunSettings())
+    plan = METHODS["proco"].build(settings, data, BuildContext())
     stage = plan.stages[0]
     optimizer = stage.optimizer()
     losses = []
@@ -164,7 +164,7 @@ def test_recipes_build(path, like_recipe):
         values["backbone"] = "resnet18"
     stage = (
         METHODS["proco"]
-        .build(settings_of("proco", {**values, "batch_size": 2}), like_recipe(recipe), run=RunSettings())
+        .build(settings_of("proco", {**values, "batch_size": 2}), like_recipe(recipe), BuildContext())
         .stages[0]
     )
     loss, _ = stage(next(stage.batches.epoch(0, 0)))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltfast.engine import RunSettings
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.models import PromptedClassifier
 from ltfast.models.prompts import PromptedTransformer, PromptPool, prompted_block
 from methods.conftest import tiny_bundle
@@ -235,7 +235,7 @@ def test_classifier_of_an_eva(name, pool):
 
 def test_lpt_trains_on_an_eva():
     settings = settings_of("lpt", {"backbone": "vit_tiny_patch16_dinov3_qkvb", "image_size": 32, "batch_size": 4})
-    for stage in METHODS["lpt"].build(settings, tiny_bundle(), run=RunSettings(seed=3)).stages:
+    for stage in METHODS["lpt"].build(settings, tiny_bundle(), BuildContext(RunSettings(seed=3))).stages:
         stage.train()
         loss, _ = stage(next(stage.batches.epoch(0, 0)))
         learned = list(stage.trained())

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ltfast.engine import RunSettings
-from ltfast.methods import METHODS, settings_of
+from ltfast.methods import METHODS, BuildContext, settings_of
 from methods.conftest import tiny_bundle
 
 SETTINGS = {
@@ -52,7 +52,7 @@ def make_plan(method, **values):
     """The plan of a tiny run, the same each time."""
     torch.manual_seed(0)
     settings = settings_of(method, {"epochs": 2, "lr": 0.01, **SETTINGS[method], **values})
-    return METHODS[method].build(settings, tiny_bundle(), run=RunSettings(seed=3))
+    return METHODS[method].build(settings, tiny_bundle(), BuildContext(RunSettings(seed=3)))
 
 
 def make_stage(name):

@@ -7,7 +7,7 @@ import torch
 from ltfast.engine import RunSettings
 from ltfast.errors import InputError
 from ltfast.methods.lpt import GroupStage
-from ltfast.methods.restore import restore
+from ltfast.runs.restore import restore
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from ltfast.engine.identity import changed_data
 from ltfast.engine.schema import anything, integer, list_of, one_of, record
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, SettingError
 from ltfast.methods import METHODS, settings_of
-from ltfast.methods.match_classes import match_classes
+from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import unless_auto
+from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
 
@@ -157,10 +158,7 @@ def restore(
         plan = METHODS[method].build(
             replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
             bundle,
-            run=replace(run, seed=settings["seed"]),
-            rank=rank,
-            world_size=world_size,
-            test_batch_size=batch_size,
+            BuildContext(replace(run, seed=settings["seed"]), rank, world_size, batch_size),
         )
     except (ValueError, RuntimeError) as error:  # torch's word for a network that is too large is the second
         raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error

@@ -4,7 +4,7 @@ import torch
 
 from ltfast.data import ArrayDataset, DataBundle
 from ltfast.errors import InputError
-from ltfast.methods.match_classes import match_classes
+from ltfast.runs.match_classes import match_classes
 
 
 def bundle(names, labels, named=True):

@@ -6,8 +6,8 @@ from torch import nn
 from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import CheckpointError, save_checkpoint
-from ltfast.methods import METHODS, BackboneSettings, Method, settings_of
-from ltfast.methods.restore import facts_of, restore
+from ltfast.methods import METHODS, BackboneSettings, BuildContext, Method, settings_of
+from ltfast.runs.restore import facts_of, restore
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def checkpoint(tmp_path):
     source = f"npz:{tmp_path / 'd.npz'}"
     bundle = load(source)
     settings = {"method": "ce", "batch_size": 4, "seed": 7, "data": source}
-    plan = METHODS["ce"].build(settings_of("ce", {"batch_size": 4}), bundle, run=RunSettings())
+    plan = METHODS["ce"].build(settings_of("ce", {"batch_size": 4}), bundle, BuildContext())
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(
         path,
@@ -54,9 +54,9 @@ def test_restored_as_it_was_trained(checkpoint):
 def test_the_stand_in_for_the_training_images_copies_none(checkpoint, monkeypatch):
     seen = []
 
-    def build(settings, bundle, **options):
-        seen.append((settings, bundle, options["run"]))
-        return ce.build(settings, bundle, **options)
+    def build(settings, bundle, context):
+        seen.append((settings, bundle, context.run))
+        return ce.build(settings, bundle, context)
 
     ce = METHODS["ce"]
     monkeypatch.setitem(METHODS, "ce", Method(ce.settings, build))

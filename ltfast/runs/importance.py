@@ -15,8 +15,9 @@ from ltfast.engine.identity import changed_data
 from ltfast.engine.importance import parameter_importance
 from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
+from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
-from ltfast.methods.restore import restore
+from ltfast.runs.restore import restore
 
 
 def measure(
@@ -87,7 +88,7 @@ def measure(
     def importance(classes: Sequence[int]) -> float | None:
         if not classes:
             return None
-        batches = class_batches(bundle, classes, size, most=images, batch_size=batch_size, run=run)
+        batches = class_batches(bundle, classes, size, most=images, batch_size=batch_size, context=BuildContext(run))
         values = [value for value in parameter_importance(scores, parameters, batches) if value.any()]
         total = float(sum(value.sum(dtype=torch.float64) for value in values))
         return total / sum(value.numel() for value in values) * sum(counts[c] for c in classes) / batch_size
