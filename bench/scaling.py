@@ -110,7 +110,7 @@ def main() -> None:
         return
 
     rows = []
-    print("| method | processes | ms a step | images/s | times as fast | of ideal |")
+    print("| method | processes | ms per step | images/s | speed-up | efficiency |")
     print("| --- " * 6 + "|")
     for method in args.methods.split(","):
         one = None

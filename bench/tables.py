@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
 PAGES = {"cpu": "CPU", "cpu_large": "CPU, ViT-B/16 with prompts", "h200": "H200"}
 README = ("cpu", "h200")
+README_OPS = ("agcl", "balanced_bce", "proco", "dscl")
 NOT_PEERS = (*FLOORS, "linear + cross_entropy")  # another loss
 # case, peer, at least so many times as long; of the peer's memory at most
 GOALS = (
@@ -31,12 +32,41 @@ GOALS = (
 BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 
 
-NOTES = """How to read them: a step is forward and backward with the gradient that training needs. "Of the limit" is the
-least time that this machine could take (bytes at the rate of a copy, matrix products at the library's best rate,
-exponentials at PyTorch's, whichever takes longest) over the time taken; it passes 100 % where data stays in a cache.
-Inputs rotate through more memory than the last cache holds; implementations take turns; the first call, with what it
-compiles, stands apart. Memory is the peak of a step beside its inputs. Peers that write
-hundreds of MiB vary by half from run to run, with how they get their pages: a ratio to them does too."""
+PICTURES = {
+    "speedups": "How many times as long as ltfast the other implementations take",
+    "roofline": "Throughput of each op against the limits of the machine",
+    "growth": "Time against the size of the problem",
+}
+SUMMARY = """The picture shows how many times as long as ltfast the other implementations take on a CPU, for the largest
+case of each op. No GPU has been measured yet.
+
+`make bench` measures, and `make tables` writes this page from `bench/results/`."""
+COLUMNS = """The columns:
+
+- **step**: the op and the size of its input. A step is the forward and the backward pass, with the gradients that
+  training needs.
+- **ltfast**: the median time of a step.
+- **of the limit**: the hardware lower bound divided by the measured time, and the resource that sets the bound. The
+  bound is the longest of three times: the bytes at the rate of a copy (memory), the matrix products at the best rate
+  of the library (matrix), and the exponentials at PyTorch's rate (exp). The share can exceed 100 % if the data stay in
+  a cache.
+- **plain PyTorch**, **`torch.compile`** and **published, library**: how many times as long as ltfast these
+  implementations take. "Published" is the algorithm of the paper's authors.
+- **memory, others'**: the peak memory of a step without its inputs, for ltfast and for the implementation that needs
+  most."""
+STEPS = """Whole training steps, measured by `ltfast bench step` with ltfast's losses and with the published ones.
+"In the loss" is the share of the step that the loss takes:"""
+EXPECTED = """Goals that were set before the measurement: how many times as long as ltfast the other implementation
+takes, and ltfast's memory as a fraction of the other's. `eager` is plain PyTorch:"""
+METHOD = """## How it is measured
+
+Inputs rotate through more memory than the last-level cache holds, and the implementations take turns. The first call,
+which includes compilation, is listed separately. Memory is the peak of a step without its inputs. Implementations that
+write hundreds of MiB vary by half from run to run, depending on how the operating system provides their pages; so do
+the ratios to them.
+
+In the tables below, `eager` is plain PyTorch. `copy` and `matmul` are floors, not implementations: a copy of the data
+and the matrix products alone. `linear + cross_entropy` is another loss, listed for comparison."""
 
 
 def against(row: dict[str, Any] | None) -> str:
@@ -75,6 +105,22 @@ def short(results: dict[str, Any]) -> list[str]:
             others(rows),
             memory(rows),
         ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def few(results: dict[str, Any]) -> list[str]:
+    """The losses of the README."""
+
+    def measured(row: dict[str, Any]) -> str:
+        return f"{digits(row['median_ms'])} ms, {digits(row['peak_mib'])} MiB"
+
+    lines = ["| forward and backward | ltfast | plain PyTorch | `torch.compile` |", "| --- | --- | --- | --- |"]
+    cases = largest(results)
+    for op in README_OPS:
+        rows = cases[op]
+        cells = [f"`{op}` {rows['ltfast']['size']}", measured(rows["ltfast"])]
+        cells += [f"{measured(rows[peer])} ({against(rows[peer])})" for peer in ("eager", "torch.compile")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -120,7 +166,7 @@ def steps(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def goals(results: dict[str, Any]) -> list[str]:
-    lines = ["| case | beside | goal | measured | memory: goal | measured |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| case | against | goal | measured | memory: goal | measured |", "| --- | --- | --- | --- | --- | --- |"]
     for case, peer, least, most in GOALS:
         rows = by_case(results).get(case)
         if rows is None:
@@ -137,21 +183,20 @@ def conditions(results: dict[str, Any]) -> str:
     about, limits = results["machine"], results["ceilings"]
     return (
         f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, commit "
-        f"{about['commit']}; medians, side by side in one run. Limits measured in it: {limits['bytes'] / 1e9:.0f} GB/s "
+        f"{about['commit']}; medians of one run. Limits measured in the same run: {limits['bytes'] / 1e9:.0f} GB/s "
         f"copied, {limits['flops']['float32'] / 1e9:.0f} GFLOP/s of float32 matrix products, "
         f"{limits['exps'] / 1e9:.2g} G exponentials/s."
     )
 
 
+def picture(folder: str, name: str) -> list[str]:
+    file = f"bench/results/{folder}/{name}.png"
+    return [f"![{PICTURES[name]}](../{file})", ""] if (ROOT / file).exists() else []
+
+
 def main() -> None:
-    page = [
-        "# Measurements",
-        "",
-        "Made from `bench/results/` by `make tables`; measured by `make bench`.",
-        "",
-        NOTES,
-        "",
-    ]
+    page = ["# Measurements", "", *picture("cpu", "speedups"), SUMMARY, ""]
+    tables: list[str] = []
     readme: list[str] = []
     for folder, title in PAGES.items():
         file = RESULTS / folder / "results.json"
@@ -162,21 +207,16 @@ def main() -> None:
                 readme += ["", f"{title}: not measured."]
             continue
         results = json.loads(file.read_text())
+        page += [conditions(results), ""]
         if folder in README:
-            readme += ["", *short(results), "", conditions(results)]
-            readme += ["", f"![Times as long as ltfast](bench/results/{folder}/speedups.png)"]
-        page += [conditions(results), "", *goals(results), "", *whole(results), ""]
-        for picture in ("speedups", "roofline", "growth"):
-            if (RESULTS / folder / f"{picture}.png").exists():
-                page += [f"![{picture}](../bench/results/{folder}/{picture}.png)", ""]
+            page += [*short(results), "", COLUMNS, ""]
+            readme += ["", *few(results), "", conditions(results)]
         stepped = RESULTS / folder / "steps.json"
         if stepped.exists():
-            page += [
-                "Whole training steps (`ltfast bench step`):",
-                "",
-                *steps(json.loads(stepped.read_text())["rows"]),
-                "",
-            ]
+            page += [STEPS, "", *steps(json.loads(stepped.read_text())["rows"]), ""]
+        page += [EXPECTED, "", *goals(results), "", *picture(folder, "roofline"), *picture(folder, "growth")]
+        tables += [f"## All cases: {title}", "", *whole(results), ""]
+    page += [METHOD, "", *tables]
     (ROOT / "docs/benchmarks.md").write_text("\n".join(page).rstrip() + "\n")
     path = ROOT / "README.md"
     text = path.read_text()

@@ -121,6 +121,15 @@ def test_files_that_pages_name():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_example_runs(page):
+    example = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+    names = {"nn": nn, "class_counts": [50, 20, 5], "logits": torch.randn(8, 3), "labels": torch.randint(3, (8,))}
+    exec(example, names)
+    assert isinstance(names["criterion"], ltfast.losses.BalancedBCELoss)
+    assert names["loss"].isfinite()
+
+
 def test_the_losses_examples_run():
     """One after the other, as a reader would: the queue is made in one and used in the next."""
     features, patches = F.normalize(torch.randn(8, 128)), F.normalize(torch.randn(8, 5, 128), dim=-1)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_it_builds_and_every_formula_is_one(tmp_path):
     assert formulas["ops.html"] > 20
     assert formulas["losses.html"] > 5
     assert (tmp_path / "bench/results/cpu/speedups.png").exists()
+    assert 'data-md-component="search"' in pages[tmp_path / "index.html"]
+    assert (tmp_path / "search/search_index.json").exists()
+    beside = re.findall(r'<div class="formula-and-code">\s*<div class="arithmatex">.*?</div>\s*<div class="highlight">',
+                        pages[tmp_path / "losses.html"], re.DOTALL)  # fmt: skip
+    assert len(beside) == len(re.findall("<h2", pages[tmp_path / "losses.html"])) == 8
+    measurements = pages[tmp_path / "benchmarks.html"]
+    assert measurements.index("<img") < measurements.index("<table>")
+    assert measurements.rindex("<h2") < measurements.rindex("<table>")
 
 
 def test_broken_links_are_errors(tmp_path):
