@@ -9,9 +9,9 @@ from itertools import cycle
 import pytest
 import torch
 
-from ltfast.bench import clock
-from ltfast.bench.case import Case, Unavailable
-from ltfast.bench.cases import OPS
+from ltfast.benchmark import clock
+from ltfast.benchmark.case import Case, Unavailable
+from ltfast.benchmark.cases import OPS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

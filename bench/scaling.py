@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from ltfast.bench.run import machine
+from ltfast.benchmark.run import machine
 from ltfast.data import ArrayDataset, DataBundle, class_groups
 from ltfast.engine import RunSettings
 from ltfast.engine.loop import make_accelerator, train

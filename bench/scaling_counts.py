@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from ltfast.bench.run import machine
+from ltfast.benchmark.run import machine
 from ltfast.data import DataBundle, PatchViews, SeededViews, train_transform
 from ltfast.data.datasets import FileDataset
 from ltfast.models import ImageClassifier, MaskedAutoencoder, PromptedClassifier, TwoBranchClassifier, make_backbone

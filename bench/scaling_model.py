@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ltfast.bench.results import digits
+from ltfast.benchmark.results import digits
 from scaling_counts import COUNTS, IMAGES, LOADING, ROOT, WORKS, Count, Work
 
 PAGE, STEPS = ROOT / "docs/scaling.md", ROOT / "bench/results/cpu/steps.json"

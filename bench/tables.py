@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ltfast.bench.results import FLOORS, by_case, digits, largest
+from ltfast.benchmark.results import FLOORS, by_case, digits, largest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"

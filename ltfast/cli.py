@@ -480,8 +480,8 @@ def prompts(argv: Sequence[str]) -> int:
 def bench(argv: Sequence[str]) -> int:
     if argv and argv[0] == "step":
         return bench_step(argv[1:])
-    from ltfast.bench.case import SHAPES
-    from ltfast.bench.cases import OPS
+    from ltfast.benchmark.case import SHAPES
+    from ltfast.benchmark.cases import OPS
 
     parser = _parser("bench")
     group = parser.add_argument_group("what to time")
@@ -497,7 +497,7 @@ def bench(argv: Sequence[str]) -> int:
                        "quartiles that do not meet")  # fmt: skip
     args = _parse(parser, argv, _BENCH_TYPES)
 
-    from ltfast.bench import results
+    from ltfast.benchmark import results
 
     if args.compare is not None:
         before, after = (results.read(Path(name)) for name in args.compare)
@@ -506,7 +506,7 @@ def bench(argv: Sequence[str]) -> int:
         say(f"slower: {', '.join(found) or 'nothing'}")
         return 1 if found else 0
 
-    from ltfast.bench import pictures, run
+    from ltfast.benchmark import pictures, run
     from ltfast.engine import report
 
     device = _bench_device(args)
@@ -532,7 +532,7 @@ def bench(argv: Sequence[str]) -> int:
 
 
 def bench_step(argv: Sequence[str]) -> int:
-    from ltfast.bench import step
+    from ltfast.benchmark import step
 
     parser = _parser("bench step")
     group = parser.add_argument_group("what to time")
@@ -541,7 +541,7 @@ def bench_step(argv: Sequence[str]) -> int:
     group.add_argument("--out", help="folder for steps.json")
     args = _parse(parser, argv, _BENCH_TYPES)
 
-    from ltfast.bench import results, run
+    from ltfast.benchmark import results, run
     from ltfast.engine import report
 
     device, methods = _bench_device(args), _some("methods", args.methods, step.METHODS)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ltfast import compat, losses
-from ltfast.bench.cases import published_proco
+from ltfast.benchmark.cases import published_proco
 
 
 def test_the_training_script():

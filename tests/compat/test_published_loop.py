@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from distributed.harness import run_processes
 from ltfast import compat
-from ltfast.bench.cases import published_dscl, published_proco
+from ltfast.benchmark.cases import published_dscl, published_proco
 
 COUNTS = [12, 8, 4]
 WIDTH = 128  # the authors' Bessel recurrence wants many dimensions

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ltfast.bench.results import by_case, digits, largest
+from ltfast.benchmark.results import by_case, digits, largest
 
 ROOT = Path(__file__).parent.parent.parent
 README, PAGE = (ROOT / name for name in ("README.md", "docs/benchmarks.md"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from faults.conftest import tiny, tiny_npz
-from ltfast.bench import results
+from ltfast.benchmark import results
 from ltfast.cli import main
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import _Run

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from faults.conftest import tiny, tiny_npz
-from ltfast.bench import pictures
+from ltfast.benchmark import pictures
 from ltfast.cli import main
 from ltfast.engine import events
 from ltfast.engine.export import save_program

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
 from fuzz.test_logit_losses import bce_saturates, bce_tolerance
-from ltfast.bench.cases import published_dscl as published
+from ltfast.benchmark.cases import published_dscl as published
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,

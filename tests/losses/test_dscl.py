@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 import ltfast
 from ltfast import compat
-from ltfast.bench.cases import published_dscl as published
+from ltfast.benchmark.cases import published_dscl as published
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
 
 LOSSES = {"dscl": (DSCLLoss, published.dscl), "supcon": (SupConQueueLoss, published.supcon)}

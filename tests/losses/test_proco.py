@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ltfast.bench.cases import published_proco
+from ltfast.benchmark.cases import published_proco
 from ltfast.losses import ProCoLoss
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ltfast import ops
-from ltfast.bench.case import Case, Step, Work
+from ltfast.benchmark.case import Case, Step, Work
 
 SIZES = {"small": 1000, "imagenet-lt": 256 * 1000, "large": 2048 * 8142}  # a value a class, or a logit
 ORDER = 63.0  # features 128 wide

@@ -8,8 +8,8 @@ from timm.data import Mixup
 from torch import Tensor
 from torch.optim import AdamW
 
-from ltfast.bench.cases import published
-from ltfast.bench.steps.pair import Implementation, Size, StepPair
+from ltfast.benchmark.cases import published
+from ltfast.benchmark.steps.pair import Implementation, Size, StepPair
 from ltfast.losses import BalancedBCELoss
 from ltfast.models import make_backbone
 

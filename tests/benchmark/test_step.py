@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ltfast.bench.step import METHODS, default_sizes, run_steps
-from ltfast.bench.steps.pair import Size
+from ltfast.benchmark.step import METHODS, default_sizes, run_steps
+from ltfast.benchmark.steps.pair import Size
 
 CPU = torch.device("cpu")
 RESNET = Size("resnet10t", 12, 64, classes=3, imbalance=2, queue=24, patch_pixels=32)

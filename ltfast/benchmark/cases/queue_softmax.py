@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ltfast.bench.case import Case, Growth, Step, Unavailable, Work, backward, call, compilers
-from ltfast.bench.cases import published_dscl as published
+from ltfast.benchmark.case import Case, Growth, Step, Unavailable, Work, backward, call, compilers
+from ltfast.benchmark.cases import published_dscl as published
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
 from ltfast.ops import queue_softmax
 

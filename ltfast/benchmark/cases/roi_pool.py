@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ltfast.bench.case import Case, Step, Work, compilers
+from ltfast.benchmark.case import Case, Step, Work, compilers
 from ltfast.ops import patch_roi_pool
 from ltfast.ops.roi_pool import reference
 

@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ltfast.bench.results import FLOORS, largest
+from ltfast.benchmark.results import FLOORS, largest
 from ltfast.engine.picture import as_text, picture, shown
 
 

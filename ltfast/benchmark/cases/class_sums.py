@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.bench.case import Case, Work
+from ltfast.benchmark.case import Case, Work
 from ltfast.ops import class_sums
 
 SIZES = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltfast.bench.case import Case, Step, Work
+from ltfast.benchmark.case import Case, Step, Work
 from ltfast.models import MaskedAutoencoder, PromptedClassifier
 from ltfast.models.aggregation import aggregation_weights, agreement
 

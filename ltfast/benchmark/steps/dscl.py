@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import SGD
 from torchvision.ops import roi_align
 
-from ltfast.bench.cases import published_dscl as published
-from ltfast.bench.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
+from ltfast.benchmark.cases import published_dscl as published
+from ltfast.benchmark.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
 from ltfast.methods.dscl import QueueLosses
 from ltfast.models import TwoBranchClassifier, feature_map

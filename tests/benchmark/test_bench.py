@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from ltfast.bench import ceilings, clock, pictures, results, run
-from ltfast.bench.case import Case, Growth, Unavailable, Work, backward
-from ltfast.bench.cases import OPS
-from ltfast.bench.ceilings import Ceilings
+from ltfast.benchmark import ceilings, clock, pictures, results, run
+from ltfast.benchmark.case import Case, Growth, Unavailable, Work, backward
+from ltfast.benchmark.cases import OPS
+from ltfast.benchmark.ceilings import Ceilings
 from ltfast.cli import main
 from ltfast.ops import backends
 

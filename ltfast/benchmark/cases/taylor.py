@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor
 
 import ltfast
-from ltfast.bench.case import Case, Growth, Unavailable, Work, call, compilers
+from ltfast.benchmark.case import Case, Growth, Unavailable, Work, call, compilers
 from ltfast.ops import apply_masks_, importance_threshold, taylor_importance_
 from ltfast.ops.backends import why_not
 from ltfast.ops.taylor import reference

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from ltfast.bench.cases import agcl, balanced_bce, bessel, class_sums, models, queue_softmax, roi_pool, taylor, vmf
+from ltfast.benchmark.cases import agcl, balanced_bce, bessel, class_sums, models, queue_softmax, roi_pool, taylor, vmf
 
 OPS: dict[str, ModuleType] = {
     "agcl": agcl,

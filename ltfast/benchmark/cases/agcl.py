@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from ltfast.bench.case import Case, Growth, Unavailable, Work, backward, compilers, copy
-from ltfast.bench.cases import published
+from ltfast.benchmark.case import Case, Growth, Unavailable, Work, backward, compilers, copy
+from ltfast.benchmark.cases import published
 from ltfast.losses import AGCLLoss
 
 SIZES = {

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.bench.case import Case, Growth, Step, Work, backward, compilers
-from ltfast.bench.cases import published, published_proco
+from ltfast.benchmark.case import Case, Growth, Step, Work, backward, compilers
+from ltfast.benchmark.cases import published, published_proco
 from ltfast.losses import ProCoLoss
 from ltfast.ops import vmf_cross_entropy
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from ltfast.bench.cases import published
-from ltfast.bench.cases.models import published_phase
-from ltfast.bench.steps.pair import Implementation, Size, StepPair
+from ltfast.benchmark.cases import published
+from ltfast.benchmark.cases.models import published_phase
+from ltfast.benchmark.steps.pair import Implementation, Size, StepPair
 from ltfast.losses import AGCLLoss
 from ltfast.models import PromptedClassifier
 

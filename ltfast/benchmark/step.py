@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ltfast.bench import clock
-from ltfast.bench.run import BLOCKS
-from ltfast.bench.steps import dscl, livt, lpt, proco
-from ltfast.bench.steps.pair import Size, StepPair
+from ltfast.benchmark import clock
+from ltfast.benchmark.run import BLOCKS
+from ltfast.benchmark.steps import dscl, livt, lpt, proco
+from ltfast.benchmark.steps.pair import Size, StepPair
 
 METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
     "proco": proco.pair,

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from ltfast.bench.cases.published_proco import Baseline
-from ltfast.bench.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
+from ltfast.benchmark.cases.published_proco import Baseline
+from ltfast.benchmark.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
 from ltfast.losses import LogitAdjustedLoss, ProCoLoss
 from ltfast.methods.proco import UpdatedProCoLoss
 from ltfast.models import TwoBranchClassifier

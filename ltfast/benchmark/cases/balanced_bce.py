@@ -5,9 +5,9 @@ from functools import partial
 
 import torch
 
-from ltfast.bench.case import Case, Growth, Work, backward, compilers, copy
-from ltfast.bench.cases import published
-from ltfast.bench.cases.agcl import SIZES
+from ltfast.benchmark.case import Case, Growth, Work, backward, compilers, copy
+from ltfast.benchmark.cases import published
+from ltfast.benchmark.cases.agcl import SIZES
 from ltfast.losses import BalancedBCELoss
 
 

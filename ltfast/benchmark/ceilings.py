@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ltfast.bench.case import Work
+from ltfast.benchmark.case import Work
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 import ltfast
-from ltfast.bench import ceilings, clock
-from ltfast.bench.case import Case, Growth, Unavailable
-from ltfast.bench.cases import OPS
-from ltfast.bench.ceilings import Ceilings
+from ltfast.benchmark import ceilings, clock
+from ltfast.benchmark.case import Case, Growth, Unavailable
+from ltfast.benchmark.cases import OPS
+from ltfast.benchmark.ceilings import Ceilings
 from ltfast.errors import InputError
 from ltfast.ops import backends
 
@@ -40,8 +40,8 @@ def bench(
 
     Args:
         device: where.
-        ops: names in `ltfast.bench.cases.OPS`.
-        shapes: of `ltfast.bench.case.SHAPES`.
+        ops: names in `ltfast.benchmark.cases.OPS`.
+        shapes: of `ltfast.benchmark.case.SHAPES`.
         peers, seconds: see `run_case`.
         with_growth: see `run_growth` too.
         show: called with the rows of a case when it is done.
