@@ -201,7 +201,7 @@ def test_report_shows_runs_side_by_side(run, capsys, tmp_path):
 def settings_after(monkeypatch, words):
     """The settings a command line comes to, without training."""
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
+    monkeypatch.setattr(cli.train, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
     status = main(["train", "--out", "unused", *words])
     assert status == 0
     return seen[0]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ltfast import cli
 from ltfast.cli import main
-from ltfast.terminal import Output, shown
+from ltfast.terminal import Output, say, shown
 
 ROOT = Path(__file__).parent.parent.parent
 EVIL = "\x1b]0;pwned\x07\x9b31m\u202egnp\nx\x7f"  # a title, a colour, text turned round, a line of its own
@@ -103,7 +103,7 @@ def test_errors_show_names_and_do_not_send_them(words, evil_data, capsys):
 def test_tracebacks_and_warnings_show_names_and_do_not_send_them(capsys, monkeypatch):
     def fail(argv):
         # pytest takes warnings before they are shown
-        for place in (str(ROOT / "ltfast" / "cli.py"), "/elsewhere.py"):
+        for place in (str(ROOT / "ltfast" / "cli" / "info.py"), "/elsewhere.py"):
             sys.stderr.write(warnings.formatwarning(f"careful: {EVIL}", UserWarning, place, 7))
         raise RuntimeError(EVIL)
 
@@ -139,8 +139,8 @@ def test_an_output_that_cannot_be_written_loses_text_and_says_why(capsys, monkey
     output.flush()
     assert output.error.errno == 28
     # a command's files are written; only printing is lost
-    monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: cli.say("text") or 0)
-    monkeypatch.setitem(cli.COMMANDS, "info", lambda argv: cli.say("text") or 0)
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: say("text") or 0)
+    monkeypatch.setitem(cli.COMMANDS, "info", lambda argv: say("text") or 0)
     for command, status in (("train", 0), ("info", 1)):
         monkeypatch.setattr(sys, "stdout", Full())
         assert main([command]) == status

@@ -84,7 +84,7 @@ def test_a_message_that_is_nowhere_is_found(strings):
 def test_options_that_pages_name():
     settings = [RunSettings, *(method.settings for method in METHODS.values())]
     known = {f"--{field.name.replace('_', '-')}" for owner in settings for field in dataclasses.fields(owner)}
-    for script in (ROOT / "ltfast/cli.py", *ROOT.glob("bench/*.py")):
+    for script in (*ROOT.glob("ltfast/cli/*.py"), *ROOT.glob("bench/*.py")):
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
     known |= {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
     for page in PAGES:

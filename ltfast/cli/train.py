@@ -1,0 +1,144 @@
+"""`ltfast train`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ltfast.cli.errors import Parser, UsageError
+from ltfast.cli.options import DATA, add_options, flag, is_given, make_parser, options_of, parse
+from ltfast.cli.output import check_writable, print_table
+from ltfast.errors import SettingError, UserError
+from ltfast.terminal import say
+
+# the descriptions of commands are no docstrings, which `python -OO` leaves out
+ABOUT = "train a method on a data set; the same command continues a run that was stopped"
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
+
+
+def train(argv: Sequence[str]) -> int:
+    from ltfast.cli.recipes import checked, method_of
+    from ltfast.engine import RunSettings
+    from ltfast.methods import METHODS, settings_of
+    from ltfast.recipe import read_recipe, recipe_names
+
+    first = Parser(add_help=False, allow_abbrev=False)
+    for name in ("--method", "--config", "--data"):
+        first.add_argument(name)
+    asked, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    if asked.method is not None and asked.method not in METHODS:
+        raise UsageError(f"--method: expected one of {', '.join(METHODS)}, got {asked.method!r}")
+    config = asked.config
+    # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
+    if config is None and asked.data is None and not {"-h", "--help"} & set(argv):
+        config = f"{asked.method or 'ce'}/digits"
+    try:
+        recipe = None if config is None else read_recipe(config)
+    except UserError as error:
+        raise UsageError(f"--config {error}") from error
+    method = method_of(asked.method, recipe)
+
+    parser = make_parser("train", ABOUT)
+    group = parser.add_argument_group("run")
+    group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)}")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
+                       "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
+    groups = {
+        "data": DATA,
+        "execution": options_of(RunSettings),
+        f"method {method}": options_of(METHODS[method].settings),
+    }
+    for title, group_options in groups.items():
+        add_options(parser, title, group_options)
+    types_ = {option.name: option.type for options in groups.values() for option in options}
+    if recipe is not None:
+        parser.set_defaults(checked(recipe, method, types_))
+    args = {**vars(parse(parser, argv, types_)), "method": method}
+    out = Path(args["out"])
+    if not args["out"]:
+        raise UsageError("--out: expected a folder's name, got ''")
+
+    try:
+        run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
+        fields = dataclasses.fields(METHODS[method].settings)
+        settings = settings_of(method, {field.name: args[field.name] for field in fields})
+        check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
+        return _train(method, settings, run, args, out)
+    except SettingError as error:
+        if recipe is None or error.name not in recipe.lines or is_given(error.name, argv):
+            raise
+        raise UsageError(f"--config {recipe.where(error.name)}: {error}") from error
+
+
+def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
+    from ltfast.data import check_images, class_groups, load
+    from ltfast.engine import identity, loop, report, seeding
+    from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.methods import METHODS
+    from ltfast.methods.restore import facts_of
+
+    accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
+    with accelerator.main_process_first():  # the first process downloads, the others find it done
+        bundle = load(
+            args["data"],
+            imbalance=args["imbalance"],
+            profile=args["profile"],
+            root=args["root"],
+            class_names=args["class_names"],
+        )
+    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    continues = (out / CHECKPOINT).exists()
+    # before the processes share work that depends on these
+    identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
+    identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
+    if args["skip_broken"] or not continues:  # a run that continues has seen the headers
+        bundle = check_images(bundle, skip_broken=args["skip_broken"])
+    counts = bundle.class_counts
+    first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
+    if accelerator.is_main_process:
+        say(
+            f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
+            f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
+        )
+        if bundle.left_out is not None:
+            say(bundle.left_out)
+        if words := _chosen_by_auto(settings, settings.chosen(bundle)):
+            say(f"chosen by auto: {words}")
+    seeding.seed_everything(run.seed)
+    plan = METHODS[method].build(
+        settings, bundle, run=run, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
+    chosen["class_counts"] = counts
+    if args["class_names"] is not None:
+        chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
+    if chosen.get("init") is not None:
+        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
+    metrics = loop.train(
+        plan,
+        run=run,
+        settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
+        # the processes of one machine see the same files: one of them looks at all
+        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
+        class_counts=counts,
+        groups=class_groups(counts),
+        out=out,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process and metrics is not None:
+        print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
+        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        written = [name for name in files if (out / name).exists()]
+        say(f"written to {out}: {', '.join(written)}, TensorBoard events")
+    accelerator.end_training()
+    return 130 if accelerator.is_main_process and metrics is None else 0
+
+
+def _chosen_by_auto(asked: Any, chosen: Any) -> str:
+    """What settings that are "auto" have become, as options."""
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
+              if getattr(asked, field.name) == "auto"}  # fmt: skip
+    words = {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+             for name, value in values.items()}  # fmt: skip
+    return " ".join(f"{flag(name)} {word}" for name, word in words.items() if word != "auto")
