@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import ltfast
 from ltfast.cli import bench, evaluate, export, info, report, train
-from ltfast.cli.errors import Parser, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
-from ltfast.cli.options import is_given
+from ltfast.cli.errors import UsageError, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
+from ltfast.cli.parser import Parser, did_you_mean, is_given, value_of
 from ltfast.terminal import tolerant_streams
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -50,29 +50,37 @@ def _run(argv: list[str], interrupts: Sequence[int]) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]](argv[1:])
-        _top_level().parse_args(argv or ["--help"])
-        return 0
+        if argv and not argv[0].startswith("-"):
+            raise UsageError(
+                f"{argv[0]!r} is no command; expected one of {', '.join(COMMANDS)}{did_you_mean(argv[0], COMMANDS)}"
+            )
+        _top_level().parse(argv or ["--help"])
+        raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}")
     except KeyboardInterrupt:
-        return interrupted(argv)
+        return _interrupted(argv)
     except Exception as error:
         # an interrupt in the middle of an import becomes whatever the library makes of it
-        return interrupted(argv) if interrupts else failed(error, verbose=bool({"-v", "--verbose"} & set(argv)))
+        return _interrupted(argv) if interrupts else failed(error, verbose=bool({"-v", "--verbose"} & set(argv)))
+
+
+def _interrupted(argv: Sequence[str]) -> int:
+    return interrupted(value_of("--out", argv) if argv[:1] == ["train"] else None)
 
 
 def _writes_files(argv: Sequence[str]) -> bool:
     reports = argv[:2] in (["report", "importance"], ["report", "prompts"])
-    return argv[:1] in (["train"], ["eval"], ["export"]) or reports or is_given("out", argv)
+    return argv[:1] in (["train"], ["eval"], ["export"]) or reports or is_given("--out", argv)
 
 
-def _top_level() -> argparse.ArgumentParser:
+def _top_level() -> Parser:
     commands = "\n".join(f"  {name:8}{_ABOUT[name]}" for name in COMMANDS)
     parser = Parser(
-        prog="ltfast",
+        "",
+        f"Fast training on long-tailed images.\n\ncommands:\n{commands}",
         usage="ltfast COMMAND [OPTION ...]",
-        description=f"Fast training on long-tailed images.\n\ncommands:\n{commands}",
-        epilog="`ltfast COMMAND --help` shows a command's options; start with: ltfast train --out run",
+        epilog="`ltfast COMMAND --help` shows a command's options, and `ltfast train --method M --help` those of "
+        "method M.\nStart with: ltfast train --out run",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ltfast {ltfast.__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
     return parser

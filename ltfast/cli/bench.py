@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ltfast.cli.errors import UsageError
-from ltfast.cli.options import flag, make_parser, parse
+from ltfast.cli.errors import UsageError, flag
+from ltfast.cli.options import Option, add_option
 from ltfast.cli.output import folder_at, print_table
+from ltfast.cli.parser import command_parser, did_you_mean
 from ltfast.terminal import say
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 ABOUT = "time each op beside what people would use instead and the machine's limits; `bench step` times training steps"
 _STEP = "time whole training steps with the published losses and with ltfast's"
 
-_BENCH_TYPES = {"seconds": float, "threshold": float}
-
 
 def bench(argv: Sequence[str]) -> int:
     if argv and argv[0] == "step":
@@ -25,7 +24,7 @@ def bench(argv: Sequence[str]) -> int:
     from ltfast.bench.case import SHAPES
     from ltfast.bench.cases import OPS
 
-    parser = make_parser("bench", ABOUT)
+    parser = command_parser("bench", ABOUT, commands=["step"])
     group = parser.add_argument_group("what to time")
     group.add_argument("--ops", help=f"some of {', '.join(OPS)}, with commas; default: all")
     group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
@@ -35,9 +34,9 @@ def bench(argv: Sequence[str]) -> int:
     group = parser.add_argument_group("comparison; times nothing")
     group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json, or their folders: "
                        "show what became slower, and exit with 1 if something did")  # fmt: skip
-    group.add_argument("--threshold", type=float, default=1.5, help="slower is over so many times as long, with "
-                       "quartiles that do not meet")  # fmt: skip
-    args = parse(parser, argv, _BENCH_TYPES)
+    add_option(group, Option("threshold", float, 1.5, "slower is over so many times as long, with quartiles that do "
+                             "not meet"))  # fmt: skip
+    args = parser.parse(argv)
 
     from ltfast.bench import results
 
@@ -76,12 +75,12 @@ def bench(argv: Sequence[str]) -> int:
 def bench_step(argv: Sequence[str]) -> int:
     from ltfast.bench import step
 
-    parser = make_parser("bench step", _STEP)
+    parser = command_parser("bench step", _STEP)
     group = parser.add_argument_group("what to time")
     group.add_argument("--methods", help=f"some of {', '.join(step.METHODS)}; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for steps.json")
-    args = parse(parser, argv, _BENCH_TYPES)
+    args = parser.parse(argv)
 
     from ltfast.bench import results, run
     from ltfast.engine import report
@@ -98,8 +97,8 @@ def bench_step(argv: Sequence[str]) -> int:
 
 
 def _add_bench_options(group: Any) -> None:
-    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    group.add_argument("--seconds", type=float, default=0.2, help="of timed calls for each implementation and size")
+    add_option(group, Option("device", Literal["cpu", "cuda"], None, "default: cuda where there is one"))
+    add_option(group, Option("seconds", float, 0.2, "of timed calls for each implementation and size"))
 
 
 def _bench_device(args: Any) -> "torch.device":
@@ -119,5 +118,7 @@ def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
     names = [] if words is None else words.split(",")
     for word in names:
         if word not in known:
-            raise UsageError(f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}")
+            raise UsageError(
+                f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}{did_you_mean(word, known)}"
+            )
     return names

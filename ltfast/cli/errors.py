@@ -1,21 +1,19 @@
 """What a user sees when something fails, and the exit status."""
 
-import argparse
 import signal
 import threading
 import traceback
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import ltfast
-from ltfast.errors import SettingError, UserError
+from ltfast.errors import UserError
 from ltfast.terminal import Output, say, shown
 
-_EXTRA = {"accelerate", "jsonargparse", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard", "timm",
+_EXTRA = {"accelerate", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard", "timm",
           "torchmetrics", "torchvision", "yaml", "PIL"}  # fmt: skip
 
 
@@ -23,22 +21,19 @@ class UsageError(UserError):
     """What the user asked for cannot be done."""
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+def flag(name: str) -> str:
+    """The option of a setting: `--batch-size`. `ltfast.data` calls `--data` the source."""
+    return "--data" if name == "source" else f"--{name.replace('_', '-')}"
 
 
 def failed(error: Exception, *, verbose: bool) -> int:
     """Say what an error is in one line; of a fault of the program, show the traceback. The exit status."""
     if verbose:
         _show_traceback(error)
-    from ltfast.cli.options import flag, in_flags
-
     text = one_line(error)
-    if isinstance(error, SettingError):
-        text = f"{flag(error.name)}{text.removeprefix(error.name)}"
-    if isinstance(error, UserError | argparse.ArgumentError):
-        say(f"ltfast: error: {in_flags(text)}", error=True)
+    if isinstance(error, UserError):
+        say(f"ltfast: error: {text if error.name is None else f'{flag(error.name)}: {one_line(error.problem)}'}",
+            error=True)  # fmt: skip
         return 2
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRA:
         say(f"ltfast: {error.name} is not installed; the command line needs pip install 'ltfast[train]'", error=True)
@@ -49,7 +44,7 @@ def failed(error: Exception, *, verbose: bool) -> int:
     elif _is_out_of_memory(error):
         say(f"ltfast: error: the memory is too small; a lower --batch-size needs less ({name})", error=True)
     elif isinstance(error, OSError) or type(error).__name__ == "TrainingError":
-        say(f"ltfast: error: {in_flags(text)}", error=True)
+        say(f"ltfast: error: {text}", error=True)
     else:
         if not verbose:
             _show_traceback(error)
@@ -58,11 +53,9 @@ def failed(error: Exception, *, verbose: bool) -> int:
     return 1
 
 
-def interrupted(argv: Sequence[str]) -> int:
-    parser = Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--out")
-    out = parser.parse_known_args([word for word in argv if word != "--out"] if argv[-1:] == ["--out"] else argv)[0].out
-    continues = argv[:1] == ["train"] and out is not None and (Path(out) / "checkpoint.pt").exists()
+def interrupted(out: str | None) -> int:
+    """Say so, and whether the training that writes to this folder continues. The exit status."""
+    continues = out is not None and (Path(out) / "checkpoint.pt").exists()
     hint = "; the same command continues from the last checkpoint" if continues else ""
     say(f"ltfast: interrupted{hint}", error=True)
     return 130

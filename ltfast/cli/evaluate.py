@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_options, make_parser, options_of, parse
+from ltfast.cli.options import Option, add_option, add_options, options_of
 from ltfast.cli.output import check_writable, print_table
+from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
 ABOUT = "evaluate a trained checkpoint on test images"
@@ -14,7 +16,7 @@ ABOUT = "evaluate a trained checkpoint on test images"
 def evaluate(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings, check
 
-    parser = make_parser("eval", ABOUT)
+    parser = command_parser("eval", ABOUT)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
@@ -27,18 +29,22 @@ def evaluate(argv: Sequence[str]) -> int:
         help="decode all test images first, and leave out those that cannot be; default: as the run did",
     )
     parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
-    parser.add_argument(
-        "--aggregate",
-        choices=("instance", "group", "average"),
-        help="weights of the sub-models of method do: learned for each test image, for each group of them, or equal; "
-        "default: the run's",
+    add_option(
+        parser,
+        Option(
+            "aggregate",
+            Literal["instance", "group", "average"],
+            None,
+            "weights of the sub-models of method do: learned for each test image, for each group of them, or equal; "
+            "default: the run's",
+        ),
     )
     execution = [
         Option("batch_size", int, 256, "test images a batch and process"),
         *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
     ]
     add_options(parser, "execution", execution)
-    args = parse(parser, argv, {option.name: option.type for option in execution})
+    args = parser.parse(argv)
     run = RunSettings(precision=args.precision, workers=args.workers)
     check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)
     checkpoint = Path(args.checkpoint)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import make_parser, parse
+from ltfast.cli.options import Option, add_option
 from ltfast.cli.output import check_writable
+from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
 ABOUT = "write a trained model as a PyTorch program, which needs no ltfast to run"
@@ -14,7 +16,7 @@ ABOUT = "write a trained model as a PyTorch program, which needs no ltfast to ru
 def export(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
-    parser = make_parser("export", ABOUT)
+    parser = command_parser("export", ABOUT)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
     parser.add_argument(
         "--out",
@@ -23,13 +25,17 @@ def export(argv: Sequence[str]) -> int:
         "ltfast.json in it has the classes, mean and std",
     )
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
-    parser.add_argument(
-        "--aggregate",
-        choices=("instance", "group", "average"),
-        help="weights of the sub-models of method do, see `ltfast eval`; instance takes two augmented views of each "
-        "image as well, group learns from the test images now; default: the run's",
+    add_option(
+        parser,
+        Option(
+            "aggregate",
+            Literal["instance", "group", "average"],
+            None,
+            "weights of the sub-models of method do, see `ltfast eval`; instance takes two augmented views of each "
+            "image as well, group learns from the test images now; default: the run's",
+        ),
     )
-    args = parse(parser, argv)
+    args = parser.parse(argv)
     out = Path(args.out)
     if out.is_dir():
         raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")

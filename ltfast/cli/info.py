@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 
 import ltfast
-from ltfast.cli.errors import Parser
-from ltfast.cli.options import capital
+from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
 ABOUT = "show versions, devices and the implementations that run here"
 
 
 def info(argv: Sequence[str]) -> int:
-    parser = Parser(prog="ltfast info", description=capital(ABOUT))
-    parser.parse_args(argv)
+    command_parser("info", ABOUT).parse(argv)
 
     import platform
 

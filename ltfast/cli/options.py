@@ -1,20 +1,28 @@
-"""Typed settings as options of the command line."""
+"""Typed settings as options of the command line. A value means what it means in a recipe."""
 
 import argparse
 import dataclasses
-import re
 import types
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ltfast.cli.errors import UsageError, one_line
-
-if TYPE_CHECKING:
-    import jsonargparse
+from ltfast.cli.errors import flag
+from ltfast.cli.parser import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
+    """An option of the command line.
+
+    Attributes:
+        name: as in Python and in recipes.
+        type: int, float, str, bool, a Literal of words, a tuple of numbers, or a union of these.
+        default: None where the type does not have it means that something else decides, which the help says.
+        help: a line.
+    """
+
     name: str
     type: Any
     default: Any
@@ -52,17 +60,8 @@ DATA = (
 )
 
 
-def make_parser(name: str, about: str) -> "jsonargparse.ArgumentParser":
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=f"ltfast {name}", description=capital(about), exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show a traceback if something fails")
-    return parser
-
-
 def options_of(settings: type) -> list[Option]:
+    """An option for each field of a dataclass of settings."""
     hints = get_type_hints(settings)
     return [
         Option(field.name, hints[field.name], field.default, field.metadata["help"])
@@ -70,120 +69,104 @@ def options_of(settings: type) -> list[Option]:
     ]
 
 
-def add_options(parser: "jsonargparse.ArgumentParser", title: str, options: Sequence[Option]) -> None:
+def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Option]) -> None:
     """Add a titled group of options."""
-    import jsonargparse
-
     group = parser.add_argument_group(title)
     for option in options:
-        word = flag(option.name)
-        if option.type is bool:
-            group.add_argument(
-                word, action=jsonargparse.ActionYesNo(no_prefix="no-"), default=option.default, help=option.help
-            )
-        else:
-            group.add_argument(word, type=option.type, default=option.default, help=option.help)
+        add_option(group, option)
 
 
-def parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str], types_: Mapping[str, Any] | None = None) -> Any:
-    """The arguments; `types_` are those of the options whose values are read as a recipe's are."""
-    try:
-        return parser.parse_args(_yaml_words(argv, types_ or {}))
-    except argparse.ArgumentError as error:
-        raise UsageError(_reworded(error, types_ or {})) from error
+def add_option(group: "argparse.ArgumentParser | argparse._ArgumentGroup", option: Option) -> None:
+    """Add an option to a parser, or to a group of its options."""
+    if option.type is bool:
+        action = group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction, default=option.default)
+    else:
+        words = get_args(option.type) if get_origin(option.type) is Literal else ()
+        action = group.add_argument(
+            flag(option.name),
+            type=partial(_from_text, option.type),
+            default=option.default,
+            metavar=f"{{{','.join(words)}}}" if words else None,
+        )
+    action.help = _help(option).replace("%", "%%")
 
 
-def _reworded(error: Exception, types_: Mapping[str, Any]) -> str:
-    """What jsonargparse says, in the words of the other messages."""
-    text = one_line(error)
-    if match := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text):
-        name, value = match.groups()
-        if name in types_:
-            return f"{flag(name)}: expected {in_words(types_[name])}, got {value!r}"
-    return re.sub(r"(?<=arguments are required: )(out|checkpoint)$", lambda match: flag(match[0]), text)
+def fitted(value: Any, type_: Any) -> Any:
+    """A recipe's value as this type has it: a float for an int, a tuple for a list, None for `none`.
 
-
-def _yaml_words(argv: Sequence[str], types_: Mapping[str, Any]) -> list[str]:
-    """`none` as YAML's null and `60,80` as its [60,80], for the options of such types."""
-    words = list(argv)
-    by_flag = {flag(name): type_ for name, type_ in types_.items()}
-    for i, word in enumerate(words):
-        given, equals, value = word.partition("=")
-        if equals and given in by_flag:
-            words[i] = f"{given}={_yaml(given, value, by_flag[given])}"
-        elif i and words[i - 1] in by_flag:
-            words[i] = _yaml(words[i - 1], word, by_flag[words[i - 1]])
-    return words
-
-
-def _yaml(given: str, value: str, type_: Any) -> str:
-    from ltfast.recipe import plain_value
-
-    parts = get_args(type_)
-    if value == "none" and may_be_none(type_):
-        return "null"
-    if type_ is bool or str in (type_, *parts):
-        return value
-    try:
-        for word in value.strip("[]").split(","):
-            if plain_value(word.strip()) is None and not may_be_none(type_):
-                raise ValueError(repr(value))
-    except ValueError as error:  # 1:30 and 010, say, which jsonargparse takes for 90 and 10
-        raise UsageError(f"{given}: expected {in_words(type_)}, got {error}") from error
-    listed = any(get_origin(part) is tuple for part in (type_, *parts)) and not fits(value, type_)
-    return f"[{value}]" if listed and not value.startswith("[") else value
-
-
-def fits(value: Any, type_: Any) -> bool:
+    Raises:
+        ValueError: it is of another type.
+    """
     origin, parts = get_origin(type_), get_args(type_)
+    if value == "none" and types.NoneType in parts:
+        return None
     if origin is Literal:
-        return isinstance(value, str) and value in parts
-    if origin is tuple:
-        each = (parts[0],) * len(value) if isinstance(value, list) and parts[-1] is Ellipsis else parts
-        return isinstance(value, list) and len(value) == len(each) and all(map(fits, value, each))
-    if parts:
-        return any(fits(value, part) for part in parts)
-    if type_ is float:
-        return type(value) in (int, float)
-    return type(value) is type_
+        if isinstance(value, str) and value in parts:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            each = (parts[0],) * len(value) if parts[-1] is Ellipsis else parts
+            return tuple(fitted(one, part) for one, part in zip(value, each, strict=True))
+    elif parts:
+        for part in parts:
+            with suppress(ValueError):
+                return fitted(value, part)
+    elif type_ is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is type_:
+        return value
+    raise ValueError(mismatch(value, type_))
 
 
-def may_be_none(type_: Any) -> bool:
-    return types.NoneType in get_args(type_)
+def mismatch(value: Any, type_: Any) -> str:
+    """What is wrong with a value that this type does not have, and the nearest word that it has."""
+    words = [word for part in (type_, *get_args(type_)) if get_origin(part) is Literal for word in get_args(part)]
+    return f"expected {in_words(type_)}, got {value!r}{did_you_mean(str(value), words)}"
 
 
 def in_words(type_: Any) -> str:
+    """What is expected of a setting of this type."""
     origin, parts = get_origin(type_), get_args(type_)
     if origin is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
     if origin is tuple:
-        return f"{parts[0].__name__},{parts[0].__name__},..."
+        names = [part.__name__ for part in parts if part is not Ellipsis]
+        return ",".join([*names, *names, "..."] if parts[-1] is Ellipsis else names)
     if parts:
         return " or ".join(map(in_words, parts))
     return "none" if type_ is types.NoneType else type_.__name__
 
 
-def is_given(name: str, argv: Sequence[str]) -> bool:
-    """Whether an option is on the command line."""
-    return any(word.split("=")[0] in (flag(name), f"--no-{flag(name)[2:]}") for word in argv)
+def as_word(value: Any) -> str:
+    """A setting's value as it is typed."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _from_text(type_: Any, text: str) -> Any:
+    """The value of an option that is no bool."""
+    from ltfast.recipe import plain_value
+
+    with suppress(ValueError):
+        return fitted(text, type_)
+    try:
+        values = [plain_value(word.strip()) for word in text.strip("[]").split(",")]
+    except ValueError as error:  # 1:30 and 010, say, which YAML takes for 90 and 8
+        raise argparse.ArgumentTypeError(f"expected {in_words(type_)}, got {error}") from error
+    listed = any(get_origin(part) is tuple for part in (type_, *get_args(type_)))
+    try:
+        return fitted(values if listed else plain_value(text.strip()), type_)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(mismatch(text, type_)) from error
 
 
-def in_flags(text: str) -> str:
-    """A message about a setting, `batch_size: expected ...`, with the flag for its name."""
-    from ltfast.engine import RunSettings
-    from ltfast.methods import METHODS
-
-    name, colon, rest = text.partition(": ")
-    name = "data" if name == "source" else name  # the word of ltfast.data
-    settings: list[type] = [RunSettings, *(method.settings for method in METHODS.values())]
-    options = [*DATA, *(option for owner in settings for option in options_of(owner))]
-    known = name in ("checkpoint", "out", *(option.name for option in options))
-    return f"{flag(name)}{colon}{rest}" if colon and known else text
-
-
-def capital(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _help(option: Option) -> str:
+    facts = []
+    if option.type not in (bool, str) and get_origin(option.type) is not Literal:
+        facts.append(in_words(option.type))
+    with suppress(ValueError):
+        value = list(option.default) if isinstance(option.default, tuple) else option.default
+        fitted(value, option.type)
+        facts.append(f"default: {'yes' if value is True else 'no' if value is False else as_word(option.default)}")
+    return f"{option.help} ({'; '.join(facts)})" if facts else option.help

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltfast.cli.options import Option, add_options, make_parser, options_of, parse
+from ltfast.cli.errors import UsageError
+from ltfast.cli.options import Option, add_options, options_of
 from ltfast.cli.output import picture_at, print_table
+from ltfast.cli.parser import command_parser, did_you_mean
 from ltfast.terminal import say
 
 ABOUT = (
@@ -19,9 +21,11 @@ def compare(argv: Sequence[str]) -> int:
     reports = {"importance": importance, "prompts": prompts}
     if argv and argv[0] in reports:
         return reports[argv[0]](argv[1:])
-    parser = make_parser("report", ABOUT)
+    parser = command_parser("report", ABOUT)
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
-    args = parse(parser, argv)
+    args = parser.parse(argv)
+    if (near := did_you_mean(args.runs[0], reports)) and not Path(args.runs[0]).exists():
+        raise UsageError(f"there is no run and no report {args.runs[0]!r}{near}")
 
     from ltfast.engine import report
 
@@ -35,7 +39,7 @@ def compare(argv: Sequence[str]) -> int:
 def importance(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
-    parser = make_parser("report importance", _IMPORTANCE)
+    parser = command_parser("report importance", _IMPORTANCE)
     parser.add_argument("checkpoints", nargs="+", help="runs' folders, or their checkpoint files")
     parser.add_argument("--out", default="importance.png", help="picture to write; the numbers go to .json beside it")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the runs'")
@@ -46,7 +50,7 @@ def importance(argv: Sequence[str]) -> int:
         *(option for option in options_of(RunSettings) if option.name == "workers"),
     ]
     add_options(parser, "execution", execution)
-    args = parse(parser, argv, {option.name: option.type for option in execution})
+    args = parser.parse(argv)
     picture = picture_at(args.out)
 
     from ltfast.engine import plot, report
@@ -77,13 +81,13 @@ def importance(argv: Sequence[str]) -> int:
 def prompts(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
-    parser = make_parser("report prompts", _PROMPTS)
+    parser = command_parser("report prompts", _PROMPTS)
     parser.add_argument("checkpoint", help="a run's folder, or its checkpoint file")
     parser.add_argument("--out", default="prompts.png", help="picture to write; the numbers go to .json beside it")
     parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
     execution = [option for option in options_of(RunSettings) if option.name == "workers"]
     add_options(parser, "execution", execution)
-    args = parse(parser, argv, {option.name: option.type for option in execution})
+    args = parser.parse(argv)
     picture = picture_at(args.out)
 
     from ltfast.engine import plot, report

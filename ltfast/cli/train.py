@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltfast.cli.errors import Parser, UsageError
-from ltfast.cli.options import DATA, add_options, flag, is_given, make_parser, options_of, parse
+from ltfast.cli.errors import UsageError, flag
+from ltfast.cli.options import DATA, add_options, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
-from ltfast.errors import SettingError, UserError
+from ltfast.cli.parser import asks_help, command_parser, is_given, value_of
+from ltfast.errors import UserError
 from ltfast.terminal import say
 
 # the descriptions of commands are no docstrings, which `python -OO` leaves out
@@ -23,39 +24,41 @@ def train(argv: Sequence[str]) -> int:
     from ltfast.methods import METHODS, settings_of
     from ltfast.recipe import read_recipe, recipe_names
 
-    first = Parser(add_help=False, allow_abbrev=False)
-    for name in ("--method", "--config", "--data"):
-        first.add_argument(name)
-    asked, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if asked.method is not None and asked.method not in METHODS:
-        raise UsageError(f"--method: expected one of {', '.join(METHODS)}, got {asked.method!r}")
-    config = asked.config
+    asked, config = value_of("--method", argv), value_of("--config", argv)
     # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
-    if config is None and asked.data is None and not {"-h", "--help"} & set(argv):
-        config = f"{asked.method or 'ce'}/digits"
+    if config is None and value_of("--data", argv) is None and asked in (None, *METHODS) and not asks_help(argv):
+        config = f"{asked or 'ce'}/digits"
     try:
         recipe = None if config is None else read_recipe(config)
     except UserError as error:
         raise UsageError(f"--config {error}") from error
-    method = method_of(asked.method, recipe)
-
-    parser = make_parser("train", ABOUT)
-    group = parser.add_argument_group("run")
-    group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)}")
-    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
-    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
-                       "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
+    method = method_of(asked, recipe, METHODS)
     groups = {
         "data": DATA,
         "execution": options_of(RunSettings),
         f"method {method}": options_of(METHODS[method].settings),
     }
-    for title, group_options in groups.items():
-        add_options(parser, title, group_options)
-    types_ = {option.name: option.type for options in groups.values() for option in options}
+    types = {option.name: option.type for options in groups.values() for option in options}
+    elsewhere = _elsewhere(method, types)
+
+    parser = command_parser(
+        "train",
+        ABOUT,
+        elsewhere={flag(name): what for name, what in elsewhere.items()},
+        usage="ltfast train --out OUT [--method METHOD] [--data DATA] [OPTION ...]",
+        epilog=f"Shown are the options of method {method}; `ltfast train --method M --help` shows those of method M, "
+        f"one of {', '.join(METHODS)}.",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
+                       "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
+    for title, options in groups.items():
+        add_options(parser, title, options)
     if recipe is not None:
-        parser.set_defaults(checked(recipe, method, types_))
-    args = {**vars(parse(parser, argv, types_)), "method": method}
+        parser.set_defaults(**checked(recipe, method, types, elsewhere))
+    args = {**vars(parser.parse(argv)), "method": method}
     out = Path(args["out"])
     if not args["out"]:
         raise UsageError("--out: expected a folder's name, got ''")
@@ -66,10 +69,25 @@ def train(argv: Sequence[str]) -> int:
         settings = settings_of(method, {field.name: args[field.name] for field in fields})
         check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
         return _train(method, settings, run, args, out)
-    except SettingError as error:
-        if recipe is None or error.name not in recipe.lines or is_given(error.name, argv):
+    except UserError as error:
+        if recipe is None or error.name is None or error.name not in recipe.lines or is_given(flag(error.name), argv):
             raise
         raise UsageError(f"--config {recipe.where(error.name)}: {error}") from error
+
+
+def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
+    """The settings that only other methods have, each with whose it is."""
+    from ltfast.methods import METHODS
+
+    owners: dict[str, list[str]] = {}
+    for name, other in METHODS.items():
+        for field in dataclasses.fields(other.settings):
+            if field.name not in own:
+                owners.setdefault(field.name, []).append(name)
+    return {
+        setting: f"an option of method{'s' * (len(names) > 1)} {' and '.join(names)}, not of {method}"
+        for setting, names in owners.items()
+    }
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
@@ -139,6 +157,4 @@ def _chosen_by_auto(asked: Any, chosen: Any) -> str:
     """What settings that are "auto" have become, as options."""
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
               if getattr(asked, field.name) == "auto"}  # fmt: skip
-    words = {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-             for name, value in values.items()}  # fmt: skip
-    return " ".join(f"{flag(name)} {word}" for name, word in words.items() if word != "auto")
+    return " ".join(f"{flag(name)} {as_word(value)}" for name, value in values.items() if value != "auto")

@@ -47,6 +47,12 @@ def strings() -> list[str]:
     """All that the sources can say, with … for what varies."""
     trees = [ast.parse(path.read_text()) for path in SOURCES]
     found = [text for tree in trees for node in ast.walk(tree) if (text := words(node)) is not None]
+    # what `InputError(problem, name=name)` says
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and node.keywords:
+                name, problem = (words(part) or "…" for part in (node.keywords[0].value, node.args[0]))
+                found.append(f"{name}: {problem}")
     # what `check(condition, name, expected, got)` and `SettingError(name, expected, got)` say
     for tree in trees:
         for node in ast.walk(tree):
