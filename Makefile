@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ltfast train --config ce/digits --loss cross_entropy --out $(RUNS)/cross_entropy
 	$(BIN)/ltfast train --config ce/digits --loss agcl --out $(RUNS)/agcl
 	$(BIN)/ltfast train --config proco/digits --out $(RUNS)/proco
-	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl $(RUNS)/proco
+	$(BIN)/ltfast report $(RUNS)/cross_entropy $(RUNS)/agcl $(RUNS)/proco --picture $(RUNS)/comparison.png
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
 

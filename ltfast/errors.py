@@ -7,7 +7,20 @@ check their arguments (losses, ops) raise plain ``ValueError`` and ``TypeError``
 
 
 class UserError(Exception):
-    """What the user gave or asked for cannot be used. The message names it, and says what was expected."""
+    """What the user gave or asked for cannot be used. The message names it, and says what was expected.
+
+    Args:
+        problem: what is wrong.
+        name: the setting that it is about, as in Python and in recipes (``batch_size``, not ``--batch-size``), if it is
+            about one. The message begins with it.
+    """
+
+    name: str | None = None
+    problem: str = ""
+
+    def __init__(self, problem: str = "", *, name: str | None = None) -> None:
+        super().__init__(problem if name is None else f"{name}: {problem}")
+        self.name, self.problem = name, problem
 
 
 class InputError(UserError, ValueError):
@@ -23,12 +36,14 @@ class InputNotFoundError(UserError, FileNotFoundError):
 
 
 class SettingError(InputError):
-    """A setting is out of its range.
+    """A setting is refused.
 
     Attributes:
         name: the setting's name, as in Python and in recipes (``batch_size``, not ``--batch-size``).
+        expected: in words.
+        got: its value.
     """
 
     def __init__(self, name: str, expected: str, got: object) -> None:
-        super().__init__(f"{name}: expected {expected}, got {got!r}")
-        self.name = name
+        super().__init__(f"expected {expected}, got {got!r}", name=name)
+        self.expected, self.got = expected, got

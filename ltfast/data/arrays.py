@@ -59,7 +59,7 @@ def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.integer[An
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    check_file("npz", path)
+    check_file("source", path)
     try:
         archive = ZipFile(path)
     except Exception as error:  # a damaged or forged archive makes zipfile raise almost anything

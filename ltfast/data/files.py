@@ -47,11 +47,11 @@ def check_file(name: str, path: Path) -> int:
     try:
         found = path.stat()
     except FileNotFoundError as error:
-        raise InputNotFoundError(f"{name}: no file {path}") from error
+        raise InputNotFoundError(f"no file {path}", name=name) from error
     except (OSError, ValueError) as error:  # no permission, a link to itself, a name too long, a null character
-        raise InputError(f"{name}: cannot read {str(path)!r}: {error}") from error
+        raise InputError(f"cannot read {str(path)!r}: {error}", name=name) from error
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{name}: expected a regular file, got {path}, which is {kind_of(found.st_mode)}")
+        raise InputError(f"expected a regular file, got {path}, which is {kind_of(found.st_mode)}", name=name)
     return found.st_size
 
 
@@ -88,7 +88,7 @@ def read_lines(name: str, path: Path) -> list[str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{name}: cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", name=name) from error
     mark, encoding = next((known for known in _MARKS if content.startswith(known[0])), (b"", "utf-8"))
     content = content[len(mark) :]
     try:

@@ -37,7 +37,7 @@ def read_lists(path: Path, root: Path) -> Splits:
     """
     if "train" not in path.name:
         raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
-    check_file("list", path)
+    check_file("source", path)
     before, _, after = path.name.rpartition("train")
     candidates = [path.with_name(before + part + after) for part in ("test", "val")]
     held_out = next((file for file in candidates if os.path.lexists(file)), None)
@@ -57,7 +57,7 @@ def read_lists(path: Path, root: Path) -> Splits:
 
 def _read(path: Path, root: Path) -> _List:
     paths, labels, numbers = [], [], []
-    for number, line in enumerate(read_lines("list", path), 1):
+    for number, line in enumerate(read_lines("source", path), 1):
         line = line.strip(_BLANKS)
         if not line:
             continue

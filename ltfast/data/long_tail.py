@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltfast.errors import InputError
+from ltfast.errors import InputError, SettingError
 
 Profile = Literal["exponential", "pareto"]
 
@@ -84,7 +84,7 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         InputError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
     """
     if profile not in ("exponential", "pareto"):
-        raise InputError(f"profile: expected 'exponential' or 'pareto', got {profile!r}")
+        raise SettingError("profile", "'exponential' or 'pareto'", profile)
     classes = labels.numpy()
     available = np.bincount(classes, minlength=num_classes).tolist()
     if 0 in available:
@@ -95,8 +95,9 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         candidates = range(1, math.ceil(min(imbalance, len(labels) + 1)))
         most = bisect_left(candidates, True, key=lambda tried: 0 in _fitting_counts(available, tried, profile))
         raise InputError(
-            f"imbalance: {imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
-            "(`none` on the command line), which takes the data as they are"
+            f"{imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
+            "(`none` on the command line), which takes the data as they are",
+            name="imbalance",
         )
     random = np.random.RandomState(0)
     kept = []
@@ -129,4 +130,4 @@ def _check(largest: float, num_classes: int, imbalance: float) -> None:
     if num_classes < 1:
         raise InputError(f"num_classes: expected at least 1, got {num_classes}")
     if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise InputError(f"imbalance: expected a finite number of at least 1, got {imbalance}")
+        raise SettingError("imbalance", "a finite number of at least 1", imbalance)

@@ -20,7 +20,7 @@ from ltfast.data.transforms import (
     output_format,
     to_grey,
 )
-from ltfast.errors import InputError
+from ltfast.errors import InputError, SettingError
 
 PatchPolicy = Literal["basic", "cifar", "dscl"]
 _RATIO = (3 / 4, 4 / 3)  # of a patch's width to its height
@@ -62,9 +62,9 @@ class PatchViews:
         if policy not in get_args(PatchPolicy):
             raise InputError(f"policy: expected one of {', '.join(get_args(PatchPolicy))}, got {policy!r}")
         if patches < 0:
-            raise InputError(f"patches: expected at least 0, got {patches}")
+            raise SettingError("patches", "at least 0", patches)
         if patch_size < 1:
-            raise InputError(f"patch_size: expected at least 1 pixel, got {patch_size}")
+            raise SettingError("patch_size", "at least 1 pixel", patch_size)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise InputError(f"scale: expected two rising shares in (0, 1], got {tuple(scale)}")
         size, convert, mean, std = output_format(bundle, image_size, None)

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from ltfast.data.groups import class_groups
 from ltfast.data.seeding import derive_seed
-from ltfast.errors import InputError
+from ltfast.errors import InputError, SettingError
 from ltfast.ops.class_counts import ClassCounts, read_class_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "group_preferred", "dual")
@@ -247,7 +247,7 @@ def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.99
         ValueError: there are no images, or beta is out of its range.
     """
     if not 0 <= beta < 1:
-        raise InputError(f"beta: expected a value in [0, 1), got {beta}")
+        raise SettingError("beta", "a value in [0, 1)", beta)
     counts = _counts(class_counts)
     effective = (1 - beta**counts) / (1 - beta)
     return _normalised(torch.where(counts > 0, counts / effective, 0.0))
@@ -279,7 +279,7 @@ def group_preferred_probabilities(
     if stage not in (1, 2, 3):
         raise InputError(f"stage: expected 1, 2 or 3, got {stage}")
     if not 0 <= rho <= 1:
-        raise InputError(f"rho: expected a value in [0, 1], got {rho}")
+        raise SettingError("rho", "a value in [0, 1]", rho)
     if stage == 1:
         return _normalised(counts)
     if stage == 3:

@@ -140,7 +140,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> Statistics:
 
 def _named(splits: Splits, path: Path, source: str) -> Splits:
     if splits.named:
-        raise InputError(f"class_names: expected none, as the classes of {source} have names, got {path}")
+        raise InputError(f"expected none, as the classes of {source} have names, got {path}", name="class_names")
     names = read_class_names(path)
     check_length(path, names, len(splits.train.class_names), source)
     train, test = (with_classes(images, images.labels, names) for images in (splits.train, splits.test))
@@ -180,9 +180,9 @@ def _splits(source: str, root: Path) -> Splits:
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
         raise InputError(
-            f"source: {source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}"
+            f"{source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}", name="source"
         )
-    raise InputError(f"source: {source!r} is none of\n{SOURCES}")
+    raise InputError(f"{source!r} is none of\n{SOURCES}", name="source")
 
 
 def _digits() -> Splits:
@@ -236,7 +236,7 @@ def _timm_torch(name: str, root: Path) -> Splits:
                 name, root, lambda download: create_dataset(name, str(root), split=part, download=download)
             )
         except AssertionError as error:  # timm's word for a name it does not know
-            raise InputError(f"source: {error}; expected one of\n{SOURCES}") from error
+            raise InputError(f"{error}; expected one of\n{SOURCES}", name="source") from error
         if isinstance(getattr(data, "data", None), np.ndarray | Tensor):
             names = _names(data.classes)
             return ArrayDataset(np.asarray(data.data), _labels(data.targets, names, f"{name}: {part}"), names)
@@ -244,7 +244,9 @@ def _timm_torch(name: str, root: Path) -> Splits:
             names = _names(data.classes)
             paths, targets = zip(*data.imgs, strict=True)
             return FileDataset(paths, _labels(targets, names, f"{name}: {part}"), names)
-        raise InputError(f"source: {name} has no list of its images and labels; give them as folder:DIR or list:FILE")
+        raise InputError(
+            f"{name} has no list of its images and labels; give them as folder:DIR or list:FILE", name="source"
+        )
 
     return Splits(split("train"), split("validation"))
 
@@ -262,10 +264,10 @@ def _timm_hfds(name: str, root: Path) -> Splits:
             return create_dataset(name, str(root), split=part).reader
         except ModuleNotFoundError as error:
             raise PackageError(
-                f"source: {name} needs Hugging Face's package datasets (pip install datasets): {error}"
+                f"{name} needs Hugging Face's package datasets (pip install datasets): {error}", name="source"
             ) from error
         except (OSError, ValueError, KeyError) as error:  # no such data set, part or column; no network
-            raise InputError(f"source: {name}: {part}: {error}") from error
+            raise InputError(f"{name}: {part}: {error}", name="source") from error
 
     train = reader_of("train")
     held_out = "validation" if "validation" in (train.dataset.info.splits or ()) else "test"

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from ltfast.data.datasets import ImageDataset
 from ltfast.data.samplers import DualSampler, EpochSampler
 from ltfast.data.seeding import derive_seed, seeded
-from ltfast.errors import InputError
+from ltfast.errors import SettingError
 
 
 class SeededViews(Dataset[tuple[Any, ...]]):
@@ -87,9 +87,9 @@ class NumberedBatches(Sampler[list[tuple[int, int]]]):
             ValueError: an argument is out of its range.
         """
         if batch_size < 1:
-            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+            raise SettingError("batch_size", "at least 1", batch_size)
         if isinstance(sampler, DualSampler) and batch_size % 2:
-            raise InputError(f"batch_size: expected an even number for a dual sampler, got {batch_size}")
+            raise SettingError("batch_size", "an even number for a dual sampler", batch_size)
         if start_draw < 0:
             raise ValueError(f"start_draw: expected at least 0, got {start_draw}")
         self.sampler = sampler

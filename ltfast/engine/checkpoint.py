@@ -96,7 +96,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir() and path.name != CHECKPOINT:
         path = path / CHECKPOINT
     if not lexists(path):
-        raise InputNotFoundError(f"checkpoint: there is no {path}")
+        raise InputNotFoundError(f"there is no {path}", name="checkpoint")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is no file: a link to nothing, a folder or a device")
     try:

@@ -84,7 +84,7 @@ def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelera
         ValueError: fp16 without a GPU.
     """
     if precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("precision: fp16 needs a GPU; expected fp32 or bf16 on this machine")
+        raise InputError("fp16 needs a GPU; expected fp32 or bf16 on this machine", name="precision")
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same bits
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:

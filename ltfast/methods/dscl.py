@@ -331,13 +331,14 @@ def _check_patches(network: nn.Module, backbone: str, size: int, patch_size: int
             feature_map(network.backbone, torch.zeros(1, channels, patch_size, patch_size))
     except Exception as error:  # timm's models raise what they please
         raise InputError(
-            f"patch_size: expected a size that {backbone} takes (the image's, {size}, is one), "
-            f"got {patch_size}: {error}"
+            f"expected a size that {backbone} takes (the image's, {size}, is one), got {patch_size}: {error}",
+            name="patch_size",
         ) from error
     finally:
         network.train(was_training)
     if maps.shape[1] != features.shape[1]:
         raise InputError(
-            f"backbone: expected one whose feature map is as wide as its features ({features.shape[1]}), for patches "
-            f"to be pooled from it, got {backbone} ({maps.shape[1]}); --pbsd-weight 0 does without patches"
+            f"expected one whose feature map is as wide as its features ({features.shape[1]}), for patches "
+            f"to be pooled from it, got {backbone} ({maps.shape[1]}); --pbsd-weight 0 does without patches",
+            name="backbone",
         )

@@ -29,19 +29,22 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
     try:
         saved = load_checkpoint(checkpoint.expanduser())
     except FileNotFoundError as error:
-        raise InputNotFoundError(f"init: expected a run's folder or checkpoint, got {str(checkpoint)!r}") from error
+        raise InputNotFoundError(
+            f"expected a run's folder or checkpoint, got {str(checkpoint)!r}", name="init"
+        ) from error
     except CheckpointError as error:
-        raise InputError(f"init: {str(error).partition('; delete it')[0]}") from error  # advice to a training alone
+        # "delete it" is advice to a training alone
+        raise InputError(str(error).partition("; delete it")[0], name="init") from error
     method = saved["settings"].get("method")
     weights = {
         name.removeprefix(PRETRAINED): value for name, value in saved["model"].items() if name.startswith(PRETRAINED)
     }
     if method != "livt" or not weights:
         found = "one without pre-training" if method == "livt" else f"one of method {method!r}"
-        raise InputError(f"init: expected a run of method 'livt' with pre-training, got {found} in {checkpoint}")
+        raise InputError(f"expected a run of method 'livt' with pre-training, got {found} in {checkpoint}", name="init")
     if saved["position"]["stage"] == 0:
         done = saved["position"]["epoch"]
-        raise InputError(f"init: expected a finished pre-training, got one after {done} epochs in {checkpoint}")
+        raise InputError(f"expected a finished pre-training, got one after {done} epochs in {checkpoint}", name="init")
     return weights
 
 
@@ -60,4 +63,4 @@ def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> N
     except (RuntimeError, ValueError, IndexError) as error:  # sizes that differ, a line each
         wrong = str(error).splitlines()[1:] or [str(error)]
     if wrong:
-        raise InputError(f"init: the encoder is not of this backbone: {wrong[0].strip()}")
+        raise InputError(f"the encoder is not of this backbone: {wrong[0].strip()}", name="init")

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltfast.errors import InputError
+from ltfast.errors import InputError, SettingError
 
 
 class MaskedAutoencoder(nn.Module):
@@ -51,23 +51,23 @@ class MaskedAutoencoder(nn.Module):
         if any(s % p for s, p in zip(size, patch, strict=True)):
             raise InputError(f"encoder: expected an image size that is a multiple of the patch's {patch}, got {size}")
         if not 0 < mask_ratio < 1:
-            raise InputError(f"mask_ratio: expected a number in (0, 1), got {mask_ratio}")
+            raise SettingError("mask_ratio", "a number in (0, 1)", mask_ratio)
         if decoder_heads < 1:
-            raise InputError(f"decoder_heads: expected at least 1, got {decoder_heads}")
+            raise SettingError("decoder_heads", "at least 1", decoder_heads)
         if decoder_dim < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             expected = f"a multiple of 4 and of the {decoder_heads} heads"
-            raise InputError(f"decoder_dim: expected {expected}, got {decoder_dim}")
+            raise SettingError("decoder_dim", expected, decoder_dim)
         if decoder_depth < 1:
-            raise InputError(f"decoder_depth: expected at least 1, got {decoder_depth}")
+            raise SettingError("decoder_depth", "at least 1", decoder_depth)
         patches = encoder.patch_embed.num_patches
         self.masked = round(mask_ratio * patches)
         if not 0 < self.masked < patches:
             raise InputError(
-                f"mask_ratio: {mask_ratio} masks {self.masked} of {patches} patches; expected some, not all"
+                f"{mask_ratio} masks {self.masked} of {patches} patches; expected some, not all", name="mask_ratio"
             )
         values = patch[0] * patch[1] * encoder.in_chans
         if norm_pixels and values < 2:
-            raise InputError("norm_pixels: expected false for patches of one value")
+            raise InputError("expected false for patches of one value", name="norm_pixels")
         self.encoder = encoder
         self.norm_pixels = norm_pixels
         self.embed = nn.Linear(encoder.embed_dim, decoder_dim)

@@ -251,15 +251,16 @@ def check_blocks(backbone: Any) -> None:
     name = type(backbone).__name__
     if not isinstance(backbone, (VisionTransformer, Eva)):
         raise InputError(
-            f"backbone: expected a timm VisionTransformer or Eva, for prompts to join its blocks, got {name}"
+            f"expected a timm VisionTransformer or Eva, for prompts to join its blocks, got {name}", name="backbone"
         )
     for block in backbone.blocks:
         attention = getattr(block, "attn", None)
         gated = getattr(attention, "gate", None) is not None
         if gated or (type(block), type(attention)) not in JOINABLE:
             raise InputError(
-                f"backbone: expected plain pre-normalised blocks, for prompts to join them, got "
-                f"{type(block).__name__} with {'gated ' if gated else ''}{type(attention).__name__} in {name}"
+                f"expected plain pre-normalised blocks, for prompts to join them, got "
+                f"{type(block).__name__} with {'gated ' if gated else ''}{type(attention).__name__} in {name}",
+                name="backbone",
             )
 
 

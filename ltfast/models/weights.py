@@ -43,6 +43,7 @@ def check_weights(backbone: str, config: Any) -> None:
         why = f"{address} does not answer within {seconds():g} seconds"
         place = f"{file} (TORCH_HOME names another place)"
     raise InputError(
-        f"pretrained: the weights of {backbone} are not on this machine, and {why}. Where there is a network, "
-        f"timm.create_model({backbone!r}, pretrained=True) downloads them; copy them from there to {place}"
+        f"the weights of {backbone} are not on this machine, and {why}. Where there is a network, "
+        f"timm.create_model({backbone!r}, pretrained=True) downloads them; copy them from there to {place}",
+        name="pretrained",
     )

@@ -47,13 +47,15 @@ def match_classes(
     names, named, trained = bundle.class_names, bundle.named, list(trained)
     if own and not named:
         if len(names) != len(trained):
-            raise InputError(f"data: expected the {len(trained)} classes of the training, got {len(names)} in {source}")
+            raise InputError(
+                f"expected the {len(trained)} classes of the training, got {len(names)} in {source}", name="data"
+            )
         names, named = trained, trained_named
     if class_names is not None:
         if named and trained_named:
             raise InputError(
-                f"class_names: expected none, as the classes of {source} and of the training have names, "
-                f"got {class_names}"
+                f"expected none, as the classes of {source} and of the training have names, got {class_names}",
+                name="class_names",
             )
         given = read_class_names(class_names)
         if not trained_named:
@@ -67,15 +69,16 @@ def match_classes(
         if known != [str(number) for number in range(len(known))]:
             meant = ", ".join(f"{number} for {name!r}" for number, name in enumerate(known[:_SHOWN]))
             raise InputError(
-                f"class_names: expected a file with a name for each class of {numbers}, which has numbers alone where "
-                f"the other side has names; without one, it would take {meant}{', ...' if len(known) > _SHOWN else ''}"
+                f"expected a file with a name for each class of {numbers}, which has numbers alone where "
+                f"the other side has names; without one, it would take {meant}{', ...' if len(known) > _SHOWN else ''}",
+                name="class_names",
             )
     if names == trained:
         return trained, bundle.test.labels
     for side, where in ((names, source), (trained, "the training")):
         name, count = Counter(side).most_common(1)[0]
         if count > 1:
-            raise InputError(f"data: cannot match classes by name, as {where} has {count} classes {name!r}")
+            raise InputError(f"cannot match classes by name, as {where} has {count} classes {name!r}", name="data")
     numbers_of = {name: number for number, name in enumerate(trained)}
     unknown = [
         name for name, count in zip(names, bundle.test.class_counts, strict=False) if count and name not in numbers_of
@@ -83,8 +86,9 @@ def match_classes(
     if unknown:
         shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
         raise InputError(
-            f"data: expected the classes of the training, got test images of {shown} besides in {source}; "
-            f"the training has {', '.join(map(repr, trained[:_SHOWN]))}{', ...' if len(trained) > _SHOWN else ''}"
+            f"expected the classes of the training, got test images of {shown} besides in {source}; "
+            f"the training has {', '.join(map(repr, trained[:_SHOWN]))}{', ...' if len(trained) > _SHOWN else ''}",
+            name="data",
         )
     order = torch.tensor([numbers_of.get(name, -1) for name in names])
     return trained, order[bundle.test.labels]

@@ -32,7 +32,9 @@ def choices(
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
     if not isinstance(predictor, GroupStage):
-        raise InputError(f"checkpoint: expected a finished run of method lpt, got {trained.settings['method']}'s")
+        raise InputError(
+            f"expected a finished run of method lpt, got {trained.settings['method']}'s", name="checkpoint"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = predictor.to(device).eval().network
     counts = trained.facts["class_counts"]

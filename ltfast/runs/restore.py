@@ -136,7 +136,7 @@ def restore(
     test = with_classes(bundle.test, labels, classes)
     if bundle.channels != facts["channels"]:
         raise InputError(
-            f"data: expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}"
+            f"expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}", name="data"
         )
 
     # a stand-in with the training's labels and the test images: building a method never asks for an image of it

@@ -198,10 +198,29 @@ def test_report_shows_runs_side_by_side(run, capsys, tmp_path):
     assert all(word in shown for word in ("many", "medium", "few", "all", "loss"))
 
 
+def test_report_says_and_draws_what_a_run_gains_over_the_first(run, capsys, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, few in (("plain", 40.0), ("better", 60.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics | {"few": few}))
+    runs, picture = [str(tmp_path / "plain"), str(tmp_path / "better")], tmp_path / "c.png"
+    assert main(["report", *runs, "--picture", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    assert "better recognises 60.0 % of the test images of the rare classes" in shown
+    assert "plain 40.0 %: 20.0 percentage points more." in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    (tmp_path / "plain" / "metrics.json").write_text(json.dumps(metrics | {"class_counts": [1] * 10}))
+    assert main(["report", *runs, "--picture", str(picture)]) == 2
+    assert "--picture: expected runs with the same numbers of training images, got " in capsys.readouterr().err
+    assert main(["report", *runs, "--picture", "c.gif"]) == 2
+    assert "--picture: expected a .png, .pdf or .svg file's name, got 'c.gif'" in capsys.readouterr().err
+
+
 def settings_after(monkeypatch, words):
     """The settings a command line comes to, without training."""
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
+    monkeypatch.setattr(cli.train, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
     status = main(["train", "--out", "unused", *words])
     assert status == 0
     return seen[0]
@@ -240,19 +259,42 @@ def test_milestones_with_commas(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["nonsense"], "'nonsense' is no command; expected one of train, eval, .*info$"),
+        (["trian"], "'trian' is no command; .*; did you mean train\\?$"),
+        (["--verison"], "--verison: there is no such option; did you mean --version\\?$"),
+        (["bench", "stp"], "ltfast bench does not take 'stp'; did you mean step\\?$"),
+        (["report", "importnce", "run"], "no run and no report 'importnce'; did you mean importance\\?$"),
         (["train"], "required: --out"),
         (["eval"], "required: --checkpoint"),
         (["report"], "required: runs"),
         (["train", "--out", "o", "--lr", "fast"], "--lr: expected float, got 'fast'"),
         (["train", "--out", "o", "--lr", "-1"], "--lr: expected a positive number, got -1.0"),
+        (["train", "--out", "o", "--lr", "-1e-3"], "--lr: expected a positive number, got -0.001"),
         (["train", "--out", "o", "--loss", "focal"], "--loss: expected one of cross_entropy, .*agcl.*, got 'focal'"),
         (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, got 'p'"),
         (["train", "--out", "o", "--imbalance", "x"], "--imbalance: expected float or none, got 'x'"),
         (["train", "--out", "o", "--milestones", "1,x"], "--milestones: expected int,int,..., got"),
         (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or auto, got 0"),
         (["train", "--out", "o", "--epochs", "2", "--warmup-epochs", "5"], "--warmup-epochs: .*--epochs"),
-        (["train", "--out", "o", "--los", "agcl"], "--los"),
+        (["train", "--out", "o", "--los", "agcl"], "--los: there is no such option; did you mean --loss\\?$"),
+        (["train", "--ot=run"], "--ot: there is no such option; did you mean --out\\?$"),
+        (["train", "--out", "o", "--zzz"], "--zzz: there is no such option; `ltfast train --help` shows those"),
+        (["train", "--out", "o", "agcl"], "ltfast train does not take 'agcl'; `ltfast train --help` shows what"),
+        (["train", "--out", "o", "--lr"], "--lr: expected one argument$"),
+        (["train", "--out", "o", "--loss", "agc"], "--loss: expected .*, got 'agc'; did you mean agcl\\?$"),
+        (["train", "--out", "o", "--image-size", "aut"], "--image-size: .*, got 'aut'; did you mean auto\\?$"),
+        (["train", "--out", "o", "--method", "dcsl"], "--method: expected .*, got 'dcsl'; did you mean dscl\\?$"),
+        (["train", "--out", "o", "--queue-size", "9"], "--queue-size is an option of method dscl, not of ce$"),
+        (
+            ["train", "--out", "o", "--feature-dim=9"],
+            "--feature-dim is an option of methods dscl and proco, not",
+        ),
+        (
+            ["train", "--out", "o", "--method", "do", "--queue-sise", "9"],
+            "--queue-sise: .*; did you mean --queue-size, which is an option of method dscl, not of do\\?$",
+        ),
+        (["eval", "--checkpoint", "x", "--aggregate", "grp"], "--aggregate: .*, got 'grp'; did you mean group\\?$"),
+        (["bench", "--shapes", "smal"], "--shapes: .*, got 'smal'; did you mean small\\?$"),
         (
             ["train", "--out", "o", "--method", "no"],
             "--method: expected one of ce, do, dscl, livt, lpt, proco, got 'no'",
@@ -322,7 +364,9 @@ def test_an_interrupt_that_a_library_turns_into_another_error(capsys, monkeypatc
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (InputError("data: no good"), 2, "ltfast: error: --data: no good"),
+        (InputError("data: no good"), 2, "ltfast: error: data: no good"),
+        (InputError("no good", name="class_names"), 2, "ltfast: error: --class-names: no good"),
+        (InputError("no good", name="source"), 2, "ltfast: error: --data: no good"),
         (SettingError("batch_size", "at least 1", 0), 2, "ltfast: error: --batch-size: expected at least 1, got 0"),
         (PermissionError(13, "Permission denied", "run"), 1, r"ltfast: error: \[Errno 13\] Permission denied: 'run'"),
         (torch.OutOfMemoryError("GPU 0 is full"), 1, "ltfast: error: the memory is too small; a lower --batch-size .*"),
@@ -425,8 +469,9 @@ def test_chosen_leaves_auto_to_what_is_known_later_alone(method):
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jsonargparse", None)
-    assert main(["report", "x"]) == 2
+    monkeypatch.delitem(sys.modules, "ltfast.recipe")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert main(["train", "--out", "x"]) == 2
     assert "pip install 'ltfast[train]'" in capsys.readouterr().err
 
 
@@ -449,13 +494,18 @@ def test_help_names_everything(capsys, monkeypatch):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(command in shown for command in ("train", "eval", "report", "info"))
+    assert "`ltfast train --method M --help`" in shown
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("method", "data", "imbalance", "config", "out", "loss", "batch-size"))
     # the option's own default, not that of the recipe that a bare command stands for
-    assert re.search(r"--imbalance IMBALANCE\s+cut .*default: null\)", shown)
+    assert re.search(r"--imbalance IMBALANCE\s+cut .*default: none\)", shown)
+    assert "`ltfast train --method M --help` shows those of method M" in shown
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "dscl", "--help"])
+    assert "--queue-size" in capsys.readouterr().out
 
 
 def test_module_runs_as_a_program():

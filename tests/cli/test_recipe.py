@@ -95,6 +95,13 @@ def test_the_command_line_refuses_them_too(word, capsys):
     [
         ("epochs: 1\n\nepochs: 2\n", ":3: expected one value for epochs, got another than in line 1"),
         ("epoch: 2\n", ":1: epoch: expected a setting of method ce; did you mean epochs?"),
+        (
+            "queue_size: 9\n",
+            ":1: queue_size: expected a setting of method ce; it is an option of method dscl",
+        ),
+        ("data: digits\nimbalance: 1e6\n", ":2: imbalance: 1e+06 leaves class 4 without images"),
+        ("loss: agc\n", ":1: loss: expected one of cross_entropy, .*, got 'agc'; did you mean agcl?"),
+        ("method: dcsl\n", ":1: method: expected one of ce, .*, got 'dcsl'; did you mean dscl?"),
         ("data: digits\nout: run\n", ":2: out: expected a setting of method ce"),
         ("epochs: '2'\n", ":1: epochs: expected int, got '2'"),
         ("epochs: 2.0\n", ":1: epochs: expected int, got 2.0"),

@@ -209,7 +209,7 @@ def test_bad_npz(tmp_path, changed, error, message):
 
 
 def test_no_npz(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"npz: no file .*gone\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"source: no file .*gone\.npz"):
         load(f"npz:{tmp_path}/gone.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.npz: expected a \.npz file, and it is none"):
@@ -310,7 +310,7 @@ def test_list_takes_test_before_val(tmp_path):
 
 def test_bad_lists(tmp_path):
     images = tmp_path / "images"
-    with pytest.raises(FileNotFoundError, match=r"list: no file .*gone_train\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"source: no file .*gone_train\.txt"):
         load(f"list:{tmp_path}/gone_train.txt")
     with pytest.raises(ValueError, match=r"expected a file with 'train' in its name .* got .*list\.txt"):
         load(f"list:{tmp_path}/list.txt")

@@ -47,6 +47,12 @@ def strings() -> list[str]:
     """All that the sources can say, with … for what varies."""
     trees = [ast.parse(path.read_text()) for path in SOURCES]
     found = [text for tree in trees for node in ast.walk(tree) if (text := words(node)) is not None]
+    # what `InputError(problem, name=name)` says
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and node.keywords:
+                name, problem = (words(part) or "…" for part in (node.keywords[0].value, node.args[0]))
+                found.append(f"{name}: {problem}")
     # what `check(condition, name, expected, got)` and `SettingError(name, expected, got)` say
     for tree in trees:
         for node in ast.walk(tree):
@@ -84,7 +90,7 @@ def test_a_message_that_is_nowhere_is_found(strings):
 def test_options_that_pages_name():
     settings = [RunSettings, *(method.settings for method in METHODS.values())]
     known = {f"--{field.name.replace('_', '-')}" for owner in settings for field in dataclasses.fields(owner)}
-    for script in (ROOT / "ltfast/cli.py", *ROOT.glob("bench/*.py")):
+    for script in (*ROOT.glob("ltfast/cli/*.py"), *ROOT.glob("bench/*.py")):
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
     known |= {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
     for page in PAGES:

@@ -1,0 +1,86 @@
+"""The command line: `ltfast train | eval | export | report | bench | info`.
+
+A command is a file. Whatever is slow to import (torch, timm, ...) is imported by the command that needs it, once its
+options are read.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import ltfast
+from ltfast.cli import bench, evaluate, export, info, report, train
+from ltfast.cli.errors import UsageError, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
+from ltfast.cli.parser import Parser, did_you_mean, is_given, value_of
+from ltfast.terminal import tolerant_streams
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "export": export.export,
+    "report": report.compare,
+    "bench": bench.bench,
+    "info": info.info,
+}
+_ABOUT = {
+    "train": train.ABOUT,
+    "eval": evaluate.ABOUT,
+    "export": export.ABOUT,
+    "report": report.ABOUT,
+    "bench": bench.ABOUT,
+    "info": info.ABOUT,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, 1 (failed), 2 (bad usage or input), 130 (interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # PyTorch says of a machine with nvcc and no GPU which nvcc it would use
+    logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.msg)
+    with tolerant_streams() as output, shown_warnings(), noted_interrupts() as interrupts:
+        try:
+            status = _run(argv, interrupts)
+        finally:
+            lost = say_what_is_lost(output)
+        return 1 if lost and not _writes_files(argv) else status
+
+
+def _run(argv: list[str], interrupts: Sequence[int]) -> int:
+    try:
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]](argv[1:])
+        if argv and not argv[0].startswith("-"):
+            raise UsageError(
+                f"{argv[0]!r} is no command; expected one of {', '.join(COMMANDS)}{did_you_mean(argv[0], COMMANDS)}"
+            )
+        _top_level().parse(argv or ["--help"])
+        raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}")
+    except KeyboardInterrupt:
+        return _interrupted(argv)
+    except Exception as error:
+        # an interrupt in the middle of an import becomes whatever the library makes of it
+        return _interrupted(argv) if interrupts else failed(error, verbose=bool({"-v", "--verbose"} & set(argv)))
+
+
+def _interrupted(argv: Sequence[str]) -> int:
+    return interrupted(value_of("--out", argv) if argv[:1] == ["train"] else None)
+
+
+def _writes_files(argv: Sequence[str]) -> bool:
+    reports = argv[:2] in (["report", "importance"], ["report", "prompts"])
+    return argv[:1] in (["train"], ["eval"], ["export"]) or reports or is_given("--out", argv)
+
+
+def _top_level() -> Parser:
+    commands = "\n".join(f"  {name:8}{_ABOUT[name]}" for name in COMMANDS)
+    parser = Parser(
+        "",
+        f"Fast training on long-tailed images.\n\ncommands:\n{commands}",
+        usage="ltfast COMMAND [OPTION ...]",
+        epilog="`ltfast COMMAND --help` shows a command's options, and `ltfast train --method M --help` those of "
+        "method M.\nStart with: ltfast train --out run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ltfast {ltfast.__version__}")
+    return parser

@@ -1,0 +1,124 @@
+"""`ltfast bench` and `ltfast bench step`."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ltfast.cli.errors import UsageError, flag
+from ltfast.cli.options import Option, add_option
+from ltfast.cli.output import folder_at, print_table
+from ltfast.cli.parser import command_parser, did_you_mean
+from ltfast.terminal import say
+
+if TYPE_CHECKING:
+    import torch
+
+
+ABOUT = "time each op beside what people would use instead and the machine's limits; `bench step` times training steps"
+_STEP = "time whole training steps with the published losses and with ltfast's"
+
+
+def bench(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "step":
+        return bench_step(argv[1:])
+    from ltfast.benchmark.case import SHAPES
+    from ltfast.benchmark.cases import OPS
+
+    parser = command_parser("bench", ABOUT, commands=["step"])
+    group = parser.add_argument_group("what to time")
+    group.add_argument("--ops", help=f"some of {', '.join(OPS)}, with commas; default: all")
+    group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
+    group.add_argument("--peers", help="implementations beside ltfast, as the tables name them, or none; default: all")
+    _add_bench_options(group)
+    group.add_argument("--out", help="folder for results.json, speedups.png, roofline.png and growth.png")
+    group = parser.add_argument_group("comparison; times nothing")
+    group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json, or their folders: "
+                       "show what became slower, and exit with 1 if something did")  # fmt: skip
+    add_option(group, Option("threshold", float, 1.5, "slower is over so many times as long, with quartiles that do "
+                             "not meet"))  # fmt: skip
+    args = parser.parse(argv)
+
+    from ltfast.benchmark import results
+
+    if args.compare is not None:
+        before, after = (results.read(Path(name)) for name in args.compare)
+        shown, found = results.slower(before, after, args.threshold)
+        print_table(shown)
+        say(f"slower: {', '.join(found) or 'nothing'}")
+        return 1 if found else 0
+
+    from ltfast.benchmark import pictures, run
+    from ltfast.engine import report
+
+    device = _bench_device(args)
+    shapes = _some("shapes", args.shapes, SHAPES) or (SHAPES if device.type == "cuda" else SHAPES[:3])
+    out = folder_at(args.out)
+    measured = run.bench(
+        device,
+        ops=_some("ops", args.ops, OPS) or list(OPS),
+        shapes=shapes,
+        peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
+        seconds=args.seconds,
+        with_growth=out is not None,
+        show=lambda rows: print_table(results.table(rows)),
+    )
+    for line in results.describe(measured).split("\n"):
+        say(line)
+    if out is not None:
+        report.write_json(out / results.RESULTS, measured)
+        draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
+        drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
+        say(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
+    return 0
+
+
+def bench_step(argv: Sequence[str]) -> int:
+    from ltfast.benchmark import step
+
+    parser = command_parser("bench step", _STEP)
+    group = parser.add_argument_group("what to time")
+    group.add_argument("--methods", help=f"some of {', '.join(step.METHODS)}; default: all")
+    _add_bench_options(group)
+    group.add_argument("--out", help="folder for steps.json")
+    args = parser.parse(argv)
+
+    from ltfast.benchmark import results, run
+    from ltfast.engine import report
+
+    device, methods = _bench_device(args), _some("methods", args.methods, step.METHODS)
+    out = folder_at(args.out)
+    rows = step.run_steps(device, methods or list(step.METHODS), seconds=args.seconds)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        print_table(results.step_table([row for row in rows if row["method"] == method]))
+    if out is not None:
+        report.write_json(out / "steps.json", {"machine": run.machine(device), "rows": rows})
+        say(f"written to {out}: steps.json")
+    return 0
+
+
+def _add_bench_options(group: Any) -> None:
+    add_option(group, Option("device", Literal["cpu", "cuda"], None, "default: cuda where there is one"))
+    add_option(group, Option("seconds", float, 0.2, "of timed calls for each implementation and size"))
+
+
+def _bench_device(args: Any) -> "torch.device":
+    import torch
+
+    from ltfast.engine import check
+
+    check(args.seconds > 0, "seconds", "a positive number", args.seconds)
+    gpu = torch.cuda.is_available()
+    check(gpu or args.device != "cuda", "device", "cpu, as PyTorch sees no GPU", args.device)
+    torch.manual_seed(0)
+    return torch.device(args.device or ("cuda" if gpu else "cpu"))
+
+
+def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
+    """Comma-separated names, none where nothing was given."""
+    names = [] if words is None else words.split(",")
+    for word in names:
+        if word not in known:
+            raise UsageError(
+                f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}{did_you_mean(word, known)}"
+            )
+    return names

@@ -1,0 +1,99 @@
+"""`ltfast eval`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from ltfast.cli.errors import UsageError
+from ltfast.cli.options import Option, add_option, add_options, options_of
+from ltfast.cli.output import check_writable, print_table
+from ltfast.cli.parser import command_parser
+from ltfast.terminal import say
+
+ABOUT = "evaluate a trained checkpoint on test images"
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    from ltfast.engine import RunSettings, check
+
+    parser = command_parser("eval", ABOUT)
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
+    parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument("--class-names", help="text file with a name a line in the order of the labels: the classes of "
+                        "the data or of the run, whichever has numbers alone")  # fmt: skip
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,
+        help="decode all test images first, and leave out those that cannot be; default: as the run did",
+    )
+    parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
+    add_option(
+        parser,
+        Option(
+            "aggregate",
+            Literal["instance", "group", "average"],
+            None,
+            "weights of the sub-models of method do: learned for each test image, for each group of them, or equal; "
+            "default: the run's",
+        ),
+    )
+    execution = [
+        Option("batch_size", int, 256, "test images a batch and process"),
+        *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
+    ]
+    add_options(parser, "execution", execution)
+    args = parser.parse(argv)
+    run = RunSettings(precision=args.precision, workers=args.workers)
+    check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)
+    checkpoint = Path(args.checkpoint)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    out = folder / "eval.json" if args.out is None else Path(args.out)
+
+    from ltfast.data import class_groups
+    from ltfast.engine import identity, loop, metrics, report
+    from ltfast.runs.restore import restore
+
+    accelerator = loop.make_accelerator(run.precision)
+    trained = restore(
+        checkpoint,
+        run=run,
+        batch_size=args.batch_size,
+        source=args.data,
+        root=args.root,
+        class_names=args.class_names,
+        aggregate=args.aggregate,
+        skip_broken=args.skip_broken,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    identity.check_processes(
+        {
+            **trained.settings,
+            "data": trained.source,
+            "aggregate": args.aggregate,
+            "precision": run.precision,
+            "unfinished": trained.unfinished,
+        },
+        accelerator,
+        hint="Start all of them with the same command",
+    )
+    if out.is_dir():
+        raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
+    check_writable(out.parent)
+    if accelerator.is_main_process:
+        if trained.unfinished is not None:
+            say(f"{checkpoint}: {trained.unfinished}")
+        if trained.left_out is not None:
+            say(trained.left_out)
+    names = trained.facts["class_names"]
+    predictor = trained.predictor.to(accelerator.device)
+    groups = class_groups(trained.facts["class_counts"])
+    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator)
+    if accelerator.is_main_process:
+        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
+        print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
+        say(f"written to {out}")
+    accelerator.end_training()
+    return 0

@@ -1,0 +1,46 @@
+"""`ltfast info`."""
+
+from collections.abc import Sequence
+
+import ltfast
+from ltfast.cli.parser import command_parser
+from ltfast.terminal import say
+
+ABOUT = "show versions, devices and the implementations that run here"
+
+
+def info(argv: Sequence[str]) -> int:
+    command_parser("info", ABOUT).parse(argv)
+
+    import platform
+
+    import torch
+
+    from ltfast import ops
+    from ltfast.ops.backends import choice, describe
+
+    say(f"ltfast {ltfast.__version__}")
+    say(f"Python {platform.python_version()} on {platform.platform()}")
+    for name in ("torch", "torchvision", "timm", "accelerate", "triton"):
+        say(f"{name} {_version(name)}")
+    say(f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        say(f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        say("GPU: none that torch can use")
+    for row in describe():
+        say(f"backend {row['name']}: {row['status']}{f' ({detail})' if (detail := row['detail']) else ''}")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for op in ops.__all__:
+        say(f"op {op}: " + ", ".join(f"{choice(torch.device(device))} on {device}" for device in devices))
+    return 0
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

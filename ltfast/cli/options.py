@@ -1,0 +1,172 @@
+"""Typed settings as options of the command line. A value means what it means in a recipe."""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ltfast.cli.errors import flag
+from ltfast.cli.parser import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of the command line.
+
+    Attributes:
+        name: as in Python and in recipes.
+        type: int, float, str, bool, a Literal of words, a tuple of numbers, or a union of these.
+        default: None where the type does not have it means that something else decides, which the help says.
+        help: a line.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+DATA = (
+    Option(
+        "data",
+        str,
+        "digits",
+        "digits (built in), cifar10, cifar100, npz:FILE, folder:DIR, list:FILE, torch/NAME or hfds/NAME",
+    ),
+    Option(
+        "imbalance",
+        float | None,
+        None,
+        "cut the training images to a long tail: the largest class's count over the smallest's; none: as they are",
+    ),
+    Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
+    Option("root", str, "data", "folder of downloads and of the images that lists name"),
+    Option(
+        "class_names",
+        str | None,
+        None,
+        "text file with the names of the classes, a name a line in the order of the labels; for npz: and list:",
+    ),
+    Option(
+        "skip_broken",
+        bool,
+        False,
+        "decode all images first, and leave out those that cannot be; without it, only headers are looked at, and a "
+        "bad one is refused",
+    ),
+)
+
+
+def options_of(settings: type) -> list[Option]:
+    """An option for each field of a dataclass of settings."""
+    hints = get_type_hints(settings)
+    return [
+        Option(field.name, hints[field.name], field.default, field.metadata["help"])
+        for field in dataclasses.fields(settings)
+    ]
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Option]) -> None:
+    """Add a titled group of options."""
+    group = parser.add_argument_group(title)
+    for option in options:
+        add_option(group, option)
+
+
+def add_option(group: "argparse.ArgumentParser | argparse._ArgumentGroup", option: Option) -> None:
+    """Add an option to a parser, or to a group of its options."""
+    if option.type is bool:
+        action = group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction, default=option.default)
+    else:
+        words = get_args(option.type) if get_origin(option.type) is Literal else ()
+        action = group.add_argument(
+            flag(option.name),
+            type=partial(_from_text, option.type),
+            default=option.default,
+            metavar=f"{{{','.join(words)}}}" if words else None,
+        )
+    action.help = _help(option).replace("%", "%%")
+
+
+def fitted(value: Any, type_: Any) -> Any:
+    """A recipe's value as this type has it: a float for an int, a tuple for a list, None for `none`.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    origin, parts = get_origin(type_), get_args(type_)
+    if value == "none" and types.NoneType in parts:
+        return None
+    if origin is Literal:
+        if isinstance(value, str) and value in parts:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            each = (parts[0],) * len(value) if parts[-1] is Ellipsis else parts
+            return tuple(fitted(one, part) for one, part in zip(value, each, strict=True))
+    elif parts:
+        for part in parts:
+            with suppress(ValueError):
+                return fitted(value, part)
+    elif type_ is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is type_:
+        return value
+    raise ValueError(mismatch(value, type_))
+
+
+def mismatch(value: Any, type_: Any) -> str:
+    """What is wrong with a value that this type does not have, and the nearest word that it has."""
+    words = [word for part in (type_, *get_args(type_)) if get_origin(part) is Literal for word in get_args(part)]
+    return f"expected {in_words(type_)}, got {value!r}{did_you_mean(str(value), words)}"
+
+
+def in_words(type_: Any) -> str:
+    """What is expected of a setting of this type."""
+    origin, parts = get_origin(type_), get_args(type_)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
+    if origin is tuple:
+        names = [part.__name__ for part in parts if part is not Ellipsis]
+        return ",".join([*names, *names, "..."] if parts[-1] is Ellipsis else names)
+    if parts:
+        return " or ".join(map(in_words, parts))
+    return "none" if type_ is types.NoneType else type_.__name__
+
+
+def as_word(value: Any) -> str:
+    """A setting's value as it is typed."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _from_text(type_: Any, text: str) -> Any:
+    """The value of an option that is no bool."""
+    from ltfast.recipe import plain_value
+
+    with suppress(ValueError):
+        return fitted(text, type_)
+    try:
+        values = [plain_value(word.strip()) for word in text.strip("[]").split(",")]
+    except ValueError as error:  # 1:30 and 010, say, which YAML takes for 90 and 8
+        raise argparse.ArgumentTypeError(f"expected {in_words(type_)}, got {error}") from error
+    listed = any(get_origin(part) is tuple for part in (type_, *get_args(type_)))
+    try:
+        return fitted(values if listed else plain_value(text.strip()), type_)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(mismatch(text, type_)) from error
+
+
+def _help(option: Option) -> str:
+    facts = []
+    if option.type not in (bool, str) and get_origin(option.type) is not Literal:
+        facts.append(in_words(option.type))
+    with suppress(ValueError):
+        value = list(option.default) if isinstance(option.default, tuple) else option.default
+        fitted(value, option.type)
+        facts.append(f"default: {'yes' if value is True else 'no' if value is False else as_word(option.default)}")
+    return f"{option.help} ({'; '.join(facts)})" if facts else option.help

@@ -1,0 +1,112 @@
+"""The parser of a command: what it cannot take is a UsageError that says what to write instead."""
+
+import argparse
+import re
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from ltfast.cli.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """
+    Args:
+        name: of the command.
+        description: what it does.
+        commands: the words that may come first instead.
+        elsewhere: the options that it does not have and others do, each with what it is ("an option of method dscl").
+        options: more of argparse's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        *,
+        commands: Collection[str] = (),
+        elsewhere: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        prog = f"ltfast {name}".rstrip()
+        super().__init__(prog, description=description, exit_on_error=False, allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for an option
+        self._commands = commands
+        self._elsewhere = elsewhere or {}
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments.
+
+        Raises:
+            UsageError: an option is unknown or missing, or a value is none of its option's.
+        """
+        if not asks_help(argv):
+            self._check_names(argv)
+        try:
+            args, rest = self.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            name = error.argument_name
+            raise UsageError(error.message if name is None else f"{name}: {error.message}") from error
+        if rest:
+            hint = did_you_mean(rest[0], self._commands) or f"; `{self.prog} --help` shows what it takes"
+            raise UsageError(f"{self.prog} does not take {' '.join(rest)!r}{hint}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def _check_names(self, argv: Sequence[str]) -> None:
+        """argparse itself would first complain of the options that are missing, which may be there, mistyped."""
+        for word in argv:
+            name = word.split("=")[0]
+            if name == "--":
+                return
+            if not name.startswith("--") or " " in name or name in self._option_string_actions:
+                continue
+            if name in self._elsewhere:
+                raise UsageError(f"{name} is {self._elsewhere[name]}")
+            near = did_you_mean(name, self._option_string_actions)
+            if not near and (other := get_close_matches(name, self._elsewhere, n=1)):
+                near = f"; did you mean {other[0]}, which is {self._elsewhere[other[0]]}?"
+            raise UsageError(
+                f"{name}: there is no such option{near or f'; `{self.prog} --help` shows those there are'}"
+            )
+
+
+def command_parser(name: str, about: str, **options: Any) -> Parser:
+    """A parser with the option that all commands have.
+
+    Args:
+        name: of the command.
+        about: what it does, without a capital and a full stop.
+        options: more of `Parser`.
+    """
+    parser = Parser(name, f"{about[0].upper()}{about[1:]}.", **options)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show a traceback if something fails")
+    return parser
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """The end of a message about a word that is none of those that are known: the nearest one, or nothing."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of an option on a command line that is not parsed yet; None where it is not given."""
+    value = None
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+        if word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+        elif word == flag and after and not after.startswith("-"):
+            value = after
+    return value
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(argv)
+
+
+def is_given(flag: str, argv: Sequence[str]) -> bool:
+    """Whether an option, or its `--no-`, is on a command line."""
+    return any(word.split("=")[0] in (flag, f"--no-{flag.removeprefix('--')}") for word in argv)

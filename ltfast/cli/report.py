@@ -1,0 +1,115 @@
+"""`ltfast report`, `ltfast report importance` and `ltfast report prompts`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltfast.cli.errors import UsageError
+from ltfast.cli.options import Option, add_options, options_of
+from ltfast.cli.output import picture_at, print_table
+from ltfast.cli.parser import command_parser, did_you_mean
+from ltfast.terminal import say
+
+ABOUT = (
+    "compare finished runs side by side; `report importance` shows what their parameters matter to, "
+    "`report prompts` which prompts classes choose"
+)
+_IMPORTANCE = "show how much the parameters of trained runs matter to many, medium and few classes"
+_PROMPTS = "show which group prompts the test images of each class choose, in a run of method lpt"
+
+
+def compare(argv: Sequence[str]) -> int:
+    reports = {"importance": importance, "prompts": prompts}
+    if argv and argv[0] in reports:
+        return reports[argv[0]](argv[1:])
+    parser = command_parser("report", ABOUT)
+    parser.add_argument("runs", nargs="+", help="folders of finished runs; the first is the baseline of the comparison")
+    parser.add_argument("--picture", help="picture to write: the accuracies of the runs, class by class")
+    args = parser.parse(argv)
+    if (near := did_you_mean(args.runs[0], reports)) and not Path(args.runs[0]).exists():
+        raise UsageError(f"there is no run and no report {args.runs[0]!r}{near}")
+
+    picture = None if args.picture is None else picture_at(args.picture, "--picture")
+
+    from ltfast.engine import plot, report
+
+    rows = {run: report.read_metrics(Path(run)) for run in args.runs}
+    first, *others = args.runs
+    other = next((run for run in others if rows[run]["class_counts"] != rows[first]["class_counts"]), None)
+    if picture is not None and other is not None:
+        raise UsageError(f"--picture: expected runs with the same numbers of training images, got {first} and {other}")
+    print_table(report.table(rows, title="top-1 accuracy (%), and times"))
+    for run in args.runs:
+        say(f"accuracy of each class: {Path(run) / report.PICTURE}")
+    names = {run: Path(run).name for run in rows}
+    unique = len(set(names.values())) == len(names)
+    if sentence := report.comparison({names[run] if unique else run: row for run, row in rows.items()}):
+        say(sentence)
+    if picture is not None and plot.plot_comparison(picture, rows):
+        say(f"the runs side by side: {picture}")
+    return 0
+
+
+def importance(argv: Sequence[str]) -> int:
+    from ltfast.engine import RunSettings
+
+    parser = command_parser("report importance", _IMPORTANCE)
+    parser.add_argument("checkpoints", nargs="+", help="runs' folders, or their checkpoint files")
+    parser.add_argument("--out", default="importance.png", help="picture to write; the numbers go to .json beside it")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the runs'")
+    execution = [
+        Option("images", int, 2048, "training images of a group or class that are looked at, at most"),
+        Option("batch_size", int, 64, "images a batch"),
+        Option("per_class", bool, False, "of each class too, in the numbers"),
+        *(option for option in options_of(RunSettings) if option.name == "workers"),
+    ]
+    add_options(parser, "execution", execution)
+    args = parser.parse(argv)
+    picture = picture_at(args.out)
+
+    from ltfast.engine import plot, report
+    from ltfast.runs.importance import measure
+
+    rows = {
+        name: measure(
+            Path(name),
+            run=RunSettings(workers=args.workers),
+            images=args.images,
+            batch_size=args.batch_size,
+            per_class=args.per_class,
+            root=args.root,
+        )
+        for name in args.checkpoints
+    }
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, rows)
+    print_table(report.importance_table(rows))
+    for name, row in rows.items():
+        if row["weights"] is not None:
+            print_table(report.weights_table(name, row["weights"]))
+    drawn = plot.plot_importance(picture, rows)
+    say(f"written to {picture} and {numbers}" if drawn else f"written to {numbers}")
+    return 0
+
+
+def prompts(argv: Sequence[str]) -> int:
+    from ltfast.engine import RunSettings
+
+    parser = command_parser("report prompts", _PROMPTS)
+    parser.add_argument("checkpoint", help="a run's folder, or its checkpoint file")
+    parser.add_argument("--out", default="prompts.png", help="picture to write; the numbers go to .json beside it")
+    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    execution = [option for option in options_of(RunSettings) if option.name == "workers"]
+    add_options(parser, "execution", execution)
+    args = parser.parse(argv)
+    picture = picture_at(args.out)
+
+    from ltfast.engine import plot, report
+    from ltfast.runs.prompt_choices import choices
+
+    names, shares = choices(Path(args.checkpoint), run=RunSettings(workers=args.workers), root=args.root)
+    numbers = picture.with_suffix(".json")
+    report.write_json(numbers, {"class_names": names, "shares": shares})
+    drawn = plot.plot_choices(picture, shares, names)
+    used = sum(any(row[key] > 0 for row in shares) for key in range(len(shares[0])))
+    say(f"{used} of {len(shares[0])} keys are chosen; written to {f'{picture} and ' if drawn else ''}{numbers}")
+    return 0

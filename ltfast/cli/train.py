@@ -1,0 +1,160 @@
+"""`ltfast train`."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltfast.cli.errors import UsageError, flag
+from ltfast.cli.options import DATA, add_options, as_word, options_of
+from ltfast.cli.output import check_writable, print_table
+from ltfast.cli.parser import asks_help, command_parser, is_given, value_of
+from ltfast.errors import UserError
+from ltfast.terminal import say
+
+# the descriptions of commands are no docstrings, which `python -OO` leaves out
+ABOUT = "train a method on a data set; the same command continues a run that was stopped"
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
+
+
+def train(argv: Sequence[str]) -> int:
+    from ltfast.cli.recipes import checked, method_of
+    from ltfast.engine import RunSettings
+    from ltfast.methods import METHODS, settings_of
+    from ltfast.recipe import read_recipe, recipe_names
+
+    asked, config = value_of("--method", argv), value_of("--config", argv)
+    # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
+    if config is None and value_of("--data", argv) is None and asked in (None, *METHODS) and not asks_help(argv):
+        config = f"{asked or 'ce'}/digits"
+    try:
+        recipe = None if config is None else read_recipe(config)
+    except UserError as error:
+        raise UsageError(f"--config {error}") from error
+    method = method_of(asked, recipe, METHODS)
+    groups = {
+        "data": DATA,
+        "execution": options_of(RunSettings),
+        f"method {method}": options_of(METHODS[method].settings),
+    }
+    types = {option.name: option.type for options in groups.values() for option in options}
+    elsewhere = _elsewhere(method, types)
+
+    parser = command_parser(
+        "train",
+        ABOUT,
+        elsewhere={flag(name): what for name, what in elsewhere.items()},
+        usage="ltfast train --out OUT [--method METHOD] [--data DATA] [OPTION ...]",
+        epilog=f"Shown are the options of method {method}; `ltfast train --method M --help` shows those of method M, "
+        f"one of {', '.join(METHODS)}.",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
+                       "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
+    for title, options in groups.items():
+        add_options(parser, title, options)
+    if recipe is not None:
+        parser.set_defaults(**checked(recipe, method, types, elsewhere))
+    args = {**vars(parser.parse(argv)), "method": method}
+    out = Path(args["out"])
+    if not args["out"]:
+        raise UsageError("--out: expected a folder's name, got ''")
+
+    try:
+        run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
+        fields = dataclasses.fields(METHODS[method].settings)
+        settings = settings_of(method, {field.name: args[field.name] for field in fields})
+        check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
+        return _train(method, settings, run, args, out)
+    except UserError as error:
+        if recipe is None or error.name is None or error.name not in recipe.lines or is_given(flag(error.name), argv):
+            raise
+        raise UsageError(f"--config {recipe.where(error.name)}: {error}") from error
+
+
+def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
+    """The settings that only other methods have, each with whose it is."""
+    from ltfast.methods import METHODS
+
+    owners: dict[str, list[str]] = {}
+    for name, other in METHODS.items():
+        for field in dataclasses.fields(other.settings):
+            if field.name not in own:
+                owners.setdefault(field.name, []).append(name)
+    return {
+        setting: f"an option of method{'s' * (len(names) > 1)} {' and '.join(names)}, not of {method}"
+        for setting, names in owners.items()
+    }
+
+
+def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
+    from ltfast.data import check_images, class_groups, load
+    from ltfast.engine import identity, loop, report, seeding
+    from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.methods import METHODS, BuildContext
+    from ltfast.runs.restore import facts_of
+
+    accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
+    with accelerator.main_process_first():  # the first process downloads, the others find it done
+        bundle = load(
+            args["data"],
+            imbalance=args["imbalance"],
+            profile=args["profile"],
+            root=args["root"],
+            class_names=args["class_names"],
+        )
+    chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    continues = (out / CHECKPOINT).exists()
+    # before the processes share work that depends on these
+    identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
+    identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
+    if args["skip_broken"] or not continues:  # a run that continues has seen the headers
+        bundle = check_images(bundle, skip_broken=args["skip_broken"])
+    counts = bundle.class_counts
+    first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
+    if accelerator.is_main_process:
+        say(
+            f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
+            f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
+        )
+        if bundle.left_out is not None:
+            say(bundle.left_out)
+        if words := _chosen_by_auto(settings, settings.chosen(bundle)):
+            say(f"chosen by auto: {words}")
+    seeding.seed_everything(run.seed)
+    plan = METHODS[method].build(
+        settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
+    )
+    chosen["class_counts"] = counts
+    if args["class_names"] is not None:
+        chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
+    if chosen.get("init") is not None:
+        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
+    metrics = loop.train(
+        plan,
+        run=run,
+        settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
+        # the processes of one machine see the same files: one of them looks at all
+        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
+        class_counts=counts,
+        groups=class_groups(counts),
+        out=out,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process and metrics is not None:
+        print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
+        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        written = [name for name in files if (out / name).exists()]
+        say(f"written to {out}: {', '.join(written)}, TensorBoard events")
+    accelerator.end_training()
+    return 130 if accelerator.is_main_process and metrics is None else 0
+
+
+def _chosen_by_auto(asked: Any, chosen: Any) -> str:
+    """What settings that are "auto" have become, as options."""
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
+              if getattr(asked, field.name) == "auto"}  # fmt: skip
+    return " ".join(f"{flag(name)} {as_word(value)}" for name, value in values.items() if value != "auto")
