@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ltfast.ops.backends import backend
+    from ltfast.ops.core.backends import backend
 
 __all__ = ["__version__", "backend"]
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`backend` when it is first asked for: PyTorch takes seconds to import, and `ltfast --help` needs none of it."""
     if name == "backend":
-        from ltfast.ops.backends import backend
+        from ltfast.ops.core.backends import backend
 
         return backend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

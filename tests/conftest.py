@@ -8,7 +8,7 @@ from fuzz.report import pytest_terminal_summary  # noqa: F401  (xdist's controll
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-    from ltfast.ops import backends
+    from ltfast.ops.core import backends
 
     if backends.why_not("triton", torch.device("cpu")) is None:
         from triton_interpreter import type_float_arguments

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
+
+from ltfast.ops.core.torch_internals import leaves
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -86,7 +87,7 @@ class Stopwatch:
 def cold_sets(make: Callable[[], Any], device: torch.device, most: int = 16) -> list[Any]:
     """Sets of inputs, enough of them that one has left the last cache when its turn comes again."""
     sets = [make()]
-    size = sum(x.numel() * x.element_size() for x in tree_leaves(sets[0]) if isinstance(x, torch.Tensor))
+    size = sum(x.numel() * x.element_size() for x in leaves(sets[0]) if isinstance(x, torch.Tensor))
     number = min(most, 1 + -(-2 * cache_bytes(device) // max(size, 1)))
     return sets + [make() for _ in range(number - 1)]
 

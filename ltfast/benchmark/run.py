@@ -21,7 +21,7 @@ from ltfast.benchmark.case import Case, Growth, Unavailable
 from ltfast.benchmark.cases import OPS
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.errors import InputError
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 BLOCKS = 4  # implementations take turns, so that a noisy moment does not fall on one of them alone
 
@@ -121,7 +121,7 @@ def run_case(
         seconds: of timed calls for each implementation; at least four calls.
         peers: implementations beside ltfast; None means all.
     """
-    torch._dynamo.reset()  # past its limit of variants torch.compile would run a function eagerly without a word
+    torch.compiler.reset()  # past its limit of variants torch.compile would run a function eagerly without a word
     sets = clock.cold_sets(case.inputs, device)
     watches: dict[str, clock.Stopwatch] = {}
     missing = []

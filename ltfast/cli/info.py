@@ -17,7 +17,7 @@ def info(argv: Sequence[str]) -> int:
     import torch
 
     from ltfast import ops
-    from ltfast.ops.backends import choice, describe
+    from ltfast.ops.core.backends import choice, describe
 
     say(f"ltfast {ltfast.__version__}")
     say(f"Python {platform.python_version()} on {platform.platform()}")

@@ -3,9 +3,9 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
-from ltfast.ops.checks import check_class_vector, check_classes
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
-from ltfast.ops.fused_loss import reduce
+from ltfast.ops.core.checks import check_class_vector, check_classes
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.tensors import reduce
 
 
 class AGCL(nn.Module):

@@ -6,8 +6,8 @@ from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
 from ltfast.ops.balanced_bce import check_arguments, reference
-from ltfast.ops.checks import check_classes, check_logits, check_reduction, check_reference_labels
-from ltfast.ops.class_counts import parse_class_counts
+from ltfast.ops.core.checks import check_classes, check_logits, check_reduction, check_reference_labels
+from ltfast.ops.core.class_counts import parse_class_counts
 
 _IGNORED = -100  # as in torch.nn.CrossEntropyLoss
 

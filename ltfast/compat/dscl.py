@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ltfast import losses, ops
 from ltfast.losses.watch import ENOUGH_KEYS
-from ltfast.ops.checks import check_labels, check_matrix, check_positive
+from ltfast.ops.core.checks import check_labels, check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
 

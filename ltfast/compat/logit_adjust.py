@@ -3,7 +3,7 @@ from torch import Tensor, nn
 from ltfast.compat.device import follow
 from ltfast.losses import LogitAdjustedLoss
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjust(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ltfast.ops.class_counts import ClassCounts, read_class_counts
+from ltfast.ops.core.class_counts import ClassCounts, read_class_counts
 
 MINIMA = (101, 20)  # many: over 100 images; few: under 20; medium between
 
@@ -13,7 +13,7 @@ def class_groups(class_counts: ClassCounts, minima: Sequence[int] = MINIMA) -> d
 
     Args:
         class_counts: the number of training images of each class, length C: see
-            `ltfast.ops.class_counts.read_class_counts`.
+            `ltfast.ops.core.class_counts.read_class_counts`.
         minima: the fewest images of a class of each group but the last, falling.
 
     Returns:

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from ltfast.data.groups import class_groups
 from ltfast.data.seeding import derive_seed
 from ltfast.errors import InputError, SettingError
-from ltfast.ops.class_counts import ClassCounts, read_class_counts
+from ltfast.ops.core.class_counts import ClassCounts, read_class_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "group_preferred", "dual")
 
@@ -211,7 +211,7 @@ def class_balanced_probabilities(class_counts: ClassCounts) -> Tensor:
     """Each class that has images equally likely.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
+        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
 
     Returns:
         (C,) float64, sums to 1.
@@ -237,7 +237,7 @@ def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.99
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019; a sampler in LDAM's code.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
+        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
         beta: in [0, 1).
 
     Returns:
@@ -263,7 +263,7 @@ def group_preferred_probabilities(
     Source: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.class_counts.read_class_counts`.
+        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
         stage: 1, 2 or 3.
         rho: in [0, 1]; of use to stage 2.
         preferred: the classes that stage 2 prefers; None means `class_groups`' medium ones.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltfast.ops import taylor_importance_
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
 
 
 def parameter_importance(

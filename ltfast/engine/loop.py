@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, reduce, send_to_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ltfast import __version__
 from ltfast.engine.checkpoint import (
@@ -53,6 +52,7 @@ from ltfast.engine.stage import Plan, Stage
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import LossTime, time_losses
 from ltfast.errors import InputError
+from ltfast.ops.core.torch_internals import leave_to_processes
 
 _LOG_STEPS = 10  # losses are read this often: reading one waits for the GPU
 _LEAST_SCALE = 1e-4  # of fp16's losses; it begins at 65536, and is halved at each step whose gradient overflows
@@ -224,7 +224,7 @@ class _Run:
             stage.compile(fullgraph=True)  # in place, so that no name changes
         own = {id(buffer) for buffer in stage.replicated()}
         replicated = {name for name, buffer in stage.named_buffers() if id(buffer) in own}
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(stage, replicated)
+        leave_to_processes(stage, replicated)
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, steps)
         if saved is not None and resumed:

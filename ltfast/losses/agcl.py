@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.watch import Watch
 from ltfast.ops.agcl import check_settings
-from ltfast.ops.checks import check_classes, check_integer, check_label_smoothing, check_number
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
-from ltfast.ops.distributed import class_ranges, rank
+from ltfast.ops.core.checks import check_classes, check_integer, check_label_smoothing, check_number
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.collectives import class_ranges, rank
 
 
 class AGCLLoss(nn.Module):

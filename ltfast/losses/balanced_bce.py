@@ -3,8 +3,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.ops.checks import check_classes, check_integer, check_label_smoothing, check_number, check_reduction
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.checks import check_classes, check_integer, check_label_smoothing, check_number, check_reduction
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class BalancedBCELoss(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.checks import check_integer
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.checks import check_integer
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.ops.checks import FLOATS, INTEGERS, check_device
+from ltfast.ops.core.checks import FLOATS, INTEGERS, check_device
 
 
 def shifted_cross_entropy(

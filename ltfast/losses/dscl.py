@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.watch import ENOUGH_KEYS, Watch
-from ltfast.ops.checks import check_labels, check_matrix, check_number, check_positive
-from ltfast.ops.distributed import gather, rank
+from ltfast.ops.core.checks import check_labels, check_matrix, check_number, check_positive
+from ltfast.ops.core.collectives import gather, rank
 
 
 class SupConQueueLoss(nn.Module):

@@ -1,8 +1,8 @@
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.checks import check_integer, check_number
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.checks import check_integer, check_number
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjustedLoss(nn.Module):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ltfast import ops
 from ltfast.losses.sharded_state import ShardedState
-from ltfast.ops.checks import FLOATS, INTEGERS, check_label_values, check_matrix
-from ltfast.ops.distributed import gather, gather_together, hand_back, rank, world_size
+from ltfast.ops.core.checks import FLOATS, INTEGERS, check_label_values, check_matrix
+from ltfast.ops.core.collectives import gather, gather_together, hand_back, rank, world_size
 from ltfast.ops.queue_softmax import merge
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from ltfast.losses.dscl import check_pair
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.watch import ENOUGH_KEYS, Watch
-from ltfast.ops.checks import check_matrix, check_positive
+from ltfast.ops.core.checks import check_matrix, check_positive
 from ltfast.ops.queue_softmax import merge
 
 

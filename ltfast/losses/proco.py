@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from ltfast import ops
 from ltfast.losses.sharded_state import ShardedState
 from ltfast.losses.watch import Watch
-from ltfast.ops.checks import check_integer, check_label_values, check_labels, check_matrix, check_positive
-from ltfast.ops.class_counts import ClassCounts, parse_class_counts
-from ltfast.ops.distributed import class_ranges, gather, gather_together, world_size
+from ltfast.ops.core.checks import check_integer, check_label_values, check_labels, check_matrix, check_positive
+from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.collectives import class_ranges, gather, gather_together, world_size
 
 _LARGEST_KAPPA = 1e5
 _START = 0.9  # the length of the mean of a class that was not seen yet
@@ -45,10 +45,10 @@ class ProCoLoss(ShardedState):
         ignore_index: features of this label are left out, of the statistics and of the loss, whose mean is over the
             others.
         class_parallel: under ``torch.distributed``, each process has the statistics of its own share of the classes
-            (``ltfast.ops.distributed.class_ranges``), for more classes than one device holds: memory C_r x D. The loss
-            is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits`` gives
-            those of the joined batch for these classes. All processes must call each method equally often, with batches
-            of one size, and ``collect()`` before ``state_dict()``, which is that of the whole loss.
+            (``ltfast.ops.core.collectives.class_ranges``), for more classes than one device holds: memory C_r x D.
+            The loss is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits``
+            gives those of the joined batch for these classes. All processes must call each method equally often, with
+            batches of one size, and ``collect()`` before ``state_dict()``, which is that of the whole loss.
 
     Shapes: features (B, D) of length 1, any float dtype; labels (B,), int64; the loss is float32 (float64 for float64).
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, distributed
 
 from ltfast.losses.fixed_dtype import FixedDtype
-from ltfast.ops.distributed import rank, world_size
+from ltfast.ops.core.collectives import rank, world_size
 
 
 class ShardedState(FixedDtype):

@@ -1,15 +1,13 @@
 """Warnings about inputs of the right shape that are not what a loss is for: plain logits where it needs cosines,
 features that are not normalised. A training on them raises nothing, and ends badly."""
 
-import sys
-import warnings
-
 import torch
 from torch import Tensor
 
-from ltfast.ops import checks
-from ltfast.ops.fused_loss import accumulator
-from ltfast.ops.kernels import is_plain
+from ltfast.ops.core import checks
+from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.core.torch_internals import is_plain
+from ltfast.ops.core.warn import warn_caller
 
 _EVERY = 64
 ENOUGH_KEYS = 1024  # of a queue, to look at
@@ -41,10 +39,7 @@ class Watch:
     def warn(self, message: str) -> None:
         """Warn where the loss was called, outside of ltfast and PyTorch."""
         self.warned = True
-        frame, level = sys._getframe(1), 2
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("ltfast", "torch"):
-            frame, level = frame.f_back, level + 1
-        warnings.warn(message, stacklevel=level)
+        warn_caller(message)
 
     def cosines(self, loss: str, name: str, cosine: Tensor) -> None:
         """Warn of a finite value outside [-1, 1]."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltfast.ops.distributed import class_ranges, gather, rank, world_size
+from ltfast.ops.core.collectives import class_ranges, gather, rank, world_size
 
 
 class ClassParallelCosineClassifier(nn.Module):
     """`CosineClassifier` for more classes than one device holds: each process of `torch.distributed` has the weights of
-    its own share of them (`ltfast.ops.distributed.class_ranges`), and takes them to the features of all processes.
+    its own share of them (`ltfast.ops.core.collectives.class_ranges`), and takes them to the features of all processes.
 
     Its loss is `AGCLLoss(class_counts, class_parallel=True)`. In a script that `torchrun` starts:
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
 
 
 class ProjectionHead(nn.Module):

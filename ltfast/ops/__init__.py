@@ -3,8 +3,8 @@
 from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
-from ltfast.ops.class_parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
 from ltfast.ops.class_sums import class_sums
+from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
 from ltfast.ops.taylor import apply_masks_, importance_threshold, taylor_importance_

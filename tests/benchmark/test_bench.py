@@ -11,7 +11,7 @@ from ltfast.benchmark.case import Case, Growth, Unavailable, Work, backward
 from ltfast.benchmark.cases import OPS
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.cli import main
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 CPU = torch.device("cpu")
 LIMITS = Ceilings(bytes=1e9, flops={"float32": 1e11, "bfloat16": 2e11}, exps=1e9)

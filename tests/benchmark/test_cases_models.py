@@ -151,7 +151,7 @@ def test_the_sorted_value_is_the_threshold(monkeypatch):
 
 def test_kernels_in_cuda_run_under_the_native_backend(monkeypatch):
     monkeypatch.setattr(taylor, "why_not", lambda *_, **__: None)
-    assert taylor.in_cuda(taylor.ltfast.ops.backends.choice)(CPU) == "native"
+    assert taylor.in_cuda(taylor.ltfast.ops.core.backends.choice)(CPU) == "native"
     monkeypatch.setattr(taylor, "why_not", lambda *_, **__: "left out")
     with pytest.raises(Unavailable, match="left out"):
         taylor.in_cuda(print)

@@ -13,7 +13,7 @@ from distributed.harness import run_processes
 from ltfast.losses import AGCLLoss, ProCoLoss
 from ltfast.models import ClassParallelCosineClassifier, CosineClassifier
 from ltfast.ops import class_parallel_agcl
-from ltfast.ops.distributed import class_ranges, gather
+from ltfast.ops.core.collectives import class_ranges, gather
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 # classes, and AGCLLoss's options; no number of classes is a multiple of the processes

@@ -18,7 +18,7 @@ from torch import Tensor
 import ltfast
 from fuzz.draw import seeds
 from fuzz.report import WATCHED
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 from ops.compare import tolerances
 from ops.conftest import HAS_CUDA, NO_TRITON, Place
 

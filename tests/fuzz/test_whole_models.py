@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
-from ltfast.ops import apply_masks_, backends, importance_threshold, taylor_importance_
+from ltfast.ops import apply_masks_, importance_threshold, taylor_importance_
+from ltfast.ops.core import backends
 from ltfast.ops.noise import half_normal
 from ltfast.ops.taylor import reference
 

@@ -16,7 +16,7 @@ from ltfast import compat
 from ltfast.losses import AGCLLoss, DSCLLoss, MemoryQueue, PBSDLoss, ProCoLoss, SupConQueueLoss
 from ltfast.losses.watch import Watch
 from ltfast.models import CosineClassifier
-from ltfast.ops import checks
+from ltfast.ops.core import checks
 
 COUNTS = [500, 40, 3]
 CLASSES, WIDTH, ROWS = len(COUNTS), 8, 12

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ltfast
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 HAS_CUDA = torch.cuda.is_available()
 NO_TRITON = backends.why_not("triton", torch.device("cuda"))

@@ -9,8 +9,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import ltfast
-from ltfast.ops import agcl, backends, balanced_bce, class_sums, kernels, log_iv, patch_roi_pool, vmf_cross_entropy
-from ltfast.ops.backends import BackendUnavailableError
+from ltfast.ops import agcl, balanced_bce, class_sums, log_iv, patch_roi_pool, vmf_cross_entropy
+from ltfast.ops.core import backends
+from ltfast.ops.core.backends import BackendUnavailableError
+from ltfast.ops.core.dispatch import Kernels
 from ops.every_op import EVERY_OP, exact_gradient
 
 CPU = torch.device("cpu")
@@ -74,7 +76,7 @@ def test_contexts_of_two_threads_that_overlap():
 def test_the_variable_is_every_thread_s_default():
     script = """
 import threading, torch, ltfast
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 resolve = lambda: print(backends.resolve(torch.device("cpu")))
 with ltfast.backend("native"):
     resolve()
@@ -89,13 +91,13 @@ resolve()
 @pytest.fixture
 def kernels_run(monkeypatch):
     """The backends whose kernels run, collected as they do."""
-    names, run = [], kernels.run
+    names, of = [], Kernels.of
 
-    def recorded(path, backend, *arguments, **options):
+    def recorded(kernels, backend, device):
         names.append(backend)
-        return run(path, backend, *arguments, **options)
+        return of(kernels, backend, device)
 
-    monkeypatch.setattr(kernels, "run", recorded)
+    monkeypatch.setattr(Kernels, "of", recorded)
     return names
 
 
@@ -138,6 +140,20 @@ def test_backward_passes_run_where_the_forward_pass_ran(kernels_run, backend, na
     for actual, exact in zip(gradients(OTHER[backend]), expected, strict=True):
         assert torch.equal(actual, exact)
     assert set(kernels_run) == ({backend} if backend != "reference" else set())
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "queue_softmax", "queue_softmax, keys", "vmf_cross_entropy"])
+def test_a_step_resolves_its_backend_once(monkeypatch, name):
+    function, x = EVERY_OP[name]()
+    calls, resolve = [], backends.resolve
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr(backends, "resolve", counted)
+    exact_gradient(function, x)
+    assert len(calls) == 1
 
 
 def test_activation_checkpointing_in_a_context(kernels_run):
@@ -194,7 +210,7 @@ def test_an_op_has_no_reference_kernel():
 
 @pytest.mark.parametrize("name", ["reference", "native"])
 def test_the_variable_overrides(name):
-    script = "import torch; from ltfast.ops import backends; print(backends.resolve(torch.device('cpu')))"
+    script = "import torch; from ltfast.ops.core import backends; print(backends.resolve(torch.device('cpu')))"
     assert python(script, LTFAST_BACKEND=name).stdout.strip() == name
 
 
@@ -307,7 +323,7 @@ import torch
 torch.__version__ = torch.torch_version.TorchVersion("2.8.0+cu128")
 import importlib.util
 importlib.util.find_spec = lambda name: name
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 print(backends.default_backend(torch.device("cuda")), backends.why_not("triton", torch.device("cuda")))
 """
     reason = "its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch 2.8.0+cu128"

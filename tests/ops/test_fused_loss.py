@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import ltfast
 from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss
 from ltfast.ops import agcl, vmf_cross_entropy
-from ltfast.ops.scale_rows import scale_rows_
+from ltfast.ops.core.scale_rows import scale_rows_
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
 

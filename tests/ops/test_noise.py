@@ -6,7 +6,7 @@ import torch
 from scipy.special import erfinv
 
 import ltfast
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 from ltfast.ops.noise import draw_seed, half_normal
 from ltfast.ops.noise.reference import philox
 

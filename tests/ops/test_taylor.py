@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltfast
-from ltfast.ops import apply_masks_, backends, importance_threshold, taylor_importance_
-from ltfast.ops.backends import BackendUnavailableError
+from ltfast.ops import apply_masks_, importance_threshold, taylor_importance_
+from ltfast.ops.core import backends
+from ltfast.ops.core.backends import BackendUnavailableError
 from ltfast.ops.taylor import apply_op, reference, taylor_op, threshold_op
 from ltfast.ops.taylor.tables import table
 from ops.conftest import PLACES, Place

@@ -10,7 +10,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import ltfast
 from ltfast import ops
-from ltfast.ops import distributed
+from ltfast.ops.core import collectives
 from ops.compare import tolerances
 from ops.conftest import PLACES, Place
 from ops.every_op import EVERY_OP, IN_PLACE, LABELS, exact_gradient
@@ -270,9 +270,9 @@ def test_tangents_in_compiled_code(backend, name):
         close(forward_ad.unpack_dual(value).tangent, expected)
 
 
-@pytest.mark.parametrize("exchange", [distributed.gather, distributed.hand_back])
+@pytest.mark.parametrize("exchange", [collectives.gather, collectives.hand_back])
 def test_other_processes_get_no_tangents(monkeypatch, exchange):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     x = torch.rand(4, 3)
     message = "do not reach other processes: use one process"
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):

@@ -28,15 +28,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from ltfast import ops
-from ltfast.ops import launch
 from ltfast.ops.agcl import triton as agcl
 from ltfast.ops.balanced_bce import triton as balanced_bce
 from ltfast.ops.bessel import triton as bessel
 from ltfast.ops.class_sums import triton as class_sums
+from ltfast.ops.core import launch
+from ltfast.ops.core.scale_rows import triton as scale_rows
 from ltfast.ops.noise import triton as noise
 from ltfast.ops.queue_softmax import triton as queue_softmax
 from ltfast.ops.roi_pool import triton as roi_pool
-from ltfast.ops.scale_rows import triton as scale_rows
 from ltfast.ops.taylor import triton as taylor
 from ltfast.ops.vmf import triton as vmf
 

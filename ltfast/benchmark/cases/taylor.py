@@ -11,7 +11,7 @@ from torch import Tensor
 import ltfast
 from ltfast.benchmark.case import Case, Growth, Unavailable, Work, call, compilers
 from ltfast.ops import apply_masks_, importance_threshold, taylor_importance_
-from ltfast.ops.backends import why_not
+from ltfast.ops.core.backends import why_not
 from ltfast.ops.taylor import reference
 
 FRACTION = 0.3

@@ -14,15 +14,17 @@ row's logits gives its loss and its gradient.
 """
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
 from ltfast.ops.agcl import reference
-from ltfast.ops.fused_loss import accumulator, register, wants_gradient
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.fused_loss import FusedLoss
+from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.noise import draw_seed
 
 __all__ = ["agcl"]
@@ -76,11 +78,7 @@ def agcl(
         checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
     options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)
-    if backends.choose("agcl", cosine) == "reference":
-        checks.check_reference_labels(target, cosine.shape[1], ignore_index=ignore_index)
-        return reference.agcl(cosine, target, class_noise, seed, *options)
-    loss, _ = agcl_op(cosine, target, class_noise, seed, *options, wants_gradient(cosine))
-    return loss
+    return AGCL(cosine, target, class_noise, seed, *options)
 
 
 def check_settings(
@@ -110,13 +108,28 @@ def _gradient_bound(logits: Tensor, *inputs: Any) -> float:
     return scale * (2 * abs(weight_pos) * (1 + gamma_pos) + 2 * abs(weight_neg) * others) or 1.0
 
 
-agcl_op = register(
+def _native() -> ModuleType:
+    from ltfast.ops.agcl import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.agcl import triton
+
+    return triton
+
+
+KERNELS = Kernels(_native, _triton)
+AGCL = FusedLoss(
     "agcl",
+    reference.agcl,
+    KERNELS,
     "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
     "float weight_neg, float gamma_pos, float gamma_neg, int ignore_index, str reduction, bool with_gradient",
-    reference.agcl,
-    bound=_gradient_bound,
+    _gradient_bound,
 )
+CLASS_PARALLEL_AGCL = Op("class_parallel_agcl", reference.agcl_share, KERNELS)
 
 
 def _run_share(
@@ -131,11 +144,11 @@ def _run_share(
     if class_noise is not None:
         class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
     arguments = (logits, target.long().contiguous(), class_noise, *options, statistics, incoming)
-    return kernels.run("agcl.agcl_share", backend, logits.device, *arguments)
+    return KERNELS.of(backend, logits.device).agcl_share(*arguments)
 
 
 @torch.library.custom_op("ltfast::agcl_share", mutates_args=())
-@calls_kernels("class_parallel_agcl")
+@CLASS_PARALLEL_AGCL.guarded
 def agcl_share_op(
     logits: Tensor,
     target: Tensor,
@@ -153,7 +166,7 @@ def agcl_share_op(
     """
     statistics = torch.empty(len(logits), 5, dtype=torch.float64, device=logits.device)
     options = (seed, first, scale, margin, gamma_neg)
-    backend = backends.resolve_kernel(logits.device)
+    backend = CLASS_PARALLEL_AGCL.resolve(logits.device)
     _run_share(backend, logits, target, class_noise, *options, statistics=statistics)
     return statistics
 
@@ -164,7 +177,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.custom_op("ltfast::agcl_share_gradient", mutates_args=())
-@calls_kernels("class_parallel_agcl")
+@CLASS_PARALLEL_AGCL.guarded
 def agcl_share_gradient_op(
     logits: Tensor,
     target: Tensor,
@@ -192,7 +205,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 def _setup_share(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, target, class_noise, seed, *ctx.options = inputs
     ctx.save_for_backward(logits, target, class_noise, seed, output)
-    ctx.backend = backends.resolve_kernel(logits.device)
+    ctx.backend = CLASS_PARALLEL_AGCL.resolve(logits.device)
 
 
 def _backward_share(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
-from ltfast.ops.fused_loss import empty_gradient, empty_loss
+from ltfast.ops.core import backends
+from ltfast.ops.core.tensors import empty_gradient, empty_loss
 
 
 def agcl(

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator, one_hot, reduce
+from ltfast.ops.core.checks import check_reference_labels
+from ltfast.ops.core.tensors import accumulator, one_hot, reduce
 from ltfast.ops.noise import half_normal
 
 # Differences saturate here, so that finite logits give a finite loss, and such classes are left out. The same number in
@@ -29,6 +30,7 @@ def agcl(
 
     (Where a difference saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
     """
+    check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
     target = target.long()
     counted = target != ignore_index
     u = torch.where(counted[:, None], logits.to(accumulator(logits.dtype)), 0)

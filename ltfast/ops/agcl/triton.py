@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
-from ltfast.ops.launch import register_limit
+from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.noise.triton import half_normal_block
 

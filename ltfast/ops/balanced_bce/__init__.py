@@ -10,11 +10,14 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
+from types import ModuleType
+
 from torch import Tensor
 
-from ltfast.ops import backends, checks
 from ltfast.ops.balanced_bce import reference
-from ltfast.ops.fused_loss import HALF_BOUND, register, wants_gradient
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels
+from ltfast.ops.core.fused_loss import HALF_BOUND, FusedLoss
 
 __all__ = ["balanced_bce"]
 
@@ -60,13 +63,8 @@ def balanced_bce(
     if target_threshold is not None:
         checks.check_number("target_threshold", target_threshold)
     check_arguments(logits, target, bias, weight, pos_weight, ignore_index)
-    arguments = (logits, target, bias, weight, pos_weight, label_smoothing, target_threshold, ignore_index, reduction)
-    if backends.choose("balanced_bce", logits) == "reference":
-        if target.dim() == 1:
-            checks.check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
-        return reference.balanced_bce(*arguments)
-    loss, _ = balanced_bce_op(*arguments, wants_gradient(logits))
-    return loss
+    options = (label_smoothing, target_threshold, ignore_index, reduction)
+    return BALANCED_BCE(logits, target, bias, weight, pos_weight, *options)
 
 
 def check_arguments(
@@ -91,11 +89,24 @@ def check_arguments(
             checks.check_class_vector(vector, logits, what)
 
 
-balanced_bce_op = register(
+def _native() -> ModuleType:
+    from ltfast.ops.balanced_bce import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.balanced_bce import triton
+
+    return triton
+
+
+BALANCED_BCE = FusedLoss(
     "balanced_bce",
+    reference.balanced_bce,
+    Kernels(_native, _triton),
     "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
     "float? threshold, int ignore_index, str reduction, bool with_gradient",
-    reference.balanced_bce,
     # |sigmoid - t| <= 1. Weights have no bound that is known here: with them a float16 gradient is stored as it is.
     bound=lambda *inputs: HALF_BOUND if inputs[3] is not None or inputs[4] is not None else 1.0,
 )

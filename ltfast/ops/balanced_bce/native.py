@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
 from ltfast.ops.balanced_bce.reference import label_values
-from ltfast.ops.fused_loss import accumulator, empty_gradient, empty_loss
+from ltfast.ops.core import backends
+from ltfast.ops.core.tensors import accumulator, empty_gradient, empty_loss
 
 
 def balanced_bce(

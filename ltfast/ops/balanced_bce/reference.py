@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.ops.fused_loss import accumulator, one_hot, reduce
+from ltfast.ops.core.checks import check_reference_labels
+from ltfast.ops.core.tensors import accumulator, one_hot, reduce
 
 LIMIT = 1e30  # logits saturate here, so that finite logits give a finite loss
 
@@ -31,6 +32,8 @@ def balanced_bce(
 
     (Where a logit saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
     """
+    if target.dim() == 1:
+        check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
     losses = elementwise(logits, target, bias, weight, pos_weight, label_smoothing, threshold, ignore_index)
     return reduce(losses.sum(1), reduction, target.long() != ignore_index if target.dim() == 1 else None)
 

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.balanced_bce.reference import label_values
-from ltfast.ops.fused_loss import accumulator, empty_gradient, reduce
-from ltfast.ops.launch import register_limit
+from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss

@@ -15,15 +15,16 @@ their derivatives:
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ltfast.ops import backends, checks, kernels
 from ltfast.ops.bessel import reference
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.torch_internals import in_forward_mode, in_transform
 
 __all__ = ["bessel_ratio", "log_iv"]
 
@@ -92,20 +93,20 @@ def _arguments(nu: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _call(name: str, nu: float | Tensor, x: Tensor) -> Tensor:
     order, x = _arguments(nu, x)
-    if backends.choose(name, x) == "reference":
+    if OPS[name].choose(x) == "reference":
         return _evaluate(name, order, x, "reference")
-    return _ops[name](order, x)
+    return _registered[name](order, x)
 
 
 def _evaluate(name: str, nu: Tensor, x: Tensor, backend: str) -> Tensor:
     if backend == "reference" and not _is_compiled():
         return _Reference.apply(name, nu, x)
-    return _ops[name](nu, x, backend)
+    return _registered[name](nu, x, backend)
 
 
 def _is_compiled() -> bool:
     """A compiler takes no function with a jvp of its own, so it gets the op; but not where jvp or vmap is needed."""
-    transformed = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    transformed = in_transform() or in_forward_mode()
     return torch.compiler.is_compiling() and not transformed
 
 
@@ -137,6 +138,26 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
 }
 
 
+def _native() -> ModuleType:
+    from ltfast.ops.bessel import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.bessel import triton
+
+    return triton
+
+
+_KERNELS = Kernels(_native, _triton)
+OPS = {
+    "log_iv": Op("log_iv", reference.log_iv, _KERNELS),
+    "bessel_ratio": Op("bessel_ratio", reference.bessel_ratio, _KERNELS),
+    "bessel_ratio_grad": Op("bessel_ratio_grad", reference.bessel_ratio_grad, _KERNELS),  # inside derivatives alone
+}
+
+
 class _Reference(torch.autograd.Function):
     """A function of reference.py, for torch.func too."""
 
@@ -144,7 +165,7 @@ class _Reference(torch.autograd.Function):
 
     @staticmethod
     def forward(name: str, nu: Tensor, x: Tensor) -> Tensor:
-        return getattr(reference, name)(nu, x)
+        return OPS[name].reference(nu, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[str, Tensor, Tensor], output: Tensor) -> None:
@@ -167,11 +188,12 @@ def _register(name: str) -> Callable[..., Tensor]:
     """The op ``ltfast::name(nu, x, backend)`` with nu of x's shape or a scalar."""
 
     @torch.library.custom_op(f"ltfast::{name}", mutates_args=())
-    @calls_kernels(name)
+    @OPS[name].guarded
     def op(nu: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
         """``backend`` is "reference" where that is compiled, or in a derivative the function's own."""
-        backend = backend or backends.resolve_kernel(x.device)
-        return kernels.run(f"bessel.{name}", backend, x.device, nu.contiguous(), x.contiguous())
+        backend = backend or OPS[name].resolve(x.device)
+        kernels = reference if backend == "reference" else OPS[name].kernels.of(backend, x.device)
+        return getattr(kernels, name)(nu.contiguous(), x.contiguous())
 
     @op.register_fake
     def _(nu: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
@@ -179,7 +201,7 @@ def _register(name: str) -> Callable[..., Tensor]:
 
     def setup(ctx: Any, inputs: tuple[Tensor, Tensor, str | None], output: Tensor) -> None:
         nu, x, backend = inputs
-        ctx.backend = backend or backends.resolve_kernel(x.device)
+        ctx.backend = backend or OPS[name].resolve(x.device)
         ctx.save_for_backward(nu, x)
 
     def gradient(ctx: Any, incoming: Tensor) -> tuple[None, Tensor, None]:
@@ -190,5 +212,5 @@ def _register(name: str) -> Callable[..., Tensor]:
     return op
 
 
-_ops = {name: _register(name) for name in _DERIVATIVES}
-log_iv_op, bessel_ratio_op, bessel_ratio_grad_op = _ops.values()
+_registered = {name: _register(name) for name in OPS}
+log_iv_op, bessel_ratio_op, bessel_ratio_grad_op = _registered.values()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 
 def log_iv(nu: Tensor, x: Tensor) -> Tensor:

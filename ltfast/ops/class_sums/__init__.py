@@ -5,15 +5,17 @@ of the rows, so the result is the same bits at every call. (``index_add_`` adds 
 one-hot matrix, as published code has it, builds N x C values or even N x C x D.)
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
 from ltfast.ops.class_sums import reference
-from ltfast.ops.fused_loss import accumulator, wants_gradient
-from ltfast.ops.kernels import calls_kernels, is_plain
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.tensors import accumulator, wants_gradient
+from ltfast.ops.core.torch_internals import is_plain
 
 __all__ = ["class_sums"]
 
@@ -39,21 +41,36 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: expected at least 1")
     checks.check_labels(labels, features, "labels", classes=num_classes)
-    if backends.choose("class_sums", features) == "reference":
-        checks.check_reference_labels(labels, num_classes, "labels")
+    if CLASS_SUMS.choose(features) == "reference":
         return reference.class_sums(features, labels, num_classes)
     if not torch.compiler.is_compiling() and is_plain(features) and not wants_gradient(features):
         return _run(features, labels, num_classes)  # the dispatcher would take longer than a small batch
     return class_sums_op(features, labels, num_classes)
 
 
-@calls_kernels("class_sums")
+def _native() -> ModuleType:
+    from ltfast.ops.class_sums import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.class_sums import triton
+
+    return triton
+
+
+CLASS_SUMS = Op("class_sums", reference.class_sums, Kernels(_native, _triton))
+
+
+@CLASS_SUMS.guarded
 def _run(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     labels = labels.long().contiguous()
     if features.stride(1) != 1:
         features = features.contiguous()
     device = features.device
-    return kernels.run("class_sums.class_sums", backends.resolve_kernel(device), device, features, labels, num_classes)
+    kernels = CLASS_SUMS.kernels.of(CLASS_SUMS.resolve(device), device)
+    return kernels.class_sums(features, labels, num_classes)
 
 
 class_sums_op = torch.library.custom_op("ltfast::class_sums", _run, mutates_args=())

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core import backends
+from ltfast.ops.core.tensors import accumulator
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

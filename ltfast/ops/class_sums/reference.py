@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.checks import check_reference_labels
+from ltfast.ops.core.tensors import accumulator
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    check_reference_labels(labels, num_classes, "labels")
     labels = labels.long()
     sums = features.new_zeros(num_classes, features.shape[1], dtype=accumulator(features.dtype))
     counts = labels.new_zeros(num_classes)

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
-from ltfast.ops.launch import register_limit
+from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.tensors import accumulator
 
 ROWS = 64  # labels looked at together; without a member they cost no more
 

@@ -14,14 +14,16 @@ Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softm
 "FlashAttention", NeurIPS 2022.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
-from ltfast.ops.fused_loss import accumulator
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.tensors import accumulator, wants_gradient
+from ltfast.ops.core.torch_internals import is_plain, version
 from ltfast.ops.queue_softmax import reference
 
 __all__ = ["merge", "queue_softmax"]
@@ -60,10 +62,16 @@ def queue_softmax(
         keys, valid = keys[:valid], None
     if torch.is_autocast_enabled(queries.device.type) and queries.dtype == torch.float32:
         queries = queries.to(torch.get_autocast_dtype(queries.device.type))
-    if backends.choose("queue_softmax", queries, keys) == "reference":
-        lse, mean = reference.queue_softmax(queries, keys, temperature, valid, exclude)
+    backend = QUEUE_SOFTMAX.choose(queries, keys)
+    arguments = (queries, keys, temperature, valid, exclude)
+    if backend == "reference":
+        lse, mean = reference.queue_softmax(*arguments)
+    elif torch.compiler.is_compiling() or not (is_plain(queries) and is_plain(keys)):
+        lse, mean = queue_softmax_op(*arguments)
+    elif wants_gradient(queries) or wants_gradient(keys):
+        lse, mean = _Eager.apply(*arguments, backend)
     else:
-        lse, mean = queue_softmax_op(queries, keys, temperature, valid, exclude)
+        lse, mean = _run(*arguments, backend)
     return lse, mean.detach()
 
 
@@ -106,14 +114,41 @@ def _check(
             raise ValueError(f"exclude is on {exclude.device}: expected it where the queries are, on {queries.device}")
 
 
-@torch.library.custom_op("ltfast::queue_softmax", mutates_args=())
-@calls_kernels("queue_softmax")
-def queue_softmax_op(
-    queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None, exclude: Tensor | None
+def _native() -> ModuleType:
+    from ltfast.ops.queue_softmax import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.queue_softmax import triton
+
+    return triton
+
+
+QUEUE_SOFTMAX = Op("queue_softmax", reference.queue_softmax, Kernels(_native, _triton))
+
+
+@QUEUE_SOFTMAX.guarded
+def _run(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    valid: Tensor | None,
+    exclude: Tensor | None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.resolve_kernel(queries.device)
-    arguments = (queries, keys, temperature, _long(valid), _long(exclude))
-    return kernels.run("queue_softmax.queue_softmax", backend, queries.device, *arguments)
+    backend = backend or QUEUE_SOFTMAX.resolve(queries.device)
+    kernels = QUEUE_SOFTMAX.kernels.of(backend, queries.device)
+    return kernels.queue_softmax(queries, keys, temperature, _long(valid), _long(exclude))
+
+
+queue_softmax_op = torch.library.custom_op(
+    "ltfast::queue_softmax",
+    _run,
+    mutates_args=(),
+    schema="(Tensor queries, Tensor keys, float temperature, Tensor? valid, Tensor? exclude) -> (Tensor, Tensor)",
+)
 
 
 @queue_softmax_op.register_fake
@@ -125,7 +160,7 @@ def _(
 
 
 @torch.library.custom_op("ltfast::queue_softmax_key_gradient", mutates_args=())
-@calls_kernels("queue_softmax")
+@QUEUE_SOFTMAX.guarded
 def key_gradient_op(
     queries: Tensor,
     keys: Tensor,
@@ -138,7 +173,7 @@ def key_gradient_op(
 ) -> Tensor:
     """Of sum(incoming * lse) in the keys: (M, D), of the keys' dtype."""
     arguments = (queries, keys, temperature, _long(valid), _long(exclude), lse, incoming.contiguous())
-    return kernels.run("queue_softmax.key_gradient", backend, queries.device, *arguments).to(keys.dtype)
+    return QUEUE_SOFTMAX.kernels.of(backend, queries.device).key_gradient(*arguments).to(keys.dtype)
 
 
 @key_gradient_op.register_fake
@@ -160,23 +195,28 @@ def _long(x: Tensor | None) -> Tensor | None:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, inputs, output, QUEUE_SOFTMAX.resolve(inputs[0].device))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], backend: str) -> None:
+    """What the backward pass needs."""
     queries, keys, ctx.temperature, valid, exclude = inputs
+    ctx.backend = backend
     # A queue takes in this step's keys before its backward pass, which needs the mean alone, not the queue as it was.
-    ctx.queue = None if keys.requires_grad else (keys, keys._version)
+    ctx.queue = None if keys.requires_grad else (keys, version(keys))
     # a queue's count moves on with it: what counted in this step is kept
     count = None if valid is None else valid.clone()
-    ctx.backend = backends.resolve_kernel(queries.device)
     ctx.save_for_backward(queries, keys if keys.requires_grad else None, count, exclude, *output)
 
 
-def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_lse: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     queries, keys, valid, exclude, lse, mean = ctx.saved_tensors
     rest = (ctx.temperature, valid, exclude)
     of_queries, of_keys = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # create_graph=True
         if ctx.queue is not None:
-            keys, version = ctx.queue
-            if keys._version != version:
+            keys, seen = ctx.queue
+            if version(keys) != seen:
                 raise RuntimeError("keys changed in place since the forward pass, and create_graph=True needs them")
         again, _ = reference.queue_softmax(queries, keys, *rest)
         wanted = [x for x, needed in ((queries, of_queries), (keys, of_keys)) if needed]
@@ -186,6 +226,23 @@ def _backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     for_queries = (mean * (grad_lse / ctx.temperature)[:, None]).to(queries.dtype) if of_queries else None
     for_keys = key_gradient_op(queries, keys, *rest, lse, grad_lse, ctx.backend) if of_keys else None
     return for_queries, for_keys, None, None, None
+
+
+class _Eager(torch.autograd.Function):
+    """The op past PyTorch's dispatcher, which takes longer than a small batch."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *arguments, backend = inputs
+        output = _run(*arguments, backend)
+        _save(ctx, tuple(arguments), output, backend)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        return (None,) * 6 if grad_lse is None else (*_backward(ctx, grad_lse, None), None)
 
 
 queue_softmax_op.register_autograd(_backward, setup_context=_setup)

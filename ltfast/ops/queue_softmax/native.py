@@ -1,15 +1,14 @@
 """The CPU path: PyTorch's own flash attention, which gives the log-sum-exp too, over the keys in parts."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.core.torch_internals import flash_attention
 from ltfast.ops.queue_softmax import merge
 
-_flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BUDGET = 2**20  # values of a part that is converted, or has a mask or a matrix of its own
 
 
@@ -78,16 +77,10 @@ def _bounds(exclude: Tensor | None, columns: int) -> tuple[int, int]:
     return int(inside.min()), int(inside.max()) + 1
 
 
-def _attend(q: Tensor, keys: Tensor, temperature: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(..., B, D) and (..., M, D) to (..., B) and (..., B, D)."""
-    mean, lse = _flash(q, keys, keys, attn_mask=mask, scale=1 / temperature)
-    return lse, mean
-
-
 def _masked(q: Tensor, keys: Tensor, temperature: float, exclude: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.arange(len(keys)) == exclude[:, None]
     mask = torch.zeros(out.shape, dtype=q.dtype).masked_fill_(out, -math.inf)
-    lse, mean = _attend(q[None, None], keys[None, None], temperature, mask[None, None])
+    lse, mean = flash_attention(q[None, None], keys[None, None], mask[None, None], temperature)
     return lse[0, 0].masked_fill(out.all(1), -math.inf), mean[0, 0]  # PyTorch gives 0 where all is masked
 
 
@@ -97,14 +90,14 @@ def _plain(q: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]
     blocks = math.ceil(rows / (256 if rows >= 768 else 64 if rows >= 192 else 32))
     splits = min(math.ceil(torch.get_num_threads() / blocks), len(keys))
     size = len(keys) // splits
-    lse, mean = _attend(
-        q.expand(splits, 1, rows, width), keys[: splits * size].view(splits, 1, size, width), temperature
+    lse, mean = flash_attention(
+        q.expand(splits, 1, rows, width), keys[: splits * size].view(splits, 1, size, width), None, temperature
     )
     result = lse[0, 0], mean[0, 0]
     for i in range(1, splits):
         result = merge(result, (lse[i, 0], mean[i, 0]))
     if splits * size < len(keys):
         rest = keys[None, None, splits * size :]
-        lse, mean = _attend(q[None, None], rest, temperature)
+        lse, mean = flash_attention(q[None, None], rest, None, temperature)
         result = merge(result, (lse[0, 0], mean[0, 0]))
     return result

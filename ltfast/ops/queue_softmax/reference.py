@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
 
 
 def queue_softmax(

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops import launch
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core import launch
+from ltfast.ops.core.tensors import accumulator
 
 
 @triton.jit

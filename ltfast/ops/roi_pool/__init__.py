@@ -14,14 +14,15 @@ form: the samples of a bin between two pixels are equally spaced, so their mean 
 cost depends neither on the box nor on how many samples it has.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
-from ltfast.ops.fused_loss import accumulator
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.roi_pool import reference
 
 __all__ = ["patch_roi_pool"]
@@ -60,7 +61,7 @@ def patch_roi_pool(
     """
     _check(features, boxes, spatial_scale, output_size, sampling_ratio)
     arguments = (features, boxes, float(spatial_scale), output_size, sampling_ratio, aligned)
-    if backends.choose("patch_roi_pool", features) == "reference":
+    if PATCH_ROI_POOL.choose(features) == "reference":
         return reference.roi_pool(*arguments)
     return roi_pool_op(*arguments)
 
@@ -102,8 +103,23 @@ def _empty_features(pooled: Tensor, height: int, width: int, channels_last: bool
     )
 
 
+def _native() -> ModuleType:
+    from ltfast.ops.roi_pool import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.roi_pool import triton
+
+    return triton
+
+
+PATCH_ROI_POOL = Op("patch_roi_pool", reference.roi_pool, Kernels(_native, _triton))
+
+
 @torch.library.custom_op("ltfast::roi_pool", mutates_args=())
-@calls_kernels("patch_roi_pool")
+@PATCH_ROI_POOL.guarded
 def roi_pool_op(
     features: Tensor,
     boxes: Tensor,
@@ -119,9 +135,9 @@ def roi_pool_op(
         features = features.contiguous()
     boxes = boxes.to(accumulator(features.dtype)).contiguous()
     pooled = features.new_empty(*boxes.shape[:2], features.shape[1])
-    backend = backend or backends.resolve_kernel(features.device)
+    backend = backend or PATCH_ROI_POOL.resolve(features.device)
     arguments = (features, boxes, pooled, channels_last, spatial_scale, output_size, sampling_ratio, aligned)
-    kernels.run("roi_pool.roi_pool", backend, features.device, *arguments)
+    PATCH_ROI_POOL.kernels.of(backend, features.device).roi_pool(*arguments)
     return pooled
 
 
@@ -131,7 +147,7 @@ def _(features: Tensor, boxes: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.custom_op("ltfast::roi_pool_backward", mutates_args=())
-@calls_kernels("patch_roi_pool")
+@PATCH_ROI_POOL.guarded
 def roi_pool_backward_op(
     grad_pooled: Tensor,
     boxes: Tensor,
@@ -149,7 +165,7 @@ def roi_pool_backward_op(
     boxes = boxes.to(accumulator(gradient.dtype)).contiguous()
     options = (channels_last, spatial_scale, output_size, sampling_ratio, aligned)
     arguments = (gradient, boxes, grad_pooled.contiguous(), *options)
-    kernels.run("roi_pool.roi_pool_backward", backend, gradient.device, *arguments)
+    PATCH_ROI_POOL.kernels.of(backend, gradient.device).roi_pool_backward(*arguments)
     return gradient
 
 
@@ -161,7 +177,7 @@ def _(grad_pooled: Tensor, boxes: Tensor, height: int, width: int, channels_last
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, boxes, *ctx.sampling, backend = inputs
     ctx.shape = *features.shape[2:], _is_channels_last(features)
-    ctx.backend = backend or backends.resolve_kernel(features.device)
+    ctx.backend = backend or PATCH_ROI_POOL.resolve(features.device)
     ctx.save_for_backward(boxes)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 
 def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, *options: float) -> None:

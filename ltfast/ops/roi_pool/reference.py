@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
 
 
 def axis_weights(low: Tensor, high: Tensor, size: int, output_size: int, sampling_ratio: int, aligned: bool) -> Tensor:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.launch import register_limit
+from ltfast.ops.core.launch import register_limit
 
 
 @triton.jit

@@ -17,13 +17,14 @@ travel in the launch itself, where Triton's kernels need a table of them on the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.torch_internals import is_watched
 from ltfast.ops.taylor import reference
 from ltfast.ops.taylor.tables import check_apart, flatten, write_back
 
@@ -53,7 +54,7 @@ def taylor_importance_(
     _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
     _check_list("parameters", parameters, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
     _check_list("gradients", gradients, accumulators, checks.FLOATS, "float32, float64, bfloat16 or float16")
-    _change("taylor_importance_", ("accumulators", accumulators), (parameters, gradients), _update, taylor_op)
+    _change(TAYLOR_IMPORTANCE, ("accumulators", accumulators), (parameters, gradients), _update, taylor_op)
 
 
 def importance_threshold(
@@ -91,7 +92,7 @@ def importance_threshold(
     if not any(values.numel() for values in accumulators):
         raise ValueError("accumulators has no element: expected one or more")
     with torch.no_grad():
-        if backends.choose("importance_threshold", accumulators[0]) == "reference":
+        if IMPORTANCE_THRESHOLD.choose(accumulators[0]) == "reference":
             return reference.importance_threshold(accumulators, chosen, float(fraction))
         find = _threshold if _are_plain(accumulators, chosen) else threshold_op
         return find(accumulators, chosen, float(fraction))
@@ -123,7 +124,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Seq
         for i, (value, tensor) in enumerate(zip(replacements, tensors, strict=True)):
             if value.dtype != tensor.dtype:
                 raise TypeError(f"values[{i}] has dtype {value.dtype}: expected {tensor.dtype}, as tensors[{i}]")
-    _change("apply_masks_", ("tensors", tensors), (masks, replacements), _apply, apply_op)
+    _change(APPLY_MASKS, ("tensors", tensors), (masks, replacements), _apply, apply_op)
 
 
 def _check_list(
@@ -151,60 +152,81 @@ def _check_list(
 
 
 def _are_plain(*lists: Sequence[Tensor]) -> bool:
-    """Whether these are memory and nobody watches; see ``kernels.is_plain``, which takes no parameters."""
+    """Whether these are memory and nobody watches; see ``torch_internals.is_plain``, which takes no parameters."""
     return (
         not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.maybe_current_level() is None
+        and not is_watched()
         and {type(tensor) for tensors in lists for tensor in tensors} <= {Tensor, torch.nn.Parameter}
     )
 
 
 def _change(
-    function: str, changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], run: Callable, op: Callable
+    op: Op, changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], run: Callable, registered: Callable
 ) -> None:
-    """Run what changes tensors in place: the reference, or the kernels past the dispatcher, or through it."""
+    """Run what changes tensors in place: the reference, or the kernels past PyTorch's dispatcher, or through it."""
     name, tensors = changed
     if not tensors:
         return
     with torch.no_grad():
         eager = _are_plain(tensors, *others)
-        if backends.choose(function, tensors[0], in_cuda=True) == "reference":
+        if op.choose(tensors[0]) == "reference":
             if eager:
                 check_apart(name, tensors)
-            getattr(reference, function)(tensors, *others)
+            op.reference(tensors, *others)
         elif eager:
             run(tensors, *others)
             torch.autograd.graph.increment_version(tensors)
         else:
-            op(tensors, *others)
+            registered(tensors, *others)
 
 
-def _run(function: str, device: torch.device, *arguments: Any, in_cuda: bool = False) -> Any:
-    backend = backends.resolve_kernel(device, in_cuda=in_cuda)
-    backend = "cuda" if (backend, device.type) == ("native", "cuda") else backend
-    return kernels.run(f"taylor.{function}", backend, device, *arguments)
+def _native() -> ModuleType:
+    from ltfast.ops.taylor import native
+
+    return native
 
 
-@calls_kernels("taylor_importance_")
+def _triton() -> ModuleType:
+    from ltfast.ops.taylor import triton
+
+    return triton
+
+
+def _cuda() -> ModuleType:
+    from ltfast.ops.taylor import cuda
+
+    return cuda
+
+
+_KERNELS = Kernels(_native, _triton, _cuda)
+TAYLOR_IMPORTANCE = Op("taylor_importance_", reference.taylor_importance_, _KERNELS)
+APPLY_MASKS = Op("apply_masks_", reference.apply_masks_, _KERNELS)
+IMPORTANCE_THRESHOLD = Op("importance_threshold", reference.importance_threshold, Kernels(_native, _triton))
+
+
+def _kernels(op: Op, device: torch.device) -> ModuleType:
+    return op.kernels.of(op.resolve(device), device)
+
+
+@TAYLOR_IMPORTANCE.guarded
 def _update(accumulators: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     check_apart("accumulators", accumulators)
     lists = flatten(accumulators, parameters, gradients)
-    _run("taylor_importance_", accumulators[0].device, *lists, in_cuda=True)
+    _kernels(TAYLOR_IMPORTANCE, accumulators[0].device).taylor_importance_(*lists)
     write_back(accumulators, lists[0])
 
 
-@calls_kernels("importance_threshold")
+@IMPORTANCE_THRESHOLD.guarded
 def _threshold(accumulators: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> Tensor:
     lists = flatten(accumulators, *([masks] if masks else []))
-    return _run("importance_threshold", accumulators[0].device, fraction, *lists)
+    return _kernels(IMPORTANCE_THRESHOLD, accumulators[0].device).importance_threshold(fraction, *lists)
 
 
-@calls_kernels("apply_masks_")
+@APPLY_MASKS.guarded
 def _apply(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     check_apart("tensors", tensors)
     lists = flatten(tensors, masks, *([values] if values else []))
-    _run("apply_masks_", tensors[0].device, *lists, in_cuda=True)
+    _kernels(APPLY_MASKS, tensors[0].device).apply_masks_(*lists)
     write_back(tensors, lists[0])
 
 

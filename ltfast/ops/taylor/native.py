@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 from ltfast.ops.taylor.tables import dtype_codes, importance_codes, table
 
 

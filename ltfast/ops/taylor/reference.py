@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltfast.ops.checks import unwrapped
+from ltfast.ops.core.torch_internals import unwrapped
 
 
 def taylor_importance_(

@@ -21,14 +21,16 @@ and its derivative is :math:`dF / d(\kappa^2) = I_{\nu+1}(\kappa) / (2 \kappa I_
 two matrix products and an elementwise epilogue.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends, checks, kernels
-from ltfast.ops.fused_loss import accumulator, register, wants_gradient
-from ltfast.ops.kernels import calls_kernels
+from ltfast.ops.core import checks
+from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.fused_loss import FusedLoss
+from ltfast.ops.core.tensors import accumulator, wants_gradient
 from ltfast.ops.vmf import reference
 
 __all__ = ["vmf_cross_entropy", "vmf_logits"]
@@ -55,7 +57,7 @@ def vmf_logits(features: Tensor, directions: Tensor, kappa: Tensor, *, temperatu
         z, k = reference.saturated(features.to(dtype)), reference.saturated(kappa.to(dtype))
         scaled = directions.to(dtype) * (2 / temperature * k)[:, None]
         increments = torch.addmm(z.square().sum(1, keepdim=True) / temperature**2, z, scaled.T)
-        if backends.choose("vmf_logits", features) == "reference":
+        if VMF_LOGITS.choose(features) == "reference":
             return reference.vmf_ratio(increments, k, nu)
         return vmf_ratio_op(increments, k, nu, wants_gradient(increments))[0]
 
@@ -97,12 +99,8 @@ def vmf_cross_entropy(
     checks.check_labels(target, features, classes=len(directions), ignore_index=ignore_index)
     if log_prior is not None:
         checks.check_class_vector(log_prior, directions.T, "log_prior")
-    arguments = (features, target, directions, kappa, log_prior, temperature, ignore_index, reduction)
-    if backends.choose("vmf_cross_entropy", features) == "reference":
-        checks.check_reference_labels(target, len(directions), ignore_index=ignore_index)
-        return reference.vmf_cross_entropy(*arguments)
-    loss, _ = vmf_cross_entropy_op(*arguments, wants_gradient(features))
-    return loss
+    options = (temperature, ignore_index, reduction)
+    return VMF_CROSS_ENTROPY(features, target, directions, kappa, log_prior, *options)
 
 
 def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
@@ -122,13 +120,29 @@ def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, tempera
     checks.check_positive("temperature", temperature)
 
 
+def _native() -> ModuleType:
+    from ltfast.ops.vmf import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.vmf import triton
+
+    return triton
+
+
+KERNELS = Kernels(_native, _triton)
+VMF_LOGITS = Op("vmf_logits", reference.vmf_ratio, KERNELS)
+
+
 @torch.library.custom_op("ltfast::vmf_ratio", mutates_args=())
-@calls_kernels("vmf_logits")
+@VMF_LOGITS.guarded
 def vmf_ratio_op(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
     """F(k') - F(k) for k'^2 = k^2 + increment, and its derivative in the increment (or nothing)."""
     device = increments.device
-    arguments = (increments.contiguous(), kappa.contiguous(), nu, with_slope)
-    return kernels.run("vmf.vmf_ratio", backends.resolve_kernel(device), device, *arguments)
+    kernels = KERNELS.of(VMF_LOGITS.resolve(device), device)
+    return kernels.vmf_ratio(increments.contiguous(), kappa.contiguous(), nu, with_slope)
 
 
 @vmf_ratio_op.register_fake
@@ -151,21 +165,21 @@ def _backward_ratio(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor, None
 
 vmf_ratio_op.register_autograd(_backward_ratio, setup_context=_setup_ratio)
 
-vmf_cross_entropy_op = register(
+VMF_CROSS_ENTROPY = FusedLoss(
     "vmf_cross_entropy",
+    reference.vmf_cross_entropy,
+    KERNELS,
     "Tensor features, Tensor target, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, "
     "int ignore_index, str reduction, bool with_gradient",
-    reference.vmf_cross_entropy,
     bound=lambda *inputs: 2 / inputs[5],  # each logit's gradient is shorter than 1 / temperature
-    folder="vmf",
 )
 
-vmf_log_sum_exp_op = register(
+VMF_LOG_SUM_EXP = FusedLoss(
     "vmf_log_sum_exp",
+    reference.vmf_log_sum_exp,
+    KERNELS,
     "Tensor features, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, str reduction, "
     "bool with_gradient",
-    reference.vmf_log_sum_exp,
     bound=lambda *inputs: 1 / inputs[4],
-    folder="vmf",
     labelled=False,
 )

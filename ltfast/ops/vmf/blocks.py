@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ltfast.ops.fused_loss import accumulator
+from ltfast.ops.core.tensors import accumulator
 
 LARGEST = {torch.float32: 4096, torch.float64: 512}  # classes of a block: a GPU's epilogue holds a row in registers
 _BUDGET = 2**22  # values of a block's products, where that is not too few classes

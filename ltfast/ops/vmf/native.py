@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 from ltfast.ops.vmf import blocks
 
 

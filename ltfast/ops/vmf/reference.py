@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltfast.ops.bessel.debye import COEFFICIENTS, ORDER
-from ltfast.ops.fused_loss import accumulator, reduce
+from ltfast.ops.core.checks import check_reference_labels
+from ltfast.ops.core.tensors import accumulator, reduce
 
 
 def saturated(x: Tensor) -> Tensor:
@@ -64,6 +65,7 @@ def vmf_cross_entropy(
     reduction: str,
 ) -> Tensor:
     """The arguments of the op ``ltfast::vmf_cross_entropy``."""
+    check_reference_labels(target, len(directions), ignore_index=ignore_index)
     target = target.long()
     counted = target != ignore_index
     scores = logits(torch.where(counted[:, None], features, 0), directions, kappa, log_prior, temperature)

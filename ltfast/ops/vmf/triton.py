@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
-from ltfast.ops.launch import register_limit
+from ltfast.ops.core.launch import register_limit
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.vmf import blocks
 

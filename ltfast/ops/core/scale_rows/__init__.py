@@ -4,11 +4,28 @@ one. Rows whose product is 1 are neither read nor written, so a plain ``loss.bac
 It runs in backward passes alone and on plain tensors (compilers see a product instead), so it is no registered op.
 """
 
+from types import ModuleType
+
 from torch import Tensor
 
-from ltfast.ops import kernels
+from ltfast.ops.core.dispatch import Kernels, kernel_context
 
 __all__ = ["scale_rows_"]
+
+
+def _native() -> ModuleType:
+    from ltfast.ops.core.scale_rows import native
+
+    return native
+
+
+def _triton() -> ModuleType:
+    from ltfast.ops.core.scale_rows import triton
+
+    return triton
+
+
+_KERNELS = Kernels(_native, _triton)
 
 
 def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> None:
@@ -20,4 +37,5 @@ def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> No
         unit: multiplies every factor.
         backend: "native" or "triton": what the forward pass ran.
     """
-    kernels.run("scale_rows.scale_rows_", backend, matrix.device, matrix, factor.contiguous(), unit)
+    with kernel_context(matrix.device):
+        _KERNELS.of(backend, matrix.device).scale_rows_(matrix, factor.contiguous(), unit)

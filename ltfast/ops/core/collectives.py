@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ltfast.ops.kernels import has_tangent
+from ltfast.ops.core.torch_internals import compiled_gather, has_tangent, in_transform
 
 
 def world_size() -> int:
@@ -22,10 +22,7 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     if torch.compiler.is_compiling():  # which cannot see into the others
-        from torch.distributed._functional_collectives import all_gather_tensor_autograd
-
-        world: Any = distributed.group.WORLD
-        return all_gather_tensor_autograd(tensor.contiguous(), 0, world)
+        return compiled_gather(tensor)
     _refuse_transforms(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         return _Gather.apply(tensor)
@@ -82,7 +79,7 @@ def _refuse_transforms(tensor: Tensor) -> None:
     """What other processes get is plain memory."""
     if torch.compiler.is_compiling():
         return
-    if torch._C._functorch.maybe_current_level() is not None or has_tangent(tensor):
+    if in_transform() or has_tangent(tensor):
         raise NotImplementedError(
             "torch.func transforms and forward-mode derivatives do not reach other processes: use one process"
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops import backends
+from ltfast.ops.core import backends
 
 
 def scale_rows_(matrix: Tensor, factor: Tensor, unit: float) -> None:

@@ -10,6 +10,8 @@ import os
 import torch
 from torch import Tensor
 
+from ltfast.ops.core.torch_internals import unwrapped
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CHECK_VALUES = os.environ.get("LTFAST_CHECKS") == "1"
@@ -70,13 +72,6 @@ def check_label_values(target: Tensor, num_classes: int, name: str = "target", i
         place = tuple(bad[0].tolist())
         label = int(target[place])
         raise ValueError(f"{name}[{', '.join(map(str, place))}] is {label}: expected a label in [0, {num_classes})")
-
-
-def unwrapped(tensor: Tensor) -> Tensor:
-    """The values behind the wrappers of torch.func."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
 
 
 def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:

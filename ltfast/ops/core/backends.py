@@ -8,16 +8,11 @@
 import importlib.util
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
-
-from ltfast.ops.kernels import refuse_tangents
 
 BACKENDS = ("reference", "native", "triton")
 
@@ -108,27 +103,6 @@ def _override() -> str | None:
     return getattr(_thread, "name", _VARIABLE)
 
 
-def choose(op: str, tensor: Tensor, *others: Tensor, in_cuda: bool = False) -> str:
-    """Like ``resolve``, for a call of the function ``ltfast.ops.op``, which goes to the kernels or to the reference.
-
-    Raises:
-        NotImplementedError: the choice is not the reference, and this is inside a transform of torch.func, or a tensor
-            carries a forward-mode tangent.
-    """
-    name = resolve(tensor.device, in_cuda=in_cuda)
-    if name == "reference":
-        if _override() is None and not torch.compiler.is_compiling():
-            _warn_once(tensor.device.type)
-        return name
-    if torch._C._functorch.maybe_current_level() is not None:
-        raise NotImplementedError(
-            f"torch.func transforms of {op} need the reference: use it inside `with ltfast.backend('reference')`"
-        )
-    if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-        refuse_tangents(op, (tensor, *others))
-    return name
-
-
 def resolve_kernel(device: torch.device, *, in_cuda: bool = False) -> str:
     """Like ``resolve``, from inside a custom op, which has kernels only.
 
@@ -144,15 +118,15 @@ def resolve_kernel(device: torch.device, *, in_cuda: bool = False) -> str:
     return name
 
 
-_warned: set[str] = set()
+def is_overridden() -> bool:
+    """Whether ``backend`` or ``LTFAST_BACKEND`` chooses."""
+    return _override() is not None
 
 
-def _warn_once(device_type: str) -> None:
-    if device_type not in _warned:
-        _warned.add(device_type)
-        missing = {"cpu": _NO_NATIVE, "cuda": f"backend 'triton' cannot run: {_NO_TRITON}"}
-        reason = missing.get(device_type, f"no kernels exist for {device_type}")
-        warnings.warn(f"ltfast runs its slow plain PyTorch reference on {device_type}: {reason}", stacklevel=4)
+def why_reference(device_type: str) -> str:
+    """The reason why a device gets the reference where nobody asks for it."""
+    missing = {"cpu": _NO_NATIVE, "cuda": f"backend 'triton' cannot run: {_NO_TRITON}"}
+    return missing.get(device_type, f"no kernels exist for {device_type}")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What the ops share, one thing a file. Nothing here knows an op."""

@@ -1,0 +1,147 @@
+"""Every private name of PyTorch that ltfast needs, each in a function that says what for.
+
+PyTorch may change a private name in any version. ``tests/ops/test_torch_internals.py`` has a test of each, which says
+what breaks without it. Where PyTorch has a public way to the same result, that way takes over if the name is gone; it
+takes longer.
+"""
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
+
+_any_autocast: Any = getattr(torch._C, "_is_any_autocast_enabled", None)
+_no_autocast: Any = getattr(torch._C, "_DisableAutocast", None)
+_keeps_graph: Any = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+_has_storage: Any = getattr(torch._C, "_has_storage", None)
+_flash_attention: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_DEVICES = ("cpu", "cuda")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is memory and nobody watches: no subclass (fake, functional, distributed), no mode, no torch.func,
+    no batched gradient (which has no storage), no forward-mode tangent."""
+    return (
+        type(tensor) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and has_storage(tensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not has_tangent(tensor)
+    )
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Whether there is memory behind a tensor."""
+    if _has_storage is not None:
+        return _has_storage(tensor)
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode or a transform of torch.func sees every call."""
+    return torch._C._len_torch_dispatch_stack() > 0 or in_transform()
+
+
+def in_transform() -> bool:
+    """Whether this is inside a transform of torch.func (vmap, grad, jvp)."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The values behind the wrappers of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is going on, so that a tensor may carry a tangent."""
+    return forward_ad._current_level >= 0
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through it."""
+    if forward_ad._current_level < 0:
+        return False
+    # in a compiled graph the key that unpack_dual needs is excluded
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def in_autocast() -> bool:
+    """Whether autocast is on, for whatever device."""
+    if _any_autocast is not None:
+        return _any_autocast()
+    return any(torch.is_autocast_enabled(device) for device in _DEVICES)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Autocast is off inside, for all devices. (``torch.autocast`` would take longer than a small batch.)"""
+    if _no_autocast is not None:
+        return _no_autocast()
+    stack = ExitStack()
+    for device in _DEVICES:
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Ops called inside go past autograd, to the kernels or to what is wrapped around those."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass under way may be followed by another of the same graph (``retain_graph=True``)."""
+    return _keeps_graph is None or _keeps_graph()
+
+
+def version(tensor: Tensor) -> int:
+    """How often it was changed in place."""
+    return tensor._version
+
+
+def flash_attention(queries: Tensor, keys: Tensor, mask: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Attention on the CPU with the keys as values, without a matrix of all products.
+
+    Args:
+        queries: (S, 1, B, D), float32 or float64.
+        keys: (S, 1, M, D), of that dtype.
+        mask: (S, 1, B, M), added to the products, or None.
+        temperature: divides the products.
+
+    Returns:
+        The log-sum-exp, (S, 1, B), and the mean of the keys, (S, 1, B, D).
+    """
+    if _flash_attention is not None:
+        mean, lse = _flash_attention(queries, keys, keys, attn_mask=mask, scale=1 / temperature)
+        return lse, mean
+    products = queries @ keys.mT / temperature
+    if mask is not None:
+        products = products + mask
+    return products.logsumexp(-1), products.softmax(-1) @ keys
+
+
+def compiled_gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes in a graph that is being compiled; gradients go back to where the rows came from."""
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+    world: Any = torch.distributed.group.WORLD
+    return all_gather_tensor_autograd(tensor.contiguous(), 0, world)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What nested tuples, lists and dictionaries hold."""
+    return tree_leaves(tree)
+
+
+def leave_to_processes(module: nn.Module, names: Collection[str]) -> None:
+    """``DistributedDataParallel`` leaves these parameters and buffers of a module as each process has them."""
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
