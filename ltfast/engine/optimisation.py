@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
-from torch.optim import Optimizer
-
 from ltfast.engine.settings import check, check_finite, option
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from torch import nn
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Optimisation:
             falls = any(m < self.epochs for m in self.milestones)
             check(falls, "milestones", f"one below {self.epochs}, the epochs of training", self.milestones)
 
-    def make_optimizer(self, module: nn.Module, **options: Any) -> Optimizer:
+    def make_optimizer(self, module: "nn.Module", **options: Any) -> "Optimizer":
         """The optimiser of the module's parameters that require a gradient.
 
         Args:
@@ -69,7 +68,7 @@ class Optimisation:
         }
         return create_optimizer_v2(module, opt=self.optimizer, **{**settings, **options})
 
-    def make_scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> "Scheduler":
+    def make_scheduler(self, optimizer: "Optimizer", steps_per_epoch: int) -> "Scheduler":
         """The schedule of the learning rate: `scheduler.step_update(k)` sets step k's, counted over the stage."""
         from timm.scheduler import create_scheduler_v2
 
