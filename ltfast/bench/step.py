@@ -3,20 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from ltfast.bench import clock
 from ltfast.bench.run import BLOCKS
-from ltfast.bench.steps import dscl, livt, lpt, proco
+from ltfast.bench.steps import NAMES
 from ltfast.bench.steps.pair import Size, StepPair
 
 METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
-    "proco": proco.pair,
-    "dscl": dscl.pair,
-    "lpt": lpt.pair,
-    "livt": livt.pair,
+    method: import_module(f"ltfast.bench.steps.{method}").pair for method in NAMES
 }
 
 

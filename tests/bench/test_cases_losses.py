@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ltfast.bench.case import SHAPES, Unavailable
-from ltfast.bench.cases import agcl, balanced_bce, bessel, class_sums, vmf
+from ltfast.bench.case import Unavailable
+from ltfast.bench.cases import SHAPES, agcl, balanced_bce, bessel, class_sums, vmf
 
 CPU = torch.device("cpu")
 MODULES = [agcl, balanced_bce, bessel, class_sums, vmf]

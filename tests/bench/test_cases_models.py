@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ltfast.bench.case import SHAPES, Unavailable
-from ltfast.bench.cases import models, queue_softmax, roi_pool, taylor
+from ltfast.bench.case import Unavailable
+from ltfast.bench.cases import SHAPES, models, queue_softmax, roi_pool, taylor
 
 CPU = torch.device("cpu")
 LIMITS = ("matmul", "copy")  # what they do is another task

@@ -237,7 +237,18 @@ def test_an_interrupt_while_something_is_imported_is_a_line(module, tmp_path):
     assert (result.returncode, result.stderr) == (130, "ltfast: interrupted\n")
 
 
-COMMANDS = ("train", "train --method dscl", "eval", "export", "report", "report importance", "report prompts", "info")
+COMMANDS = (
+    "train",
+    "train --method dscl",
+    "eval",
+    "export",
+    "report",
+    "report importance",
+    "report prompts",
+    "bench",
+    "bench step",
+    "info",
+)
 
 
 @pytest.mark.parametrize("words", ["", "--help", "--version", *(f"{command} --help" for command in COMMANDS)])
