@@ -1,6 +1,7 @@
 """Optimiser and learning-rate schedule, from timm."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltfast.engine.settings import check, check_finite, option
@@ -58,7 +59,10 @@ class Optimisation:
         """
         from timm.optim import create_optimizer_v2, list_optimizers  # seconds to import; --help needs none of it
 
-        check(self.optimizer in list_optimizers(), "optimizer", "one of timm.optim.list_optimizers()", self.optimizer)
+        known = list_optimizers()
+        near = ", ".join(map(str, get_close_matches(self.optimizer, known)))
+        expected = f"one of timm.optim.list_optimizers(){f' ({near}, ...)' if near else ''}"
+        check(self.optimizer in known, "optimizer", expected, self.optimizer)
         # the long-tail literature decays every parameter; timm's default leaves out biases and normalisation
         settings: dict[str, Any] = {
             "lr": self.lr,
