@@ -11,14 +11,14 @@ import torch
 
 from ltfast.benchmark import clock
 from ltfast.benchmark.case import Case, Unavailable
-from ltfast.benchmark.cases import OPS
+from ltfast.benchmark.cases import OPS, file_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def every_case() -> Iterator[Case]:
-    for op, module in OPS.items():
-        yield from (case for case in module.cases(DEVICE) if case.op == op)
+    for op in OPS:
+        yield from (case for case in file_of(op).cases(DEVICE) if case.op == op)
 
 
 PARAMETERS = [

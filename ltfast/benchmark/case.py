@@ -9,8 +9,6 @@ import torch
 
 Step = Callable[[Any], object]
 
-SHAPES = ("small", "imagenet-lt", "inat18", "large", "million")
-
 
 @dataclass(frozen=True)
 class Work:
@@ -33,7 +31,7 @@ class Case:
 
     Attributes:
         op: the name of `--ops`.
-        shape: one of `SHAPES`.
+        shape: one of `ltfast.bench.cases.SHAPES`.
         size: the dimensions in words, "256 x 1000".
         dtype: of the inputs.
         work: see `Work`.

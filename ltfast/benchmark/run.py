@@ -18,7 +18,7 @@ import torch
 import ltfast
 from ltfast.benchmark import ceilings, clock
 from ltfast.benchmark.case import Case, Growth, Unavailable
-from ltfast.benchmark.cases import OPS
+from ltfast.benchmark.cases import file_of
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.errors import InputError
 from ltfast.ops.core import backends
@@ -41,7 +41,7 @@ def bench(
     Args:
         device: where.
         ops: names in `ltfast.benchmark.cases.OPS`.
-        shapes: of `ltfast.benchmark.case.SHAPES`.
+        shapes: of `ltfast.benchmark.cases.SHAPES`.
         peers, seconds: see `run_case`.
         with_growth: see `run_growth` too.
         show: called with the rows of a case when it is done.
@@ -55,28 +55,28 @@ def bench(
     names = {
         name
         for op in ops
-        for case in OPS[op].cases(device)
+        for case in file_of(op).cases(device)
         if case.op == op and case.shape in shapes
         for name in case.implementations
     }
     if not names:
-        raise InputError(f"shapes: expected one that {', '.join(ops)} has, got {', '.join(shapes)}")
+        raise InputError(f"expected one that {', '.join(ops)} has, got {', '.join(shapes)}", name="shapes")
     if unknown := set(peers or ()) - names:
         known = ", ".join(sorted(names - {"ltfast"}))
-        raise InputError(f"peers: expected some of {known}, got {', '.join(sorted(unknown))}")
+        raise InputError(f"expected some of {known}, got {', '.join(sorted(unknown))}", name="peers")
     limits = ceilings.measure(device)
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
     growing: list[dict[str, Any]] = []
     with nothing_compiled():
         for op in ops:
-            for case in OPS[op].cases(device):
+            for case in file_of(op).cases(device):
                 if case.op == op and case.shape in shapes:
                     measured, absent = run_case(case, device, limits, seconds=seconds, peers=peers)
                     show(measured)
                     rows += measured
                     missing += absent
-            grows = OPS[op].growth(device) if with_growth and hasattr(OPS[op], "growth") else []
+            grows = file_of(op).growth(device) if with_growth and hasattr(file_of(op), "growth") else []
             growing += [run_growth(one, device, seconds=seconds / 10) for one in grows if one.op == op]
     return {
         "machine": machine(device),

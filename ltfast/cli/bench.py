@@ -21,8 +21,7 @@ _STEP = "time whole training steps with the published losses and with ltfast's"
 def bench(argv: Sequence[str]) -> int:
     if argv and argv[0] == "step":
         return bench_step(argv[1:])
-    from ltfast.benchmark.case import SHAPES
-    from ltfast.benchmark.cases import OPS
+    from ltfast.benchmark.cases import OPS, SHAPES
 
     parser = command_parser("bench", ABOUT, commands=["step"])
     group = parser.add_argument_group("what to time")
@@ -38,6 +37,8 @@ def bench(argv: Sequence[str]) -> int:
                              "not meet"))  # fmt: skip
     args = parser.parse(argv)
 
+    ops, shapes = _some("ops", args.ops, OPS), _some("shapes", args.shapes, SHAPES)
+
     from ltfast.benchmark import results
 
     if args.compare is not None:
@@ -51,12 +52,11 @@ def bench(argv: Sequence[str]) -> int:
     from ltfast.engine import report
 
     device = _bench_device(args)
-    shapes = _some("shapes", args.shapes, SHAPES) or (SHAPES if device.type == "cuda" else SHAPES[:3])
     out = folder_at(args.out)
     measured = run.bench(
         device,
-        ops=_some("ops", args.ops, OPS) or list(OPS),
-        shapes=shapes,
+        ops=ops or list(OPS),
+        shapes=shapes or (SHAPES if device.type == "cuda" else SHAPES[:3]),
         peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
         seconds=args.seconds,
         with_growth=out is not None,
@@ -73,21 +73,23 @@ def bench(argv: Sequence[str]) -> int:
 
 
 def bench_step(argv: Sequence[str]) -> int:
-    from ltfast.benchmark import step
+    from ltfast.benchmark.steps import NAMES
 
     parser = command_parser("bench step", _STEP)
     group = parser.add_argument_group("what to time")
-    group.add_argument("--methods", help=f"some of {', '.join(step.METHODS)}; default: all")
+    group.add_argument("--methods", help=f"some of {', '.join(NAMES)}; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for steps.json")
     args = parser.parse(argv)
 
-    from ltfast.benchmark import results, run
+    methods = _some("methods", args.methods, NAMES) or NAMES
+
+    from ltfast.benchmark import results, run, step
     from ltfast.engine import report
 
-    device, methods = _bench_device(args), _some("methods", args.methods, step.METHODS)
+    device = _bench_device(args)
     out = folder_at(args.out)
-    rows = step.run_steps(device, methods or list(step.METHODS), seconds=args.seconds)
+    rows = step.run_steps(device, methods, seconds=args.seconds)
     for method in dict.fromkeys(row["method"] for row in rows):
         print_table(results.step_table([row for row in rows if row["method"] == method]))
     if out is not None:

@@ -63,8 +63,8 @@ class Parser(argparse.ArgumentParser):
                 return
             if not name.startswith("--") or " " in name or name in self._option_string_actions:
                 continue
-            if name in self._elsewhere:
-                raise UsageError(f"{name} is {self._elsewhere[name]}")
+            if what := self._elsewhere.get(name) or self._elsewhere.get(name.replace("--no-", "--", 1)):
+                raise UsageError(f"{name} is {what}")
             near = did_you_mean(name, self._option_string_actions)
             if not near and (other := get_close_matches(name, self._elsewhere, n=1)):
                 near = f"; did you mean {other[0]}, which is {self._elsewhere[other[0]]}?"

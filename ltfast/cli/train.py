@@ -9,8 +9,8 @@ from typing import Any
 from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.options import DATA, add_options, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
-from ltfast.cli.parser import asks_help, command_parser, is_given, value_of
-from ltfast.errors import UserError
+from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given, value_of
+from ltfast.errors import InputNotFoundError, UserError
 from ltfast.terminal import say
 
 # the descriptions of commands are no docstrings, which `python -OO` leaves out
@@ -31,7 +31,8 @@ def train(argv: Sequence[str]) -> int:
     try:
         recipe = None if config is None else read_recipe(config)
     except UserError as error:
-        raise UsageError(f"--config {error}") from error
+        near = did_you_mean(config or "", recipe_names()) if isinstance(error, InputNotFoundError) else ""
+        raise UsageError(f"--config {error}{near}") from error
     method = method_of(asked, recipe, METHODS)
     groups = {
         "data": DATA,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ def _splits(source: str, root: Path) -> Splits:
         raise InputError(
             f"{source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}", name="source"
         )
-    raise InputError(f"{source!r} is none of\n{SOURCES}", name="source")
+    near = get_close_matches(source, ("digits", "cifar10", "cifar100"), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"{source!r} is none of\n{SOURCES}{hint}", name="source")
 
 
 def _digits() -> Splits:

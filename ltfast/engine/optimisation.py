@@ -1,15 +1,15 @@
 """Optimiser and learning-rate schedule, from timm."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
-
-from torch import nn
-from torch.optim import Optimizer
 
 from ltfast.engine.settings import check, check_finite, option
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+    from torch import nn
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Optimisation:
             falls = any(m < self.epochs for m in self.milestones)
             check(falls, "milestones", f"one below {self.epochs}, the epochs of training", self.milestones)
 
-    def make_optimizer(self, module: nn.Module, **options: Any) -> Optimizer:
+    def make_optimizer(self, module: "nn.Module", **options: Any) -> "Optimizer":
         """The optimiser of the module's parameters that require a gradient.
 
         Args:
@@ -59,7 +59,10 @@ class Optimisation:
         """
         from timm.optim import create_optimizer_v2, list_optimizers  # seconds to import; --help needs none of it
 
-        check(self.optimizer in list_optimizers(), "optimizer", "one of timm.optim.list_optimizers()", self.optimizer)
+        known = list_optimizers()
+        near = ", ".join(map(str, get_close_matches(self.optimizer, known)))
+        expected = f"one of timm.optim.list_optimizers(){f' ({near}, ...)' if near else ''}"
+        check(self.optimizer in known, "optimizer", expected, self.optimizer)
         # the long-tail literature decays every parameter; timm's default leaves out biases and normalisation
         settings: dict[str, Any] = {
             "lr": self.lr,
@@ -69,7 +72,7 @@ class Optimisation:
         }
         return create_optimizer_v2(module, opt=self.optimizer, **{**settings, **options})
 
-    def make_scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> "Scheduler":
+    def make_scheduler(self, optimizer: "Optimizer", steps_per_epoch: int) -> "Scheduler":
         """The schedule of the learning rate: `scheduler.step_update(k)` sets step k's, counted over the stage."""
         from timm.scheduler import create_scheduler_v2
 

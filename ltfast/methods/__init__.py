@@ -1,23 +1,25 @@
-"""The methods: one file each, its stages in the paper's order.
+"""The methods: one file each, its stages in the paper's order, and one in `settings` for its options.
 
-A method's module has a dataclass `Settings`, whose fields are its command-line options, and
+A method's module has a function
 
     build(settings, bundle, context: BuildContext) -> Plan
 
-`Settings` derives from `BackboneSettings`: `restore` builds a trained method at the image size of its training and
+Its `Settings` derive from `BackboneSettings`: `restore` builds a trained method at the image size of its training and
 without pretrained weights. It has the training's labels, mean and std, but not its images: `build` must not open one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ltfast.data.bundle import DataBundle
-from ltfast.engine import Plan
 from ltfast.errors import SettingError
-from ltfast.methods import ce, decoupled_optimisation, dscl, livt, lpt, proco
+from ltfast.methods import settings
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import BackboneSettings
+
+if TYPE_CHECKING:
+    from ltfast.data.bundle import DataBundle
+    from ltfast.engine import Plan
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,53 @@ class Method:
     """
 
     settings: type[BackboneSettings]
-    build: Callable[[Any, DataBundle, BuildContext], Plan]
+    build: "Callable[[Any, DataBundle, BuildContext], Plan]"
+
+
+# A method is imported when it is built: PyTorch takes seconds, and `--help` needs only the settings.
+def _build_ce(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import ce
+
+    return ce.build(own, bundle, context)
+
+
+def _build_do(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import decoupled_optimisation
+
+    return decoupled_optimisation.build(own, bundle, context)
+
+
+def _build_dscl(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import dscl
+
+    return dscl.build(own, bundle, context)
+
+
+def _build_livt(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import livt
+
+    return livt.build(own, bundle, context)
+
+
+def _build_lpt(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import lpt
+
+    return lpt.build(own, bundle, context)
+
+
+def _build_proco(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import proco
+
+    return proco.build(own, bundle, context)
 
 
 METHODS: dict[str, Method] = {
-    "ce": Method(ce.Settings, ce.build),
-    "do": Method(decoupled_optimisation.Settings, decoupled_optimisation.build),
-    "dscl": Method(dscl.Settings, dscl.build),
-    "livt": Method(livt.Settings, livt.build),
-    "lpt": Method(lpt.Settings, lpt.build),
-    "proco": Method(proco.Settings, proco.build),
+    "ce": Method(settings.ce.Settings, _build_ce),
+    "do": Method(settings.decoupled_optimisation.Settings, _build_do),
+    "dscl": Method(settings.dscl.Settings, _build_dscl),
+    "livt": Method(settings.livt.Settings, _build_livt),
+    "lpt": Method(settings.lpt.Settings, _build_lpt),
+    "proco": Method(settings.proco.Settings, _build_proco),
 }
 
 

@@ -1,37 +1,17 @@
 """The baseline: one stage, one classifier, any of the losses for single labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, Stage, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings.ce import Settings
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(BackboneSettings):
-    """Options of `--method ce`.
-
-    Raises:
-        ValueError: a setting out of its range.
-    """
-
-    loss: Literal["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"] = option(
-        "cross_entropy", "training loss; agcl brings a cosine classifier, the others a linear one"
-    )
-    sampler: Literal["instance", "class_balanced", "square_root", "effective_number"] = option(
-        "instance", "which images an epoch draws: each once, or by class"
-    )
-    augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
-        "basic", "augmentation of training images; basic is a shifted crop, cifar flips too"
-    )
 
 
 class SupervisedStage(Stage):

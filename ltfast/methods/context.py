@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ltfast.engine import RunSettings
+from ltfast.engine.settings import RunSettings
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,14 @@ used afterwards.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ltfast.engine import Batches, Optimisation, Plan, Stage, check, option
+from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.methods.context import BuildContext
-from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.settings.proco import Settings
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -22,36 +21,6 @@ if TYPE_CHECKING:
     from ltfast.models import TwoBranchClassifier
 
 _COSINE_SCALE = 30.0  # the authors'
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(BackboneSettings):
-    """Options of `--method proco`.
-
-    Raises:
-        ValueError: a setting out of its range.
-    """
-
-    classifier: Literal["linear", "cosine"] = option(
-        "linear", "the classifier; cosine, scaled by 30, is the authors' choice for large images"
-    )
-    augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
-        "cifar_autoaugment", "augmentation of the classifier's view of training images; for digits and letters, basic"
-    )
-    contrast_augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = (
-        option("simclr", "augmentation of the two contrastive views; for digits and letters, basic")
-    )
-    contrast_weight: float = option(1.0, "weight of the contrastive loss; the classifier's is 1")
-    temperature: float = option(0.1, "temperature of the contrastive loss")
-    feature_dim: int = option(128, "width of the projection head's output")
-    hidden_dim: int = option(512, "width of the projection head's hidden layer")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.contrast_weight >= 0, "contrast_weight", "at least 0", self.contrast_weight)
-        check(self.temperature > 0, "temperature", "a positive number", self.temperature)
-        check(self.feature_dim >= 2, "feature_dim", "at least 2", self.feature_dim)
-        check(self.hidden_dim >= 1, "hidden_dim", "at least 1", self.hidden_dim)
 
 
 class UpdatedProCoLoss(nn.Module):

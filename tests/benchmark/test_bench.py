@@ -202,10 +202,10 @@ def test_compare_catches_a_kernel_that_became_slower(measured, tmp_path, monkeyp
     [
         (["--ops", "agcl,softmax"], "--ops: expected some of agcl"),
         (["--shapes", "huge"], "--shapes: expected some of small"),
-        (["--ops", "agcl", "--peers", "eagr"], "peers: expected some of copy, eager, torch.compile, got eagr"),
+        (["--ops", "agcl", "--peers", "eagr"], "--peers: expected some of copy, eager, torch.compile, got eagr"),
         (
             ["--ops", "taylor_importance_", "--shapes", "small"],
-            "shapes: expected one that taylor_importance_ has, got small",
+            "--shapes: expected one that taylor_importance_ has, got small",
         ),
         (["--seconds", "0"], "seconds: expected a positive number, got 0.0"),
         (["--compare", "a.json", "b.json"], "there is no a.json"),

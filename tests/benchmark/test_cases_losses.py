@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ltfast.benchmark.case import SHAPES, Unavailable
-from ltfast.benchmark.cases import agcl, balanced_bce, bessel, class_sums, vmf
+from ltfast.benchmark.case import Unavailable
+from ltfast.benchmark.cases import SHAPES, agcl, balanced_bce, bessel, class_sums, vmf
 
 CPU = torch.device("cpu")
 MODULES = [agcl, balanced_bce, bessel, class_sums, vmf]

@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ltfast.benchmark.case import SHAPES, Unavailable
-from ltfast.benchmark.cases import models, queue_softmax, roi_pool, taylor
+from ltfast.benchmark.case import Unavailable
+from ltfast.benchmark.cases import SHAPES, models, queue_softmax, roi_pool, taylor
 
 CPU = torch.device("cpu")
 LIMITS = ("matmul", "copy")  # what they do is another task

@@ -92,6 +92,7 @@ def test_options_that_pages_name():
     known = {f"--{field.name.replace('_', '-')}" for owner in settings for field in dataclasses.fields(owner)}
     for script in (*ROOT.glob("ltfast/cli/*.py"), *ROOT.glob("bench/*.py")):
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
+        known |= {f"--{name.replace('_', '-')}" for name in re.findall(r'Option\(\s*"(\w+)"', script.read_text())}
     known |= {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", page.read_text()))
