@@ -197,7 +197,7 @@ def build(
             transforms,
             batch_size=min(settings.pool_size, len(bundle.train)),
             sampler="class_balanced",
-            context=context,
+            context=BuildContext(context.run),  # all processes see the same images, and start with the same keys
         ),
     )
     test = evaluation_batches(bundle, size, context=context)

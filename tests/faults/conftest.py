@@ -27,7 +27,7 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _command_line(monkeypatch):
     """Each command makes an accelerator of its own."""
-    monkeypatch.setattr(loop, "loss_milliseconds", lambda *arguments: None)  # half of a tiny run's time
+    monkeypatch.setattr(loop, "time_losses", lambda *arguments: None)  # half of a tiny run's time
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
