@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 # nothing but the standard library, what torch and numpy come with, and ltfast
@@ -53,6 +55,7 @@ def run(script: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_losses_page_needs_torch_and_numpy_alone():
     text = (ROOT / "docs/losses.md").read_text()
     sections = [section for section in text.split("\n## ")[1:] if "```python" in section]
@@ -112,6 +115,7 @@ def test_the_heads_need_torch_alone_and_networks_name_the_extra():
         assert re.fullmatch(r"ltfast\.models\.\w+ needs the package timm: pip install 'ltfast\[train\]'", line)
 
 
+@pytest.mark.slow
 def test_importing_the_networks_registers_them_with_timm():
     script = """
         import timm

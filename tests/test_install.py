@@ -20,6 +20,7 @@ def install(target: Path, build: Path, *, succeeds: bool = True, **environment: 
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

@@ -94,6 +94,7 @@ def test_the_limit_is_the_longest_of_three():
     assert LIMITS.least_ms(Work(bytes=1e6, exps=5e6), torch.float32) == (5.0, "exp")
 
 
+@pytest.mark.slow
 def test_the_machines_limits_are_plausible():
     limits = ceilings.measure(CPU)
     assert 1e9 < limits.bytes < 1e12
@@ -165,6 +166,7 @@ def measured(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_bench_writes_results_and_pictures(measured):
     content = results.read(measured)
     assert content["machine"]["device"] == "cpu"
@@ -178,6 +180,7 @@ def test_bench_writes_results_and_pictures(measured):
         assert (measured / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_compare_catches_a_kernel_that_became_slower(measured, tmp_path, monkeypatch, capsys):
     """A pause of ten milliseconds is planted into the kernel's caller."""
     assert main(["bench", "--compare", str(measured), str(measured)]) == 0

@@ -22,6 +22,7 @@ def with_gradient(pair, name):
     return loss.double(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(pair))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_both_are_the_same_step(method):
     pair = METHODS[method](SIZES[method], CPU)

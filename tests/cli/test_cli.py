@@ -42,6 +42,7 @@ def test_a_run_leaves_what_it_promises(run):
     assert list(run.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_ends_with_the_same_bits(run, tmp_path):
     script = Path(__file__).parent / "killed_train.py"
     arguments = [*TINY, "--checkpoint-minutes", "0", "--out", str(tmp_path)]

@@ -180,6 +180,7 @@ def test_a_full_standard_output_is_one_line(tmp_path):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_docstrings_on_an_ascii_terminal_beside_nvcc(tmp_path):
     """`python -OO`, names that are no ASCII, and a machine with nvcc and no GPU, of which PyTorch would say so."""
     nvcc = tmp_path / "bin" / "nvcc"
@@ -219,6 +220,7 @@ def test_help_without_docstrings():
         assert text in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ltfast.cli", "yaml", "torch", "timm.models", "accelerate"])
 def test_an_interrupt_while_something_is_imported_is_a_line(module, tmp_path):
     """In the first seconds of a run; the signal comes when this module is looked for."""

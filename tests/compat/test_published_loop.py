@@ -3,6 +3,7 @@ losses as they call their own, and the training is the one that their formulas g
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
@@ -195,6 +196,7 @@ def loops(rank, proco_state, dscl_state, views, labels):
     }
 
 
+@pytest.mark.slow
 def test_published_loops():
     print(f"torch.manual_seed({torch.seed()})")  # shown where the test fails
     labels = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))

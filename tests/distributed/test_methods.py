@@ -145,6 +145,7 @@ def sorted_queue(state):
     return {**state, "0.queue_losses.queue.keys": keys[order], "0.queue_losses.queue.labels": labels[order]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_train_as_one_with_the_joined_batch(processes, tmp_path):
     (alone,) = run_processes(train_all, 1, 1, str(tmp_path / "alone"), list(RUNS))

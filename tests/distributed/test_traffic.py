@@ -3,6 +3,7 @@
 from collections import Counter
 from math import prod
 
+import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from distributed.harness import run_processes
@@ -27,6 +28,7 @@ def traffic(rank, processes, folder, methods):
     return results
 
 
+@pytest.mark.slow
 def test_collectives_of_a_step(tmp_path):
     results, _ = run_processes(traffic, 2, 2, str(tmp_path), ["proco", "dscl"])
     calls, sizes = results["proco"]

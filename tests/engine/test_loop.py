@@ -241,6 +241,7 @@ def test_write_that_fails_half_way_leaves_the_old_checkpoint(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_every_image_once_with_the_same_weights(tmp_path):
     """13 test images, 7 and 6 a process: the accuracies are those of one process with the checkpoint's weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", toy.__file__]

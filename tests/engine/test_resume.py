@@ -45,6 +45,7 @@ def killed(tmp_path_factory):
     return folders, statuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_run_ends_with_the_same_bits(name, expected, killed):
     folders, statuses = killed
@@ -169,6 +170,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
         toy.toy_train(tmp_path, settings={**toy.SETTINGS, "epochs": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "pickle"])
 def test_damaged_checkpoint_is_named(tmp_path, damage):
     toy.toy_train(tmp_path)

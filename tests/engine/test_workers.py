@@ -38,6 +38,7 @@ def run_digits(out, hook=lambda step: None):
     )
 
 
+@pytest.mark.slow
 def test_workers_continue_with_the_same_bits_and_end_with_the_stage(tmp_path):
     loading = []
     others = set(multiprocessing.active_children())  # a test before may have left some until they are collected

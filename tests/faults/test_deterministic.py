@@ -39,6 +39,7 @@ def check_runs(method, encoder, tmp_path, options):
     assert all(same_bits(tmp_path / "0", tmp_path / str(number)) for number in range(1, len(options)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_on_two_threads_end_with_the_same_bits_and_the_flag_changes_none(method, encoder, tmp_path):

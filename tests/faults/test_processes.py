@@ -20,6 +20,8 @@ from ltfast.engine.loop import _Run
 DIGITS = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--batch-size", "12",
           "--checkpoint-minutes", "0"]  # fmt: skip
 
+pytestmark = pytest.mark.slow  # runs that are killed and go on
+
 
 def started(words, log):
     """The process of a run, forked."""

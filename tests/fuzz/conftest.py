@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from fuzz.runner import ran
@@ -9,3 +11,9 @@ def counted(request):
     yield
     name = request.function.fuzzed
     request.node.user_properties.append((f"fuzz {name}", ran[name]))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.name.endswith("_triton"):  # in the interpreter
+            item.add_marker(pytest.mark.slow)

@@ -223,6 +223,7 @@ def test_the_queue_may_move_on_before_the_backward_pass():
         gradient("twice")
 
 
+@pytest.mark.slow
 def test_compiled_whole():
     queue = filled_queue(30, 8, 3, dtype=torch.float32)
     query, key, labels = unit(6, 8).float(), unit(6, 8).float(), torch.randint(3, (6,))

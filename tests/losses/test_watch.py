@@ -137,6 +137,7 @@ def test_classes_that_are_left_out_and_overflow_are_no_logits():
         repeat(5, lambda: loss(torch.where(torch.rand(ROWS, CLASSES) > 0.9, torch.nan, cosines(8.0)), LABELS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS_LENGTH_1)
 @pytest.mark.parametrize("length", [6.0, 0.5])
 def test_other_lengths_are_noticed_once(name, length):

@@ -94,6 +94,7 @@ def close(actual, expected, tolerance=1e-9):
         assert error <= tolerance * max(1.0, float(value.abs().max())), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
 )
@@ -109,6 +110,7 @@ def test_dscl_classifiers_train_as_one(tmp_path):
     close(several, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
 def test_dscl_key_encoder_moves_once_an_optimiser_step(accumulate, tmp_path):
     plan = make_plan("dscl", accumulate)

@@ -44,6 +44,7 @@ def trained(plan, out, **run):
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_all_stages_freeze_and_sub_models_stay(tmp_path, monkeypatch):
     """Momentum, weight decay and BatchNorm have their way, and nothing that a stage has kept moves."""
@@ -126,6 +127,7 @@ def test_importance_is_of_the_group_s_images():
     torch.testing.assert_close(stage._importance()[list(stage.network.weights).index("head.weight")], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instance", "group", "average"])
 def test_aggregation(kind, tmp_path):
     plan = trained(build(aggregate=kind, prune=(0.5, 0.5)), tmp_path)
@@ -217,12 +219,14 @@ def digits_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_stages_ends_with_the_same_bits(digits_run, tmp_path):
     """Of 32 steps: killed inside the first stage, inside its pruning, inside the second, and before the last."""
     check_killed_runs(digits_run, DIGITS, (3, 9, 8, 12), ["many", "many_pruned", "medium", "few"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
     results = {}
@@ -239,6 +243,7 @@ def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
     assert "--aggregate: expected none, for method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_importance_is_reported(digits_run, tmp_path, capsys):
     assert main(["train", "--config", "ce/digits", "--epochs", "1", "--out", str(tmp_path / "ce")]) == 0

@@ -121,6 +121,7 @@ def test_the_classifier_s_learning_rate_falls_twice(epochs, milestones):
     assert milestones is None or optimisation.milestones == milestones
 
 
+@pytest.mark.slow
 def test_learns_the_digits():
     torch.manual_seed(0)
     data = load("digits", imbalance=20)
@@ -153,6 +154,7 @@ def test_learns_the_digits():
     assert right.float().mean() > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     command = ["train", "--config", "dscl/digits", "--epochs", "2", "--classifier-epochs", "1", "--queue-size", "100"]

@@ -219,6 +219,7 @@ def digits_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_stages_ends_with_the_same_bits(digits_run, tmp_path):
     """Of 8 and 8 steps: killed inside the first stage, at its end, and inside the second, between mixed batches."""

@@ -175,6 +175,7 @@ def runs(tmp_path_factory):
     return Path(livt), Path(lpt), command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_a_finished_run_names_its_files(runs, capsys):
     _, lpt, command = runs
@@ -219,6 +220,7 @@ def test_eval_takes_the_backbone_from_where_it_was(runs, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "eval.json").read_text())["per_class"] == metrics["per_class"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_phases_ends_with_the_same_bits(runs, tmp_path):
     """Of 8 + 9 steps: killed inside the first phase, before the second, and inside it."""

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 import ltfast
 from ltfast.ops.core import backends
 
+HERE = Path(__file__).parent
 HAS_CUDA = torch.cuda.is_available()
 NO_TRITON = backends.why_not("triton", torch.device("cuda"))
 
@@ -31,6 +33,13 @@ PLACES = [
     ),
     pytest.param(Place("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
 ]
+
+
+def pytest_collection_modifyitems(items):
+    """Triton's interpreter takes a third of all tests' time: `make test` has it where each op runs once, on little."""
+    for item in items:
+        if "triton-interpreter" in item.name and item.path.parent == HERE and item.path.stem != "test_autocast":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=PLACES)

@@ -104,6 +104,7 @@ def kernels_run(monkeypatch):
 OTHER = {"reference": "native", "native": "reference", "triton": "native"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_OP)
 @pytest.mark.parametrize(
     "backend",
@@ -208,12 +209,14 @@ def test_an_op_has_no_reference_kernel():
         backends.resolve_kernel(CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reference", "native"])
 def test_the_variable_overrides(name):
     script = "import torch; from ltfast.ops.core import backends; print(backends.resolve(torch.device('cpu')))"
     assert python(script, LTFAST_BACKEND=name).stdout.strip() == name
 
 
+@pytest.mark.slow
 def test_the_variable_overrides_with_a_reason_where_it_cannot():
     script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.zeros(3).long())"
     for name, reason in [("triton", NO_TRITON or "it needs a GPU tensor"), ("fast", "there is no such backend")]:
@@ -293,6 +296,7 @@ def threads():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_native_kernels_use_as_many_threads_as_pytorch(count):
     script = f"""
@@ -330,6 +334,7 @@ print(backends.default_backend(torch.device("cuda")), backends.why_not("triton",
     assert python(script).stdout.strip() == f"reference {reason}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
 def test_checks_of_values_where_kernels_make_none():
     script = "import torch; from ltfast.ops import agcl; agcl(torch.rand(3, 4), torch.tensor([0, 4, 1]))"

@@ -128,6 +128,7 @@ def test_ends(place, dtype):
         assert nu == 0 or log_iv(nu, -torch.ones_like(x)).isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nu", [0.0, 0.5, 3.0, 20.0, 300.0])
 @pytest.mark.parametrize("function", [log_iv, bessel_ratio])
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -176,6 +177,7 @@ def test_opcheck():
         torch.library.opcheck(op, (torch.rand(7, dtype=torch.float64) * 30, x))
 
 
+@pytest.mark.slow
 def test_torch_compile():
     def fit(x):
         return (log_iv(31.0, x) - bessel_ratio(31.0, x)).sum()

@@ -22,6 +22,7 @@ def local_bytes_allowed() -> int:
     return 0 if f"triton=={triton.__version__}" in CONSTRAINTS.read_text().split() else 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_kernel_compiles_as_it_is_launched_and_does_not_spill(target):
     # In a process of its own: this one may have Triton's interpreter switched on.

@@ -155,6 +155,7 @@ EVERY_LOSS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", EVERY_LOSS)
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_torch_compile_fullgraph(backend, make):
@@ -269,6 +270,7 @@ def test_scale_rows(place, rows, columns, dtype):
         assert torch.equal(untouched, matrix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["AGCLLoss", "BalancedBCELoss"])
 def test_no_second_matrix_is_allocated(loss):
     # In a process of its own: the peak of resident memory over a step, beside the logits and their gradient.

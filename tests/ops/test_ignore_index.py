@@ -100,6 +100,7 @@ def test_second_derivatives_leave_ignored_rows_out(place, name):
     assert whole[~kept].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 @pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
 def test_other_labels_out_of_range_are_refused(backend, name):

@@ -294,6 +294,7 @@ def test_threshold_where_the_masks_leave_nothing(place):
         assert importance_threshold(values, 0.5, masks=mask).isnan()
 
 
+@pytest.mark.slow
 def test_threshold_needs_no_memory():
     # In a process of its own: the peak of resident memory over a call, beside the values.
     script = """
@@ -565,6 +566,7 @@ def test_launches_of_the_cuda_kernels():
             backends.native().cuda_apply_masks(packed, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_cuda_kernels_compile_without_spills(tmp_path, architecture):

@@ -144,6 +144,7 @@ def test_kernels_refuse_torch_func(kernels, op, transform):
         TRANSFORMS[transform](function, x)
 
 
+@pytest.mark.slow
 @ltfast.backend("reference")
 def test_torch_func_in_the_reference(op):
     """Against plain loops over the samples, and ordinary gradients of them."""
@@ -242,6 +243,7 @@ def test_vmap_of_what_changes_tensors(everywhere, name, call):
             close(actual, torch.stack(expected))
 
 
+@pytest.mark.slow
 def test_compiled_transforms_are_refused_too(op):
     function, x, name = op
     torch._dynamo.reset()

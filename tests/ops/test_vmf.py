@@ -224,6 +224,7 @@ def test_permuting_classes_changes_nothing(place):
     torch.testing.assert_close(again, loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("width", [3, 34])
 def test_gradcheck(backend, width):

@@ -10,6 +10,7 @@ from ltfast.losses import DSCLLoss, MemoryQueue
 from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_compiled_steps_are_the_eager_ones(name):
     """Loss, gradients and all that a step changes, over two epochs; one graph, compiled once."""
@@ -65,6 +66,7 @@ def compiled_in_a_process(rank):
     return outcomes[:3]
 
 
+@pytest.mark.slow
 def test_a_loss_with_a_queue_compiles_in_several_processes():
     first, second = run_processes(compiled_in_a_process, 2, timeout=300)
     assert not torch.equal(first[0][0], second[0][0])

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 import torch
 import torch._dynamo
 import torch._inductor.config
@@ -64,6 +65,7 @@ def run(out, on_step=lambda: None, **settings):
     )
 
 
+@pytest.mark.slow
 @torch._inductor.config.patch(compile_threads=1)
 def test_a_compiled_run_continues_with_the_same_bits_and_eager_names(tmp_path):
     torch._dynamo.utils.counters.clear()

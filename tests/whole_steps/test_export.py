@@ -47,6 +47,7 @@ def trained_predictor(name):
     return predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_an_exported_model_is_the_eager_one(name):
     predictor = trained_predictor(name)
@@ -68,6 +69,7 @@ def run_alone(script, folder):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_an_exported_run_is_used_without_ltfast(tmp_path, capsys):
     run, model = str(tmp_path / "run"), tmp_path / "model.pt2"
     assert main(["train", "--config", "ce/digits", "--loss", "agcl", "--epochs", "1", "--out", run]) == 0
