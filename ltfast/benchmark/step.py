@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
 
 from ltfast.benchmark import clock
 from ltfast.benchmark.run import BLOCKS
-from ltfast.benchmark.steps import NAMES
+from ltfast.benchmark.steps import dscl, livt, lpt, proco
 from ltfast.benchmark.steps.pair import Size, StepPair
 
 METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
-    method: import_module(f"ltfast.benchmark.steps.{method}").pair for method in NAMES
+    "proco": proco.pair,
+    "dscl": dscl.pair,
+    "lpt": lpt.pair,
+    "livt": livt.pair,
 }
 
 

@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Refuse a folder that an option names and that cannot be written to.
+
+    Raises:
+        UsageError: it is missing, not a folder, or not writable.
+    """
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise UsageError(f"--out: {folder} is not a folder that can be written to")
+        raise UsageError(f"{flag}: {folder} is not a folder that can be written to")
 
 
 def folder_at(name: str | None) -> Path | None:
@@ -33,7 +38,7 @@ def picture_at(name: str, flag: str = "--out") -> Path:
     path = Path(name)
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"{flag}: expected a .png, .pdf or .svg file's name, got {name!r}")
-    check_writable(path.parent)
+    check_writable(path.parent, flag)
     return path
 
 

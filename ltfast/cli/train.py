@@ -54,7 +54,7 @@ def train(argv: Sequence[str]) -> int:
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
     group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
-                       "options on the command line come before it; without --data, METHOD/digits")  # fmt: skip
+                       "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
         add_options(parser, title, options)
     if recipe is not None:

@@ -52,7 +52,8 @@ def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime 
         with accelerator.autocast():
             total, _ = stage.forward(stage.prepare(batch))  # itself, not what it was compiled to
         trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        torch.autograd.grad(total, trained, allow_unused=True)
+        if trained and total.requires_grad:
+            torch.autograd.grad(total, trained, allow_unused=True)
         _wait(accelerator)
         step_seconds = time.perf_counter() - begun
     finally:

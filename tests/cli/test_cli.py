@@ -214,6 +214,8 @@ def test_report_says_and_draws_what_a_run_gains_over_the_first(run, capsys, tmp_
     (tmp_path / "plain" / "metrics.json").write_text(json.dumps(metrics | {"class_counts": [1] * 10}))
     assert main(["report", *runs, "--picture", str(picture)]) == 2
     assert "--picture: expected runs with the same numbers of training images, got " in capsys.readouterr().err
+    assert main(["report", *runs, "--picture", str(tmp_path / "missing" / "c.png")]) == 2
+    assert "--picture: " in capsys.readouterr().err
     assert main(["report", *runs, "--picture", "c.gif"]) == 2
     assert "--picture: expected a .png, .pdf or .svg file's name, got 'c.gif'" in capsys.readouterr().err
 

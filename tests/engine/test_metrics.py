@@ -225,6 +225,8 @@ def test_losses_are_timed_in_what_has_a_gradient(stage):
 def test_nothing_to_time_is_none():
     stage = Timed(lambda loss, x, batch: x.sum() + loss(x.detach(), batch))
     assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
+    stage = Timed(lambda loss, x, batch: loss(x.detach(), batch))  # nor is the step to be differentiated
+    assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
     stage.losses = list
     assert time_losses(stage, torch.randn(4, 3), Accelerator(cpu=True)) is None
 

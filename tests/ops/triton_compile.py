@@ -146,7 +146,7 @@ def queue_softmax_cases() -> Iterator[str]:
 
 
 def row_cases() -> Iterator[str]:
-    """A row of logits a program."""
+    """The kernels whose programs handle one row of logits each."""
     for (name, dtype), classes in itertools.product(DTYPES.items(), CLASSES):
         acc = accumulator(dtype)
         logits, of_classes, seed = gpu(ROWS, classes, dtype=dtype), gpu(classes, dtype=acc), labels(1)
@@ -192,7 +192,7 @@ def vmf_cases() -> Iterator[str]:
 
 
 def taylor_cases() -> Iterator[str]:
-    """Of tensors that have an address, which these launchers read."""
+    """These launchers read the addresses of their tensors, so the tensors are real ones."""
 
     def tensors(dtype: torch.dtype, first: int = 0) -> list[Tensor]:
         return [torch.empty(5000, dtype=dtype)[first:]]
