@@ -31,7 +31,7 @@ class Case:
 
     Attributes:
         op: the name of `--ops`.
-        shape: one of `ltfast.bench.cases.SHAPES`.
+        shape: one of `ltfast.benchmark.cases.SHAPES`.
         size: the dimensions in words, "256 x 1000".
         dtype: of the inputs.
         work: see `Work`.

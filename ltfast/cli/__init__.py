@@ -52,7 +52,7 @@ def _run(argv: list[str], interrupts: Sequence[int]) -> int:
             return COMMANDS[argv[0]](argv[1:])
         if argv and not argv[0].startswith("-"):
             raise UsageError(
-                f"{argv[0]!r} is no command; expected one of {', '.join(COMMANDS)}{did_you_mean(argv[0], COMMANDS)}"
+                f"{argv[0]!r} is not a command; expected one of {', '.join(COMMANDS)}{did_you_mean(argv[0], COMMANDS)}"
             )
         _top_level().parse(argv or ["--help"])
         raise UsageError(f"expected a command, one of {', '.join(COMMANDS)}")

@@ -262,8 +262,8 @@ def test_milestones_with_commas(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nonsense"], "'nonsense' is no command; expected one of train, eval, .*info$"),
-        (["trian"], "'trian' is no command; .*; did you mean train\\?$"),
+        (["nonsense"], "'nonsense' is not a command; expected one of train, eval, .*info$"),
+        (["trian"], "'trian' is not a command; .*; did you mean train\\?$"),
         (["--verison"], "--verison: there is no such option; did you mean --version\\?$"),
         (["bench", "stp"], "ltfast bench does not take 'stp'; did you mean step\\?$"),
         (["report", "importnce", "run"], "no run and no report 'importnce'; did you mean importance\\?$"),
