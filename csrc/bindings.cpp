@@ -119,8 +119,8 @@ class RowLosses {
 };
 
 void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
-          uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double scale, double margin,
-          double weight_pos, double weight_neg, double gamma_pos, double gamma_neg, double gradient_scale,
+          uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double gradient_scale,
+          double scale, double margin, double weight_pos, double weight_neg, double gamma_pos, double gamma_neg,
           int64_t ignore_index, const std::string& reduction, int threads) {
   const int64_t counted = check_labels(at<int64_t>(target), rows, classes, &ignore_index);
   threads = useful_threads(threads, rows, classes);
@@ -138,8 +138,8 @@ void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintpt
 }
 
 void agcl_share(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
-                uint64_t seed, int64_t first, uintptr_t statistics, uintptr_t incoming, uintptr_t gradient, int64_t rows,
-                int64_t classes, double scale, double margin, double gamma_neg, int threads) {
+                uint64_t seed, uintptr_t statistics, uintptr_t incoming, uintptr_t gradient, int64_t rows, int64_t classes,
+                int64_t first, double scale, double margin, double gamma_neg, int threads) {
   const AgclShareArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
                              first, at<double>(statistics), at<double>(incoming), at(gradient), rows, classes, scale,
                              margin, gamma_neg, useful_threads(threads, rows, classes)};

@@ -6,6 +6,7 @@ from ltfast import ops
 from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
 from ltfast.ops.balanced_bce import check_arguments, reference
+from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.checks import check_classes, check_logits, check_reduction, check_reference_labels
 from ltfast.ops.core.class_counts import parse_class_counts
 
@@ -72,9 +73,8 @@ class BCE_loss(nn.Module):
         if self.reduction == "none":
             if target.dim() == 1:
                 check_reference_labels(target, x.shape[1], ignore_index=_IGNORED)
-            smoothing, threshold = self.smoothing, self.target_threshold
-            arguments = (x, target, bias, self.weight, self.pos_weight, smoothing, threshold, _IGNORED)
-            loss = reference.elementwise(*arguments)
+            settings = BalancedBceSettings(self.smoothing, self.target_threshold, _IGNORED, "none")
+            loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, settings)
         else:
             loss = ops.balanced_bce(
                 x,

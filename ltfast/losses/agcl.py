@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.watch import Watch
-from ltfast.ops.agcl import check_settings
-from ltfast.ops.core.checks import check_classes, check_integer, check_label_smoothing, check_number
+from ltfast.ops.agcl.settings import AgclSettings, check_settings
+from ltfast.ops.core.checks import check_classes, check_label_smoothing, check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import class_ranges, rank
 
@@ -69,7 +69,6 @@ class AGCLLoss(nn.Module):
             raise ValueError(f"variant is {variant!r}: expected 'official' or 'paper'")
         check_label_smoothing(label_smoothing)
         check_number("noise_mul", noise_mul, at_least=0)
-        check_integer("ignore_index", ignore_index)
         rarity = counts.max().log() - counts.log()
         if variant == "paper":
             margin, self.weight_pos, self.weight_neg = 0.0, 1.0, 1.0
@@ -77,7 +76,8 @@ class AGCLLoss(nn.Module):
             rarity = rarity / rarity.max().clamp(min=torch.finfo(rarity.dtype).tiny)
             self.weight_neg = label_smoothing / counts.numel()
             self.weight_pos = 1 - label_smoothing + self.weight_neg
-        check_settings(scale, margin, self.weight_pos, self.weight_neg, gamma_pos, gamma_neg, reduction)
+        weights = self.weight_pos, self.weight_neg
+        check_settings(AgclSettings(scale, margin, *weights, gamma_pos, gamma_neg, ignore_index, reduction))
         self.register_buffer("class_noise", (noise_mul * rarity).float(), persistent=False)
         self.noisy = bool(self.class_noise.any())
         self.scale, self.margin = scale, margin

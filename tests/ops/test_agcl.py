@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import ltfast
 from ltfast.ops import agcl
 from ltfast.ops.agcl import reference
+from ltfast.ops.agcl.settings import AgclSettings
 from ops.compare import loss_and_gradient, opcheck, relative_error, row_error, tolerances
 
 SHAPES = [(1, 1), (1, 2), (5, 1), (3, 7), (37, 101), (2, 1024), (9, 1031), (2, 8192), (3, 9001)]
@@ -89,9 +90,9 @@ def test_non_contiguous_logits(place):
 
 def test_one_seed_gives_one_noise_on_every_backend(place):
     inputs = (*problem(6, 333), torch.tensor([123456789012345]))
-    options = (20.0, 0.1, 0.9, 0.1, 0.0, 4.0, -100, "none")
+    options = AgclSettings(20.0, 0.1, 0.9, 0.1, 0.0, 4.0, -100, "none")
     loss, _ = torch.ops.ltfast.agcl(*(x.to(place.device) for x in inputs), *options, False)
-    torch.testing.assert_close(loss.cpu(), reference.agcl(*inputs, *options), rtol=4e-6, atol=0)
+    torch.testing.assert_close(loss.cpu(), reference.agcl(*inputs, options), rtol=4e-6, atol=0)
 
 
 def test_noise_follows_the_generators(place):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import ltfast
 from ltfast.ops import agcl, class_parallel_agcl, class_parallel_vmf_cross_entropy, vmf_cross_entropy
 from ltfast.ops.agcl import agcl_share_gradient_op, agcl_share_op, reference
+from ltfast.ops.agcl.settings import AgclShareSettings
 from ops.compare import loss_and_gradient, opcheck, relative_error, row_error, tolerances
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -28,12 +29,13 @@ def test_a_share_of_the_classes(place, classes, start, dtype):
     target = torch.tensor([0, classes - 1, -1, classes, -(2**40), classes // 2], device=place.device)
     seed = torch.tensor([123456789012345], device=place.device)
     for class_noise, gamma in ((noise, 4.0),) if classes == 1 else ((noise, 4.0), (None, 1.7)):
-        options = (class_noise, None if class_noise is None else seed, start, 20.0, 0.1, gamma)
+        tensors = (target, class_noise, None if class_noise is None else seed)
+        settings = AgclShareSettings(start, 20.0, 0.1, gamma)
         incoming = torch.randn(6, 5, dtype=torch.float64, device=place.device)
         incoming[:, 0] = 0
-        actual = loss_and_gradient(lambda x, o=options: agcl_share_op(x, target, *o), cosine, incoming)
+        actual = loss_and_gradient(lambda x, t=tensors, s=settings: agcl_share_op(x, *t, *s), cosine, incoming)
         expected = loss_and_gradient(
-            lambda x, o=options: reference.agcl_share(x, target, *o), cosine.double(), incoming
+            lambda x, t=tensors, s=settings: reference.agcl_share(x, *t, s), cosine.double(), incoming
         )
         for tolerance, one, other in zip(tolerances(dtype), actual, expected, strict=True):
             assert row_error(one, other) < 10 * tolerance + NOISE_ERROR * (class_noise is not None)
@@ -143,9 +145,11 @@ def test_opcheck():
     arguments = (cosine.clone().requires_grad_(), target, noise, torch.tensor([3]), 7, 20.0, 0.1, 4.0)
     opcheck(agcl_share_op, arguments, rtol=1e-2, atol=1e-3)
     statistics, incoming = agcl_share_op(*arguments).detach(), torch.rand(5, 5, dtype=torch.float64)
-    torch.library.opcheck(agcl_share_gradient_op, (cosine, *arguments[1:], statistics, incoming, "native"))
-    arguments = (torch.randn(5, 8, requires_grad=True), F.normalize(torch.randn(12, 8)), noise * 9, None, 0.1)
-    torch.library.opcheck(torch.ops.ltfast.vmf_log_sum_exp.default, (*arguments, "none", True))
+    torch.library.opcheck(
+        agcl_share_gradient_op, (cosine, *arguments[1:4], statistics, incoming, "native", *arguments[4:])
+    )
+    arguments = (torch.randn(5, 8, requires_grad=True), None, F.normalize(torch.randn(12, 8)), noise * 9, None)
+    torch.library.opcheck(torch.ops.ltfast.vmf_cross_entropy.default, (*arguments, 0.1, -100, "none", True))
 
 
 def test_gradients_can_be_differentiated():

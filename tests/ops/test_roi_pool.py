@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import ltfast
 from ltfast.ops import patch_roi_pool
 from ltfast.ops.roi_pool import reference, roi_pool_backward_op, roi_pool_op
+from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 SHAPES = [(2, 5, 7, 7, 3), (1, 1, 1, 1, 1), (1, 67, 1, 37, 5), (1, 2, 13, 1, 17)]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -108,11 +109,8 @@ def test_any_box(shape, options, grow, channels_last, seed):
         features = features.contiguous(memory_format=torch.channels_last)
     boxes *= grow
     check(features, boxes, **options)
-    exact = reference.roi_pool(features.double(), boxes, *(options[name] for name in ORDER))
+    exact = reference.roi_pool(features.double(), boxes, RoiPoolSettings(**options))
     torch.testing.assert_close(by_torchvision(features, boxes, **options), exact, rtol=1e-12, atol=1e-12)
-
-
-ORDER = ("spatial_scale", "output_size", "sampling_ratio", "aligned")
 
 
 @pytest.mark.parametrize("ratio", [-1, 1, 3])
@@ -230,7 +228,7 @@ def test_opcheck_and_compile():
         torch.library.opcheck(roi_pool_op, (x, boxes, 1.0, 2, -1, False))
         torch.library.opcheck(
             roi_pool_backward_op,
-            (torch.randn(2, 2, 3, requires_grad=True), boxes, 4, 5, x is not features, 1.0, 2, -1, False, "native"),
+            (torch.randn(2, 2, 3, requires_grad=True), boxes, 4, 5, x is not features, "native", 1.0, 2, -1, False),
         )
         compiled = torch.compile(
             lambda x: patch_roi_pool(x.relu(), boxes).square().sum(), fullgraph=True, backend="aot_eager"

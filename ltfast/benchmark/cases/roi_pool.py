@@ -10,6 +10,7 @@ from torch import Tensor
 from ltfast.benchmark.case import Case, Step, Work, compilers
 from ltfast.ops import patch_roi_pool
 from ltfast.ops.roi_pool import reference
+from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 SIZES = {"small": (64, 512), "imagenet-lt": (64, 2048), "large": (512, 2048)}  # images and channels
 SIDE, STRIDE, BOXES, PATCH = 7, 32, 5, 64  # patches of 64 pixels of an image of 224
@@ -23,7 +24,7 @@ def by_torchvision(features: Tensor, boxes: Tensor) -> Tensor:
 
 
 def plain(features: Tensor, boxes: Tensor) -> Tensor:
-    return reference.roi_pool(features, boxes, 1 / STRIDE, 2, -1, False)
+    return reference.roi_pool(features, boxes, RoiPoolSettings(1 / STRIDE, 2, -1, False))
 
 
 def case(device: torch.device, shape: str, images: int, channels: int, layout: str, dtype: torch.dtype) -> Case:

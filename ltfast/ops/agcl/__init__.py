@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from ltfast.ops.agcl import reference
+from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings, check_settings
 from ltfast.ops.core import checks
 from ltfast.ops.core.dispatch import Kernels, Op
 from ltfast.ops.core.fused_loss import FusedLoss
+from ltfast.ops.core.settings import schema_of
 from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.noise import draw_seed
 
@@ -70,42 +72,23 @@ def agcl(
             row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
+    settings = AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)
     checks.check_logits(cosine, "cosine")
     checks.check_labels(target, cosine, ignore_index=ignore_index)
-    check_settings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
+    check_settings(settings)
     seed = None
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
-    options = (scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)
-    return AGCL(cosine, target, class_noise, seed, *options)
+    return AGCL(cosine, target, class_noise, seed, settings)
 
 
-def check_settings(
-    scale: float,
-    margin: float,
-    weight_pos: float,
-    weight_neg: float,
-    gamma_pos: float,
-    gamma_neg: float,
-    reduction: str,
-) -> None:
-    """Refuse what ``agcl`` cannot take, with a ValueError that names it."""
-    checks.check_positive("scale", scale)
-    checks.check_number("margin", margin)
-    checks.check_number("weight_pos", weight_pos)
-    checks.check_number("weight_neg", weight_neg)
-    checks.check_number("gamma_pos", gamma_pos, at_least=0)
-    checks.check_number("gamma_neg", gamma_neg, at_least=0)
-    checks.check_reduction(reduction)
-
-
-def _gradient_bound(logits: Tensor, *inputs: Any) -> float:
+def _gradient_bound(logits: Tensor, _: Any, settings: AgclSettings) -> float:
     """|f_c - p_c sum f| <= |f_y| + 2 sum |f_c|, with sum p^gamma <= C^(1 - gamma) below gamma = 1."""
-    scale, _, weight_pos, weight_neg, gamma_pos, gamma_neg = inputs[3:9]
     classes = logits.shape[1]
-    others = classes ** max(0.0, 1 - gamma_neg) * (1 + gamma_neg * math.log(classes))
-    return scale * (2 * abs(weight_pos) * (1 + gamma_pos) + 2 * abs(weight_neg) * others) or 1.0
+    others = classes ** max(0.0, 1 - settings.gamma_neg) * (1 + settings.gamma_neg * math.log(classes))
+    positive = abs(settings.weight_pos) * (1 + settings.gamma_pos)
+    return settings.scale * (2 * positive + 2 * abs(settings.weight_neg) * others) or 1.0
 
 
 def _native() -> ModuleType:
@@ -120,15 +103,9 @@ def _triton() -> ModuleType:
     return triton
 
 
+_TENSORS = "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed"
 KERNELS = Kernels(_native, _triton)
-AGCL = FusedLoss(
-    "agcl",
-    reference.agcl,
-    KERNELS,
-    "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed, float scale, float margin, float weight_pos, "
-    "float weight_neg, float gamma_pos, float gamma_neg, int ignore_index, str reduction, bool with_gradient",
-    _gradient_bound,
-)
+AGCL = FusedLoss("agcl", reference.agcl, KERNELS, _TENSORS, AgclSettings, _gradient_bound)
 CLASS_PARALLEL_AGCL = Op("class_parallel_agcl", reference.agcl_share, KERNELS)
 
 
@@ -137,38 +114,34 @@ def _run_share(
     logits: Tensor,
     target: Tensor,
     class_noise: Tensor | None,
-    *options: Any,
+    seed: Tensor | None,
+    settings: AgclShareSettings,
     statistics: Tensor,
-    incoming: Any = None,
+    incoming: Tensor | None,
 ) -> Any:
     if class_noise is not None:
         class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
-    arguments = (logits, target.long().contiguous(), class_noise, *options, statistics, incoming)
+    arguments = (logits, target.long().contiguous(), class_noise, seed, settings, statistics, incoming)
     return KERNELS.of(backend, logits.device).agcl_share(*arguments)
 
 
-@torch.library.custom_op("ltfast::agcl_share", mutates_args=())
 @CLASS_PARALLEL_AGCL.guarded
-def agcl_share_op(
-    logits: Tensor,
-    target: Tensor,
-    class_noise: Tensor | None,
-    seed: Tensor | None,
-    first: int,
-    scale: float,
-    margin: float,
-    gamma_neg: float,
-) -> Tensor:
-    """What the loss needs of a share of the classes, (B, 5) float64: of the noisy logits u, with the margin, the
-    largest; the label's, 0 where it is in another share; and over the other classes, with t = scale (u - largest), the
-    sums of e^t, e^(gamma t) and t e^(gamma t). Target is the label's place in the share, or outside [0, C); the share's
-    first class has the noise of column ``first``. The largest counts as a constant: no gradient flows through it.
+def _share(logits: Tensor, target: Tensor, class_noise: Tensor | None, seed: Tensor | None, *settings: Any) -> Tensor:
+    """The contribution of a share of the classes to the loss, (B, 5) float64. Of the noisy logits u, with the margin:
+
+    the largest; the label's, or 0 if it is in another share; and over the other classes, with t = scale (u - largest),
+    the sums of e^t, e^(gamma t) and t e^(gamma t). The target is the label's place in the share, or outside [0, C).
+    The largest counts as a constant: no gradient flows through it.
     """
     statistics = torch.empty(len(logits), 5, dtype=torch.float64, device=logits.device)
-    options = (seed, first, scale, margin, gamma_neg)
     backend = CLASS_PARALLEL_AGCL.resolve(logits.device)
-    _run_share(backend, logits, target, class_noise, *options, statistics=statistics)
+    _run_share(backend, logits, target, class_noise, seed, AgclShareSettings(*settings), statistics, None)
     return statistics
+
+
+agcl_share_op = torch.library.custom_op(
+    "ltfast::agcl_share", _share, mutates_args=(), schema=f"({_TENSORS}, {schema_of(AgclShareSettings)}) -> Tensor"
+)
 
 
 @agcl_share_op.register_fake
@@ -176,25 +149,28 @@ def _(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(len(logits), 5, dtype=torch.float64)
 
 
-@torch.library.custom_op("ltfast::agcl_share_gradient", mutates_args=())
 @CLASS_PARALLEL_AGCL.guarded
-def agcl_share_gradient_op(
+def _share_gradient(
     logits: Tensor,
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    first: int,
-    scale: float,
-    margin: float,
-    gamma_neg: float,
     statistics: Tensor,
     incoming: Tensor,
     backend: str,
+    *settings: Any,
 ) -> Tensor:
-    """Of sum(incoming * statistics) in the logits: like them, contiguous."""
-    options = (seed, first, scale, margin, gamma_neg)
-    incoming = incoming.contiguous()
-    return _run_share(backend, logits, target, class_noise, *options, statistics=statistics, incoming=incoming)
+    """The gradient of sum(incoming * statistics) in the logits: of their shape and dtype, contiguous."""
+    share = AgclShareSettings(*settings)
+    return _run_share(backend, logits, target, class_noise, seed, share, statistics, incoming.contiguous())
+
+
+agcl_share_gradient_op = torch.library.custom_op(
+    "ltfast::agcl_share_gradient",
+    _share_gradient,
+    mutates_args=(),
+    schema=f"({_TENSORS}, Tensor statistics, Tensor incoming, str backend, {schema_of(AgclShareSettings)}) -> Tensor",
+)
 
 
 @agcl_share_gradient_op.register_fake
@@ -203,19 +179,21 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_share(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, target, class_noise, seed, *ctx.options = inputs
+    logits, target, class_noise, seed, *settings = inputs
+    ctx.settings = AgclShareSettings(*settings)
     ctx.save_for_backward(logits, target, class_noise, seed, output)
     ctx.backend = CLASS_PARALLEL_AGCL.resolve(logits.device)
 
 
 def _backward_share(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, statistics = ctx.saved_tensors
+    logits, target, class_noise, seed, statistics = ctx.saved_tensors
+    tensors = (logits, target, class_noise, seed)
     if torch.is_grad_enabled():  # create_graph=True
-        again = reference.agcl_share(*tensors, *ctx.options)
-        (gradient,) = torch.autograd.grad(again, tensors[0], incoming, create_graph=True)
+        again = reference.agcl_share(*tensors[:4], ctx.settings)
+        (gradient,) = torch.autograd.grad(again, logits, incoming, create_graph=True)
     else:
-        gradient = agcl_share_gradient_op(*tensors, *ctx.options, statistics, incoming, ctx.backend)
-    return gradient, *[None] * 7
+        gradient = agcl_share_gradient_op(*tensors, statistics, incoming, ctx.backend, *ctx.settings)
+    return gradient, None, None, None, *[None] * len(ctx.settings)
 
 
 agcl_share_op.register_autograd(_backward_share, setup_context=_setup_share)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
 from ltfast.ops.core import backends
 from ltfast.ops.core.tensors import empty_gradient, empty_loss
 
@@ -12,21 +13,14 @@ def agcl(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    scale: float,
-    margin: float,
-    weight_pos: float,
-    weight_neg: float,
-    gamma_pos: float,
-    gamma_neg: float,
-    ignore_index: int,
-    reduction: str,
+    settings: AgclSettings,
     with_gradient: bool,
     unit: float,
 ) -> tuple[Tensor, Tensor]:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, classes = logits.shape
-    loss = empty_loss(logits, reduction)
+    loss = empty_loss(logits, settings.reduction)
     gradient = empty_gradient(logits, with_gradient)
     backends.native().agcl(
         str(logits.dtype)[6:],
@@ -39,15 +33,8 @@ def agcl(
         gradient.data_ptr() if with_gradient else 0,
         rows,
         classes,
-        scale,
-        margin,
-        weight_pos,
-        weight_neg,
-        gamma_pos,
-        gamma_neg,
         unit,
-        ignore_index,
-        reduction,
+        *settings,
         torch.get_num_threads(),
     )
     return loss, gradient
@@ -58,10 +45,7 @@ def agcl_share(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    first: int,
-    scale: float,
-    margin: float,
-    gamma_neg: float,
+    settings: AgclShareSettings,
     statistics: Tensor,
     incoming: Tensor | None,
 ) -> Tensor | None:
@@ -76,15 +60,12 @@ def agcl_share(
         target.data_ptr(),
         0 if class_noise is None else class_noise.data_ptr(),
         0 if seed is None else seed.item(),
-        first,
         statistics.data_ptr(),
         0 if incoming is None else incoming.data_ptr(),
         0 if gradient is None else gradient.data_ptr(),
         rows,
         classes,
-        scale,
-        margin,
-        gamma_neg,
+        *settings,
         torch.get_num_threads(),
     )
     return gradient

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
 from ltfast.ops.core.checks import check_reference_labels
 from ltfast.ops.core.tensors import accumulator, one_hot, reduce
 from ltfast.ops.noise import half_normal
@@ -17,36 +18,29 @@ def agcl(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    scale: float,
-    margin: float,
-    weight_pos: float,
-    weight_neg: float,
-    gamma_pos: float,
-    gamma_neg: float,
-    ignore_index: int,
-    reduction: str,
+    settings: AgclSettings,
 ) -> Tensor:
-    """The arguments of the op ``ltfast::agcl``; differentiable any number of times in the logits.
+    """The loss as the op ``ltfast::agcl`` computes it; differentiable any number of times in the logits.
 
-    (Where a difference saturates, its gradient here is 0; the kernels keep the unsaturated loss's.)
+    (Where a difference saturates, its gradient here is 0; the kernels keep the gradient of the unsaturated loss.)
     """
-    check_reference_labels(target, logits.shape[1], ignore_index=ignore_index)
+    check_reference_labels(target, logits.shape[1], ignore_index=settings.ignore_index)
     target = target.long()
-    counted = target != ignore_index
+    counted = target != settings.ignore_index
     u = torch.where(counted[:, None], logits.to(accumulator(logits.dtype)), 0)
     target = torch.where(counted, target, 0)
     own = one_hot(target, u)
     if class_noise is not None and seed is not None:
         u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed)
-    u = torch.where(own, u - margin, u)
-    t = (scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
+    u = torch.where(own, u - settings.margin, u)
+    t = (settings.scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
     log_p = torch.log_softmax(t, dim=1)
     # 1 - p_y without cancellation, and kept from 0, where the derivative of a power under 1 is infinite.
     rest = torch.where(own, 0, log_p.exp()).sum(1).clamp(min=torch.finfo(u.dtype).tiny)
-    positive = rest**gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
+    positive = rest**settings.gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
     left_out = own | (t <= LOWEST)
-    negative = torch.where(left_out, 0, torch.exp(gamma_neg * log_p) * log_p).sum(1)
-    return reduce(-(weight_pos * positive + weight_neg * negative), reduction, counted)
+    negative = torch.where(left_out, 0, torch.exp(settings.gamma_neg * log_p) * log_p).sum(1)
+    return reduce(-(settings.weight_pos * positive + settings.weight_neg * negative), settings.reduction, counted)
 
 
 def agcl_share(
@@ -54,20 +48,17 @@ def agcl_share(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    first: int,
-    scale: float,
-    margin: float,
-    gamma_neg: float,
+    settings: AgclShareSettings,
 ) -> Tensor:
-    """The arguments of the op ``ltfast::agcl_share``; differentiable any number of times in the logits."""
+    """The sums of the op ``ltfast::agcl_share``; differentiable any number of times in the logits."""
     u = logits.to(accumulator(logits.dtype))
     own = torch.arange(u.shape[1], device=u.device) == target[:, None]
     if class_noise is not None and seed is not None:
-        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed, first)
-    u = torch.where(own, u - margin, u)
+        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed, settings.first)
+    u = torch.where(own, u - settings.margin, u)
     peak = u.detach().amax(1).clamp(min=torch.finfo(u.dtype).min)
-    t = (scale * (u - peak[:, None])).clamp(min=LOWEST)
+    t = (settings.scale * (u - peak[:, None])).clamp(min=LOWEST)
     left_out = own | (t <= LOWEST)
-    power = torch.exp(gamma_neg * t)
+    power = torch.exp(settings.gamma_neg * t)
     sums = (torch.where(left_out, 0, x).sum(1, dtype=torch.float64) for x in (t.exp(), power, power * t))
     return torch.stack([peak.double(), torch.where(own, u, 0).sum(1).double(), *sums], dim=1)

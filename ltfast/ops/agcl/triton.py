@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
 from ltfast.ops.core.launch import register_limit
 from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
@@ -100,10 +101,9 @@ def _store_gradient(gradient, row, column, classes, y, t, e, gamma, slope, offse
 @triton.jit
 def _row_kernel(
     logits, target, class_noise, seed, mean_weight, loss, gradient, row_stride, classes,
-    scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
-    gamma_pos: "fp64", gamma_neg: "fp64", unit: "fp64",  # noqa: F821
-    ignore_index: "i64", MEAN: tl.constexpr,  # noqa: F821
-    NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    unit: "fp64", scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
+    gamma_pos: "fp64", gamma_neg: "fp64", ignore_index: "i64",  # noqa: F821
+    MEAN: tl.constexpr, NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -199,7 +199,7 @@ def _share_block(logits, class_noise, seed, row, row_stride, first, start, class
 
 @triton.jit
 def _share_kernel(
-    logits, target, class_noise, seed, statistics, row_stride, first, classes,
+    logits, target, class_noise, seed, statistics, row_stride, classes, first,
     scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
     NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -240,7 +240,7 @@ def _share_kernel(
 
 @triton.jit
 def _share_gradient_kernel(
-    logits, target, class_noise, seed, statistics, incoming, gradient, row_stride, first, classes,
+    logits, target, class_noise, seed, statistics, incoming, gradient, row_stride, classes, first,
     scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
     NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -289,14 +289,7 @@ def agcl(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    scale: float,
-    margin: float,
-    weight_pos: float,
-    weight_neg: float,
-    gamma_pos: float,
-    gamma_neg: float,
-    ignore_index: int,
-    reduction: str,
+    settings: AgclSettings,
     with_gradient: bool,
     unit: float,
 ) -> tuple[Tensor, Tensor]:
@@ -306,19 +299,19 @@ def agcl(
     acc = accumulator(logits.dtype)
     loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)
-    weight = mean_weight(target, ignore_index, acc) if reduction == "mean" else None
+    weight = mean_weight(target, settings.ignore_index, acc) if settings.reduction == "mean" else None
     _row_kernel[(rows,)](
         logits, target, class_noise, seed, weight, loss, gradient, logits.stride(0), classes,
-        scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, unit, ignore_index,
+        unit, *settings[:-1],
         MEAN=weight is not None,
         NOISY=class_noise is not None,
-        FOCUS=gamma_pos != 0,
-        POWER=power_kind(gamma_neg),
+        FOCUS=settings.gamma_pos != 0,
+        POWER=power_kind(settings.gamma_neg),
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         **launch_options(classes, acc),
     )  # fmt: skip
-    return reduce(loss, "none" if reduction == "none" else "sum"), gradient
+    return reduce(loss, "none" if settings.reduction == "none" else "sum"), gradient
 
 
 def share_options(class_noise: Tensor | None, gamma_neg: float, acc: torch.dtype) -> dict[str, Any]:
@@ -336,26 +329,23 @@ def agcl_share(
     target: Tensor,
     class_noise: Tensor | None,
     seed: Tensor | None,
-    first: int,
-    scale: float,
-    margin: float,
-    gamma_neg: float,
+    settings: AgclShareSettings,
     statistics: Tensor,
     incoming: Tensor | None,
 ) -> Tensor | None:
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, classes = logits.shape
-    options = share_options(class_noise, gamma_neg, accumulator(logits.dtype))
+    options = share_options(class_noise, settings.gamma_neg, accumulator(logits.dtype))
     if incoming is None:
         _share_kernel[(rows,)](
-            logits, target, class_noise, seed, statistics, logits.stride(0), first, classes, scale, margin, gamma_neg,
+            logits, target, class_noise, seed, statistics, logits.stride(0), classes, *settings,
             **options,
         )  # fmt: skip
         return None
     gradient = empty_gradient(logits, True)
-    _share_gradient_kernel[(rows, triton.cdiv(classes + first % 4, options["BLOCK"]))](
-        logits, target, class_noise, seed, statistics, incoming, gradient, logits.stride(0), first, classes,
-        scale, margin, gamma_neg, **options,
+    _share_gradient_kernel[(rows, triton.cdiv(classes + settings.first % 4, options["BLOCK"]))](
+        logits, target, class_noise, seed, statistics, incoming, gradient, logits.stride(0), classes,
+        *settings, **options,
     )  # fmt: skip
     return gradient

@@ -10,11 +10,13 @@ positive weights q. Labels are smoothed inside the kernel and never written out 
 gives loss and gradient.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
 
 from ltfast.ops.balanced_bce import reference
+from ltfast.ops.balanced_bce.settings import BalancedBceSettings, check_settings
 from ltfast.ops.core import checks
 from ltfast.ops.core.dispatch import Kernels
 from ltfast.ops.core.fused_loss import HALF_BOUND, FusedLoss
@@ -58,13 +60,10 @@ def balanced_bce(
             row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
-    checks.check_reduction(reduction)
-    checks.check_label_smoothing(label_smoothing)
-    if target_threshold is not None:
-        checks.check_number("target_threshold", target_threshold)
+    settings = BalancedBceSettings(label_smoothing, target_threshold, ignore_index, reduction)
+    check_settings(settings)
     check_arguments(logits, target, bias, weight, pos_weight, ignore_index)
-    options = (label_smoothing, target_threshold, ignore_index, reduction)
-    return BALANCED_BCE(logits, target, bias, weight, pos_weight, *options)
+    return BALANCED_BCE(logits, target, bias, weight, pos_weight, settings)
 
 
 def check_arguments(
@@ -101,12 +100,17 @@ def _triton() -> ModuleType:
     return triton
 
 
+def _gradient_bound(_: Tensor, others: Sequence[Tensor | None], settings: BalancedBceSettings) -> float:
+    """|sigmoid - t| <= 1. Weights have no bound that is known here: with them a float16 gradient is stored as it is."""
+    weight, pos_weight = others[2:]
+    return 1.0 if weight is None and pos_weight is None else HALF_BOUND
+
+
 BALANCED_BCE = FusedLoss(
     "balanced_bce",
     reference.balanced_bce,
     Kernels(_native, _triton),
-    "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight, float label_smoothing, "
-    "float? threshold, int ignore_index, str reduction, bool with_gradient",
-    # |sigmoid - t| <= 1. Weights have no bound that is known here: with them a float16 gradient is stored as it is.
-    bound=lambda *inputs: HALF_BOUND if inputs[3] is not None or inputs[4] is not None else 1.0,
+    "Tensor logits, Tensor target, Tensor bias, Tensor? weight, Tensor? pos_weight",
+    BalancedBceSettings,
+    _gradient_bound,
 )

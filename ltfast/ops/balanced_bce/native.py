@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops.balanced_bce.reference import label_values
+from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core import backends
 from ltfast.ops.core.tensors import accumulator, empty_gradient, empty_loss
 
@@ -16,10 +17,7 @@ def balanced_bce(
     bias: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    ignore_index: int,
-    reduction: str,
+    settings: BalancedBceSettings,
     with_gradient: bool,
     unit: float,
 ) -> tuple[Tensor, Tensor]:
@@ -31,11 +29,11 @@ def balanced_bce(
         target = target.to(accumulator(logits.dtype))
         if target.stride(1) != 1:
             target = target.contiguous()
-    on, off = label_values(classes, label_smoothing, threshold)
+    on, off = label_values(classes, settings)
     if weight is not None or pos_weight is not None:  # the kernel takes both vectors or neither
         weight = torch.ones_like(bias) if weight is None else weight
         pos_weight = torch.ones_like(bias) if pos_weight is None else pos_weight
-    loss = empty_loss(logits, reduction)
+    loss = empty_loss(logits, settings.reduction)
     gradient = empty_gradient(logits, with_gradient)
     backends.native().balanced_bce(
         str(logits.dtype)[6:],
@@ -54,9 +52,9 @@ def balanced_bce(
         on,
         off,
         unit,
-        math.nan if threshold is None else threshold,
-        ignore_index,
-        reduction,
+        math.nan if settings.threshold is None else settings.threshold,
+        settings.ignore_index,
+        settings.reduction,
         torch.get_num_threads(),
     )
     return loss, gradient

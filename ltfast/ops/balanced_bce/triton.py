@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.balanced_bce.reference import label_values
+from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.launch import register_limit
 from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
@@ -99,10 +100,7 @@ def balanced_bce(
     bias: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    label_smoothing: float,
-    threshold: float | None,
-    ignore_index: int,
-    reduction: str,
+    settings: BalancedBceSettings,
     with_gradient: bool,
     unit: float,
 ) -> tuple[Tensor, Tensor]:
@@ -112,21 +110,21 @@ def balanced_bce(
     if soft and target.stride(1) != 1:
         target = target.contiguous()
     rows, classes = logits.shape
-    on, off = label_values(classes, label_smoothing, threshold)
+    on, off = label_values(classes, settings)
     acc = accumulator(logits.dtype)
     loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)
     share = None
-    if soft and reduction == "mean" and logits.dtype != torch.float16:  # of soft targets none is ignored
+    if soft and settings.reduction == "mean" and logits.dtype != torch.float16:  # of soft targets none is ignored
         unit /= rows
-    elif not soft and reduction == "mean":
-        share = mean_weight(target, ignore_index, acc)
+    elif not soft and settings.reduction == "mean":
+        share = mean_weight(target, settings.ignore_index, acc)
     _row_kernel[(rows,)](
         logits, target, bias, weight, pos_weight, share, loss, gradient, logits.stride(0), target.stride(0), classes,
-        on, off, 0.0 if threshold is None else threshold, unit, ignore_index,
+        on, off, 0.0 if settings.threshold is None else settings.threshold, unit, settings.ignore_index,
         MEAN=share is not None,
         SOFT=soft,
-        THRESHOLD=threshold is not None,
+        THRESHOLD=settings.threshold is not None,
         WEIGHTED=weight is not None,
         POS_WEIGHTED=pos_weight is not None,
         WITH_GRADIENT=with_gradient,
@@ -134,4 +132,4 @@ def balanced_bce(
         TERMS=series_terms(logits.dtype),
         **launch_options(classes, acc, soft=soft),
     )  # fmt: skip
-    return reduce(loss, "sum" if share is not None else reduction), gradient
+    return reduce(loss, "sum" if share is not None else settings.reduction), gradient

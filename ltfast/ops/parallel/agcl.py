@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ltfast.ops.agcl import CLASS_PARALLEL_AGCL, agcl_share_op, check_settings, reference
+from ltfast.ops.agcl import CLASS_PARALLEL_AGCL, agcl_share_op, reference
+from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings, check_settings
 from ltfast.ops.core import checks
 from ltfast.ops.core.collectives import gather, hand_back, world_size
 from ltfast.ops.noise import draw_seed
@@ -49,7 +50,7 @@ def class_parallel_agcl(
             they make the row NaN.
     """
     checks.check_logits(cosine, "cosine")
-    check_settings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction)
+    check_settings(AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction))
     classes = own_classes(num_classes, cosine.shape[1], "cosine")
     check_rows(cosine, target, num_classes, "cosine", ignore_index)
     if class_noise is not None:
@@ -59,9 +60,13 @@ def class_parallel_agcl(
     shared_seed = labels[0, -1:] if class_noise is not None else None
     targets = joined_labels(labels[:, :-1].flatten(), num_classes, ignore_index)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)
-    arguments = (cosine, place, class_noise, shared_seed, classes.start, scale, margin, gamma_neg)
-    share = reference.agcl_share if CLASS_PARALLEL_AGCL.choose(cosine) == "reference" else agcl_share_op
-    parts = hand_back(share(*arguments))
+    tensors = (cosine, place, class_noise, shared_seed)
+    settings = AgclShareSettings(classes.start, scale, margin, gamma_neg)
+    if CLASS_PARALLEL_AGCL.choose(cosine) == "reference":
+        share = reference.agcl_share(*tensors, settings)
+    else:
+        share = agcl_share_op(*tensors, *settings)
+    parts = hand_back(share)
 
     peaks, own, masses, weights, weighted = parts.unbind(2)
     peaks = peaks.detach()

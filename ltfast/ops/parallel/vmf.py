@@ -8,7 +8,8 @@ from ltfast.ops.core.collectives import gather, hand_back
 from ltfast.ops.core.dispatch import choose
 from ltfast.ops.core.tensors import accumulator, wants_gradient
 from ltfast.ops.parallel.rows import close, joined_labels, own_classes
-from ltfast.ops.vmf import VMF_LOG_SUM_EXP, check_arguments, reference, vmf_ratio_op
+from ltfast.ops.vmf import VMF_CROSS_ENTROPY, check_arguments, reference, vmf_ratio_op
+from ltfast.ops.vmf.settings import VmfSettings
 
 
 def class_parallel_vmf_cross_entropy(
@@ -55,7 +56,7 @@ def class_parallel_vmf_cross_entropy(
     joined = gather(features).to(dtype)
     targets = joined_labels(gather(target.long()), num_classes, ignore_index)
     uses_reference = choose("class_parallel_vmf_cross_entropy", features) == "reference"
-    lse = VMF_LOG_SUM_EXP(joined, directions, kappa, log_prior, temperature, "none")
+    lse = VMF_CROSS_ENTROPY(joined, None, directions, kappa, log_prior, VmfSettings(temperature, ignore_index, "none"))
 
     # the logit of each row's label, in the process that has its class: a "class" a row, in one row
     place = (targets - classes.start).clamp(0, len(classes) - 1)

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ltfast.ops.core import checks
 from ltfast.ops.core.dispatch import Kernels, Op
+from ltfast.ops.core.settings import schema_of
 from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.roi_pool import reference
+from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 __all__ = ["patch_roi_pool"]
 
@@ -60,10 +62,10 @@ def patch_roi_pool(
         ValueError, TypeError: a bad argument, named.
     """
     _check(features, boxes, spatial_scale, output_size, sampling_ratio)
-    arguments = (features, boxes, float(spatial_scale), output_size, sampling_ratio, aligned)
+    settings = RoiPoolSettings(float(spatial_scale), output_size, sampling_ratio, aligned)
     if PATCH_ROI_POOL.choose(features) == "reference":
-        return reference.roi_pool(*arguments)
-    return roi_pool_op(*arguments)
+        return reference.roi_pool(features, boxes, settings)
+    return roi_pool_op(features, boxes, *settings)
 
 
 def _check(features: Tensor, boxes: Tensor, spatial_scale: float, output_size: int, sampling_ratio: int) -> None:
@@ -118,27 +120,27 @@ def _triton() -> ModuleType:
 PATCH_ROI_POOL = Op("patch_roi_pool", reference.roi_pool, Kernels(_native, _triton))
 
 
-@torch.library.custom_op("ltfast::roi_pool", mutates_args=())
 @PATCH_ROI_POOL.guarded
-def roi_pool_op(
-    features: Tensor,
-    boxes: Tensor,
-    spatial_scale: float,
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-    backend: str | None = None,
-) -> Tensor:
-    """``backend`` is that of the forward pass, where this is a part of its second derivative."""
+def _pool(features: Tensor, boxes: Tensor, *options: Any) -> Tensor:
+    """``options`` are the settings; in a second derivative, the backend of the forward pass follows."""
+    settings, backend = RoiPoolSettings(*options[:4]), options[4] if len(options) > 4 else None
     channels_last = _is_channels_last(features)
     if not channels_last:
         features = features.contiguous()
     boxes = boxes.to(accumulator(features.dtype)).contiguous()
     pooled = features.new_empty(*boxes.shape[:2], features.shape[1])
     backend = backend or PATCH_ROI_POOL.resolve(features.device)
-    arguments = (features, boxes, pooled, channels_last, spatial_scale, output_size, sampling_ratio, aligned)
-    PATCH_ROI_POOL.kernels.of(backend, features.device).roi_pool(*arguments)
+    PATCH_ROI_POOL.kernels.of(backend, features.device).roi_pool(features, boxes, pooled, channels_last, settings)
     return pooled
+
+
+_SETTINGS = schema_of(RoiPoolSettings)
+roi_pool_op = torch.library.custom_op(
+    "ltfast::roi_pool",
+    _pool,
+    mutates_args=(),
+    schema=f"(Tensor features, Tensor boxes, {_SETTINGS}, str? backend=None) -> Tensor",
+)
 
 
 @roi_pool_op.register_fake
@@ -146,27 +148,25 @@ def _(features: Tensor, boxes: Tensor, *_: Any) -> Tensor:
     return features.new_empty(*boxes.shape[:2], features.shape[1])
 
 
-@torch.library.custom_op("ltfast::roi_pool_backward", mutates_args=())
 @PATCH_ROI_POOL.guarded
-def roi_pool_backward_op(
-    grad_pooled: Tensor,
-    boxes: Tensor,
-    height: int,
-    width: int,
-    channels_last: bool,
-    spatial_scale: float,
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-    backend: str,
+def _pool_backward(
+    grad_pooled: Tensor, boxes: Tensor, height: int, width: int, channels_last: bool, backend: str, *settings: Any
 ) -> Tensor:
-    """The gradient of the features: the product with the transposed weights."""
+    """The gradient in the features: the product with the transposed weights."""
     gradient = _empty_features(grad_pooled, height, width, channels_last)
     boxes = boxes.to(accumulator(gradient.dtype)).contiguous()
-    options = (channels_last, spatial_scale, output_size, sampling_ratio, aligned)
-    arguments = (gradient, boxes, grad_pooled.contiguous(), *options)
+    arguments = (gradient, boxes, grad_pooled.contiguous(), channels_last, RoiPoolSettings(*settings))
     PATCH_ROI_POOL.kernels.of(backend, gradient.device).roi_pool_backward(*arguments)
     return gradient
+
+
+roi_pool_backward_op = torch.library.custom_op(
+    "ltfast::roi_pool_backward",
+    _pool_backward,
+    mutates_args=(),
+    schema="(Tensor grad_pooled, Tensor boxes, SymInt height, SymInt width, bool channels_last, str backend, "
+    f"{_SETTINGS}) -> Tensor",
+)
 
 
 @roi_pool_backward_op.register_fake
@@ -175,7 +175,7 @@ def _(grad_pooled: Tensor, boxes: Tensor, height: int, width: int, channels_last
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, *ctx.sampling, backend = inputs
+    features, boxes, *ctx.settings, backend = inputs
     ctx.shape = *features.shape[2:], _is_channels_last(features)
     ctx.backend = backend or PATCH_ROI_POOL.resolve(features.device)
     ctx.save_for_backward(boxes)
@@ -183,18 +183,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
     (boxes,) = ctx.saved_tensors
-    gradient = roi_pool_backward_op(grad_pooled, boxes, *ctx.shape, *ctx.sampling, ctx.backend)
+    gradient = roi_pool_backward_op(grad_pooled, boxes, *ctx.shape, ctx.backend, *ctx.settings)
     return gradient, *[None] * 6
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, boxes, _, _, _, *ctx.sampling, ctx.backend = inputs
+    _, boxes, _, _, _, ctx.backend, *ctx.settings = inputs
     ctx.save_for_backward(boxes)
 
 
 def _backward_backward(ctx: Any, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:
     (boxes,) = ctx.saved_tensors
-    return roi_pool_op(grad_gradient, boxes, *ctx.sampling, ctx.backend), *[None] * 9
+    return roi_pool_op(grad_gradient, boxes, *ctx.settings, ctx.backend), *[None] * 9
 
 
 roi_pool_op.register_autograd(_backward, setup_context=_setup)

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.core.launch import register_limit
+from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 
 @triton.jit
@@ -160,29 +161,29 @@ def launch_options(width: int, dtype: torch.dtype) -> dict[str, int]:
     return options | register_limit(255)
 
 
-def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, *options: float) -> None:
+def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, settings: RoiPoolSettings) -> None:
     launch = launch_options(features.shape[3], features.dtype)
     blocks = triton.cdiv(boxes.shape[1], launch["BOXES"])
     if blocks:
-        _launch(_forward_kernel, blocks, launch, features, boxes, pooled, channels_last, *options)
+        _launch(_forward_kernel, blocks, launch, features, boxes, pooled, channels_last, settings)
 
 
 def roi_pool_backward(
-    gradient: Tensor, boxes: Tensor, grad_pooled: Tensor, channels_last: bool, *options: float
+    gradient: Tensor, boxes: Tensor, grad_pooled: Tensor, channels_last: bool, settings: RoiPoolSettings
 ) -> None:
     height, width = gradient.shape[2:]
     launch = launch_options(width, gradient.dtype)
     tiles = triton.cdiv(height, launch["ROWS"]) * triton.cdiv(width, launch["COLUMNS"])
-    _launch(_backward_kernel, tiles, launch, gradient, boxes, grad_pooled, channels_last, *options)
+    _launch(_backward_kernel, tiles, launch, gradient, boxes, grad_pooled, channels_last, settings)
 
 
 def _launch(
     kernel, blocks: int, launch: dict[str, int], features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool,
-    spatial_scale: float, output_size: float, sampling_ratio: float, aligned: float,
+    settings: RoiPoolSettings,
 ) -> None:  # fmt: skip
     images, channels, height, width = features.shape
     channel_stride, pixel_stride = (1, channels) if channels_last else (height * width, 1)
     kernel[(images, triton.cdiv(channels, launch["CHANNELS"]), blocks)](
-        features, boxes, pooled, channels, height, width, boxes.shape[1], channel_stride, pixel_stride, spatial_scale,
-        output_size, sampling_ratio, ALIGNED=aligned, **launch,
+        features, boxes, pooled, channels, height, width, boxes.shape[1], channel_stride, pixel_stride, *settings,
+        **launch,
     )  # fmt: skip

@@ -32,6 +32,7 @@ from ltfast.ops.core.dispatch import Kernels, Op
 from ltfast.ops.core.fused_loss import FusedLoss
 from ltfast.ops.core.tensors import accumulator, wants_gradient
 from ltfast.ops.vmf import reference
+from ltfast.ops.vmf.settings import VmfSettings
 
 __all__ = ["vmf_cross_entropy", "vmf_logits"]
 
@@ -99,8 +100,8 @@ def vmf_cross_entropy(
     checks.check_labels(target, features, classes=len(directions), ignore_index=ignore_index)
     if log_prior is not None:
         checks.check_class_vector(log_prior, directions.T, "log_prior")
-    options = (temperature, ignore_index, reduction)
-    return VMF_CROSS_ENTROPY(features, target, directions, kappa, log_prior, *options)
+    settings = VmfSettings(temperature, ignore_index, reduction)
+    return VMF_CROSS_ENTROPY(features, target, directions, kappa, log_prior, settings)
 
 
 def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
@@ -165,21 +166,12 @@ def _backward_ratio(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor, None
 
 vmf_ratio_op.register_autograd(_backward_ratio, setup_context=_setup_ratio)
 
+# without a target it returns the log-sum-exp of the logits
 VMF_CROSS_ENTROPY = FusedLoss(
     "vmf_cross_entropy",
     reference.vmf_cross_entropy,
     KERNELS,
-    "Tensor features, Tensor target, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, "
-    "int ignore_index, str reduction, bool with_gradient",
-    bound=lambda *inputs: 2 / inputs[5],  # each logit's gradient is shorter than 1 / temperature
-)
-
-VMF_LOG_SUM_EXP = FusedLoss(
-    "vmf_log_sum_exp",
-    reference.vmf_log_sum_exp,
-    KERNELS,
-    "Tensor features, Tensor directions, Tensor kappa, Tensor? log_prior, float temperature, str reduction, "
-    "bool with_gradient",
-    bound=lambda *inputs: 1 / inputs[4],
-    labelled=False,
+    "Tensor features, Tensor? target, Tensor directions, Tensor kappa, Tensor? log_prior",
+    VmfSettings,
+    bound=lambda features, others, settings: 2 / settings.temperature,  # the gradient of a logit is at most half of it
 )

@@ -28,62 +28,31 @@ def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) ->
     return ratio, slope
 
 
-def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return blocks.cross_entropy(_epilogue, *arguments, **options)
+def vmf_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, *arguments)
 
 
-def vmf_log_sum_exp(
-    features: Tensor,
-    directions: Tensor,
-    kappa: Tensor,
-    log_prior: Tensor | None,
-    temperature: float,
-    reduction: str,
-    with_gradient: bool,
-    unit: float,
-) -> tuple[Tensor, Tensor]:
-    options = (temperature, -100, reduction, with_gradient, unit)
-    return blocks.cross_entropy(_epilogue, features, None, directions, kappa, log_prior, *options)
-
-
-def _epilogue(
-    products: Tensor,
-    start: int,
-    count: int,
-    features: Tensor,
-    target: Tensor | None,
-    directions: Tensor,
-    kappa: Tensor,
-    log_prior: Tensor | None,
-    state: Tensor,
-    loss: Tensor,
-    gradient: Tensor | None,
-    temperature: float,
-    unit: float,
-    ignore_index: int,
-    mean: bool,
-    mean_gradient: bool,
-) -> int:
-    rows, width = features.shape
+def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> int:
+    batch, width = rows.features.shape
     return backends.native().vmf_cross_entropy(
-        str(features.dtype)[6:],
+        str(rows.features.dtype)[6:],
         width / 2 - 1,
-        1 / temperature,
-        unit,
-        mean_gradient,
+        1 / rows.settings.temperature,
+        rows.unit,
+        rows.mean_gradient,
         products.data_ptr(),
         products.stride(0),
-        features.data_ptr(),
-        directions.data_ptr(),
-        kappa.data_ptr(),
-        0 if log_prior is None else log_prior.data_ptr(),
-        0 if target is None else target.data_ptr(),
-        ignore_index,
-        state.data_ptr(),
-        loss.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        rows,
-        len(directions),
+        rows.features.data_ptr(),
+        rows.directions.data_ptr(),
+        rows.kappa.data_ptr(),
+        0 if rows.log_prior is None else rows.log_prior.data_ptr(),
+        0 if rows.target is None else rows.target.data_ptr(),
+        rows.settings.ignore_index,
+        rows.state.data_ptr(),
+        rows.loss.data_ptr(),
+        0 if rows.gradient is None else rows.gradient.data_ptr(),
+        batch,
+        len(rows.directions),
         width,
         start,
         count,

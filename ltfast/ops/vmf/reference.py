@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ltfast.ops.bessel.debye import COEFFICIENTS, ORDER
 from ltfast.ops.core.checks import check_reference_labels
 from ltfast.ops.core.tensors import accumulator, reduce
+from ltfast.ops.vmf.settings import VmfSettings
 
 
 def saturated(x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def log_partition(nu: float, square: Tensor) -> Tensor:
 
 
 def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float) -> Tensor:
-    """F(k') - F(k) for k'^2 = k^2 + increment, (B, C); the arguments of the op ``ltfast::vmf_ratio``."""
+    """F(k') - F(k) for k'^2 = k^2 + increment, (B, C)."""
     square = kappa.double() ** 2
     ratio = log_partition(nu, (square + increments.double()).clamp(min=0)) - log_partition(nu, square)
     return ratio.to(increments.dtype)
@@ -56,31 +57,21 @@ def logits(features: Tensor, directions: Tensor, kappa: Tensor, log_prior: Tenso
 
 def vmf_cross_entropy(
     features: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     directions: Tensor,
     kappa: Tensor,
     log_prior: Tensor | None,
-    temperature: float,
-    ignore_index: int,
-    reduction: str,
+    settings: VmfSettings,
 ) -> Tensor:
-    """The arguments of the op ``ltfast::vmf_cross_entropy``."""
-    check_reference_labels(target, len(directions), ignore_index=ignore_index)
+    """The loss as the op ``ltfast::vmf_cross_entropy`` computes it: without a target, the log-sum-exp of the logits."""
+    dtype = accumulator(features.dtype)
+    if target is None:
+        rows = logits(features, directions, kappa, log_prior, settings.temperature).logsumexp(1)
+        return reduce(rows.to(dtype), settings.reduction)
+    check_reference_labels(target, len(directions), ignore_index=settings.ignore_index)
     target = target.long()
-    counted = target != ignore_index
-    scores = logits(torch.where(counted[:, None], features, 0), directions, kappa, log_prior, temperature)
+    counted = target != settings.ignore_index
+    features = torch.where(counted[:, None], features, 0)
+    scores = logits(features, directions, kappa, log_prior, settings.temperature)
     rows = F.cross_entropy(scores, torch.where(counted, target, 0), reduction="none")
-    return reduce(rows.to(accumulator(features.dtype)), reduction, counted)
-
-
-def vmf_log_sum_exp(
-    features: Tensor,
-    directions: Tensor,
-    kappa: Tensor,
-    log_prior: Tensor | None,
-    temperature: float,
-    reduction: str,
-) -> Tensor:
-    """The arguments of the op ``ltfast::vmf_log_sum_exp``."""
-    rows = logits(features, directions, kappa, log_prior, temperature).logsumexp(1)
-    return reduce(rows.to(accumulator(features.dtype)), reduction)
+    return reduce(rows.to(dtype), settings.reduction, counted)

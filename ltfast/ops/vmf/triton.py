@@ -245,58 +245,30 @@ def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) ->
     return ratio, slope
 
 
-def vmf_cross_entropy(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return blocks.cross_entropy(_epilogue, *arguments, **options)
+def vmf_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return blocks.cross_entropy(_epilogue, *arguments)
 
 
-def vmf_log_sum_exp(
-    features: Tensor,
-    directions: Tensor,
-    kappa: Tensor,
-    log_prior: Tensor | None,
-    temperature: float,
-    reduction: str,
-    with_gradient: bool,
-    unit: float,
-) -> tuple[Tensor, Tensor]:
-    options = (temperature, -100, reduction, with_gradient, unit)
-    return blocks.cross_entropy(_epilogue, features, None, directions, kappa, log_prior, *options)
-
-
-def _epilogue(
-    products: Tensor,
-    start: int,
-    count: int,
-    features: Tensor,
-    target: Tensor | None,
-    directions: Tensor,
-    kappa: Tensor,
-    log_prior: Tensor | None,
-    state: Tensor,
-    loss: Tensor,
-    gradient: Tensor | None,
-    temperature: float,
-    unit: float,
-    ignore_index: int,
-    mean: bool,
-    mean_gradient: bool,
-) -> int:
-    rows, width = features.shape
-    classes = len(directions)
+def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> int:
+    features, target, loss = rows.features, rows.target, rows.loss
+    ignore_index, temperature = rows.settings.ignore_index, rows.settings.temperature
+    batch, width = features.shape
+    classes = len(rows.directions)
+    last = start + count == classes
     v, options = expansion_options(width / 2 - 1, features.dtype)
     weight = None
-    if mean and start + count == classes:
-        weight = loss.new_full((), 1 / rows) if target is None else mean_weight(target, ignore_index, loss.dtype)
-    _cross_entropy_kernel[(rows,)](
-        products, features, target, directions, kappa, log_prior, weight, state, loss, gradient,
-        products.stride(0), start, count, classes, width, v, 1 / temperature, unit, ignore_index,
+    if rows.mean and last:
+        weight = loss.new_full((), 1 / batch) if target is None else mean_weight(target, ignore_index, loss.dtype)
+    _cross_entropy_kernel[(batch,)](
+        products, features, target, rows.directions, rows.kappa, rows.log_prior, weight, rows.state, loss,
+        rows.gradient, products.stride(0), start, count, classes, width, v, 1 / temperature, rows.unit, ignore_index,
         MEAN=weight is not None,
-        MEAN_GRADIENT=mean_gradient,
+        MEAN_GRADIENT=rows.mean_gradient,
         LABELLED=target is not None,
-        PRIOR=log_prior is not None,
+        PRIOR=rows.log_prior is not None,
         FIRST=start == 0,
-        LAST=start + count == classes,
-        WITH_GRADIENT=gradient is not None,
+        LAST=last,
+        WITH_GRADIENT=rows.gradient is not None,
         **options,
         **launch_options(count, width, features.dtype),
     )  # fmt: skip
