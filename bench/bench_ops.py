@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from ltfast.benchmark import clock
-from ltfast.benchmark.case import Case, Unavailable
-from ltfast.benchmark.cases import OPS, file_of
+from ltfast.benchmark.cases import benches
+from ltfast.ops.core.bench import Case, Unavailable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def every_case() -> Iterator[Case]:
-    for op in OPS:
-        yield from (case for case in file_of(op).cases(DEVICE) if case.op == op)
+    for bench in benches().values():
+        yield from bench.cases(DEVICE)
 
 
 PARAMETERS = [

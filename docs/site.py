@@ -13,6 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PICTURES = "bench/results"
+OPS = "{{ every module of ltfast.ops.__all__ }}"
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -24,8 +25,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to those pictures hold on GitHub, where docs/ has a folder above it; the site has none."""
-    return markdown.replace(f"](../{PICTURES}/", f"]({PICTURES}/")
+    """Adapt links to those pictures, which hold on GitHub, where docs/ has a folder above it; and list the ops."""
+    return markdown.replace(f"](../{PICTURES}/", f"]({PICTURES}/").replace(OPS, every_op())
+
+
+def every_op() -> str:
+    """The directives that document the modules of all ops."""
+    from ltfast import ops
+
+    modules = dict.fromkeys(".".join(getattr(ops, name).__module__.split(".")[:3]) for name in ops.__all__)
+    return "\n\n".join(f"::: {module}\n    options:\n      show_root_full_path: true" for module in modules)
 
 
 def with_markdown_formulas(text: str) -> str:

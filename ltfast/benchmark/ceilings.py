@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ltfast.benchmark.case import Work
+from ltfast.ops.core.bench import Work
 
 
 @dataclass(frozen=True)

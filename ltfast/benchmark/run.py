@@ -17,11 +17,11 @@ import torch
 
 import ltfast
 from ltfast.benchmark import ceilings, clock
-from ltfast.benchmark.case import Case, Growth, Unavailable
-from ltfast.benchmark.cases import file_of
+from ltfast.benchmark.cases import benches
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.errors import InputError
 from ltfast.ops.core import backends
+from ltfast.ops.core.bench import Case, Growth, Unavailable
 
 BLOCKS = 4  # implementations take turns, so that a noisy moment does not fall on one of them alone
 
@@ -40,7 +40,7 @@ def bench(
 
     Args:
         device: where.
-        ops: names in `ltfast.benchmark.cases.OPS`.
+        ops: names of `ltfast.benchmark.cases.benches()`.
         shapes: of `ltfast.benchmark.cases.SHAPES`.
         peers, seconds: see `run_case`.
         with_growth: see `run_growth` too.
@@ -52,13 +52,12 @@ def bench(
     Raises:
         ValueError: no case of these ops has such a shape, or one of these peers.
     """
-    names = {
-        name
-        for op in ops
-        for case in file_of(op).cases(device)
-        if case.op == op and case.shape in shapes
-        for name in case.implementations
-    }
+    chosen = {op: benches()[op] for op in ops}
+
+    def cases(op: str) -> Iterator[Case]:
+        return (case for case in chosen[op].cases(device) if case.shape in shapes)
+
+    names = {name for op in ops for case in cases(op) for name in case.implementations}
     if not names:
         raise InputError(f"expected one that {', '.join(ops)} has, got {', '.join(shapes)}", name="shapes")
     if unknown := set(peers or ()) - names:
@@ -70,14 +69,14 @@ def bench(
     growing: list[dict[str, Any]] = []
     with nothing_compiled():
         for op in ops:
-            for case in file_of(op).cases(device):
-                if case.op == op and case.shape in shapes:
-                    measured, absent = run_case(case, device, limits, seconds=seconds, peers=peers)
-                    show(measured)
-                    rows += measured
-                    missing += absent
-            grows = file_of(op).growth(device) if with_growth and hasattr(file_of(op), "growth") else []
-            growing += [run_growth(one, device, seconds=seconds / 10) for one in grows if one.op == op]
+            for case in cases(op):
+                measured, absent = run_case(case, device, limits, seconds=seconds, peers=peers)
+                show(measured)
+                rows += measured
+                missing += absent
+            growth = chosen[op].growth
+            if with_growth and growth is not None:
+                growing += [run_growth(one, device, seconds=seconds / 10) for one in growth(device)]
     return {
         "machine": machine(device),
         "ceilings": asdict(limits),

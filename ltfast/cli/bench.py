@@ -21,11 +21,11 @@ _STEP = "time whole training steps with the published losses and with ltfast's"
 def bench(argv: Sequence[str]) -> int:
     if argv and argv[0] == "step":
         return bench_step(argv[1:])
-    from ltfast.benchmark.cases import OPS, SHAPES
+    from ltfast.benchmark.cases import SHAPES, benches
 
     parser = command_parser("bench", ABOUT, commands=["step"])
     group = parser.add_argument_group("what to time")
-    group.add_argument("--ops", help=f"some of {', '.join(OPS)}, with commas; default: all")
+    group.add_argument("--ops", help="names of ops, with commas; default: all. A name that is wrong shows all of them")
     group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
     group.add_argument("--peers", help="implementations beside ltfast, as the tables name them, or none; default: all")
     _add_bench_options(group)
@@ -37,7 +37,7 @@ def bench(argv: Sequence[str]) -> int:
                              "not meet"))  # fmt: skip
     args = parser.parse(argv)
 
-    ops, shapes = _some("ops", args.ops, OPS), _some("shapes", args.shapes, SHAPES)
+    shapes = _some("shapes", args.shapes, SHAPES)
 
     from ltfast.benchmark import results
 
@@ -48,6 +48,8 @@ def bench(argv: Sequence[str]) -> int:
         say(f"slower: {', '.join(found) or 'nothing'}")
         return 1 if found else 0
 
+    ops = _some("ops", args.ops, benches()) or list(benches())
+
     from ltfast.benchmark import pictures, run
     from ltfast.engine import report
 
@@ -55,7 +57,7 @@ def bench(argv: Sequence[str]) -> int:
     out = folder_at(args.out)
     measured = run.bench(
         device,
-        ops=ops or list(OPS),
+        ops=ops,
         shapes=shapes or (SHAPES if device.type == "cuda" else SHAPES[:3]),
         peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
         seconds=args.seconds,

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from ltfast.benchmark import ceilings, clock, pictures, results, run
-from ltfast.benchmark.case import Case, Growth, Unavailable, Work, backward
-from ltfast.benchmark.cases import OPS
+from ltfast.benchmark.cases import SHAPES, benches
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.cli import main
 from ltfast.ops.core import backends
+from ltfast.ops.core.bench import Case, Growth, Unavailable, Work, backward
+from ltfast.ops.taylor import cases as taylor
 
 CPU = torch.device("cpu")
 LIMITS = Ceilings(bytes=1e9, flops={"float32": 1e11, "bfloat16": 2e11}, exps=1e9)
@@ -231,7 +232,31 @@ def test_every_op_has_cases():
 
     # within vmf_cross_entropy; the other two are those of one process, with an exchange between several
     timed = {"vmf_logits", "class_parallel_agcl", "class_parallel_vmf_cross_entropy"}
-    assert set(ops.__all__) - timed <= set(OPS)
+    assert set(ops.__all__) - timed <= set(benches())
+
+
+def test_cases_and_growth_are_of_their_op_and_have_names_of_their_own():
+    names = []
+    for op, bench in benches().items():
+        for case in bench.cases(CPU):
+            names.append(case.name)
+            assert case.op == op
+            assert case.shape in SHAPES
+            assert next(iter(case.implementations)) == "ltfast"
+            assert case.work.bytes > 0
+            assert case.work.flops > 0 or case.work.exps > 0 or op in ("class_sums", *taylor.CASES.in_place)
+        for growth in [] if bench.growth is None else bench.growth(CPU):
+            assert growth.op == op
+            assert set(growth.ranges) == set(growth.base)
+            for dimension, sizes in growth.ranges.items():
+                assert growth.base[dimension] in sizes
+                assert list(sizes) == sorted(sizes)
+                small, large = (growth.case(**{**growth.base, dimension: size}).work for size in (sizes[0], sizes[-1]))
+                assert large.bytes > small.bytes
+            tiny = growth.case(**{dimension: sizes[0] for dimension, sizes in growth.ranges.items()})
+            assert tiny.op == growth.op
+            tiny.implementations["ltfast"]()(tiny.inputs())
+    assert len(set(names)) == len(names)
 
 
 def test_pictures_of_ops_without_growth(tmp_path, measured):

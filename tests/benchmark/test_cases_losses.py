@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ltfast.benchmark.case import Unavailable
-from ltfast.benchmark.cases import SHAPES, agcl, balanced_bce, bessel, class_sums, vmf
+from ltfast.benchmark.cases import proco
+from ltfast.ops.agcl import bench as agcl
+from ltfast.ops.balanced_bce import bench as balanced_bce
+from ltfast.ops.bessel import bench as bessel
+from ltfast.ops.class_sums import bench as class_sums
+from ltfast.ops.core.bench import Unavailable
+from ltfast.ops.vmf import bench as vmf
 
 CPU = torch.device("cpu")
-MODULES = [agcl, balanced_bce, bessel, class_sums, vmf]
 DRAWS = 20_000
 
 
@@ -54,7 +58,7 @@ def test_balanced_bce_in_bfloat16():
 
 def test_proco():
     """Statistics and gradient, in the first step and the next."""
-    case = vmf.proco(CPU, "small", 100, 5, 32)
+    case = proco.proco(CPU, "small", 100, 5, 32)
     names = ("ltfast", "eager", "published")
     assert [name for name in case.implementations if "compile" not in name] == [*names]
     steps = {name: case.implementations[name]() for name in names}
@@ -70,8 +74,8 @@ def test_proco():
 
 
 def test_the_published_proco_only_where_its_tensors_fit():
-    assert "published" in vmf.proco(CPU, "imagenet-lt", *vmf.SIZES["imagenet-lt"]).implementations
-    assert "published" not in vmf.proco(CPU, "inat18", *vmf.SIZES["inat18"]).implementations
+    assert "published" in proco.proco(CPU, "imagenet-lt", *vmf.SIZES["imagenet-lt"]).implementations
+    assert "published" not in proco.proco(CPU, "inat18", *vmf.SIZES["inat18"]).implementations
 
 
 def test_vmf_cross_entropy():
@@ -113,30 +117,6 @@ def test_the_copy_moves_the_logits(module):
     assert copied.data_ptr() != inputs[0].data_ptr()
     assert not copied.requires_grad
     assert case.work.bytes == 2 * copied.nbytes
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_cases_have_names_of_their_own_and_work(module):
-    cases = list(module.cases(CPU))
-    assert len({case.name for case in cases}) == len(cases)
-    for case in cases:
-        assert case.shape in SHAPES
-        assert next(iter(case.implementations)) == "ltfast"
-        assert case.work.bytes > 0
-        assert case.work.exps > 0 or module is class_sums
-        assert case.work.flops > 0 or module is not vmf
-
-
-@pytest.mark.parametrize("module", [agcl, balanced_bce, vmf], ids=lambda module: module.__name__.rpartition(".")[2])
-def test_growth_passes_through_its_base(module):
-    for growth in module.growth(CPU):
-        assert set(growth.ranges) == set(growth.base)
-        for dimension, sizes in growth.ranges.items():
-            assert growth.base[dimension] in sizes
-            assert list(sizes) == sorted(sizes)
-        tiny = growth.case(**dict.fromkeys(growth.base, 4))
-        assert tiny.op == growth.op
-        assert tiny.implementations["ltfast"]()(tiny.inputs())[0].shape == (4, 4)
 
 
 def test_a_row_too_long_for_quack():

@@ -1,12 +1,13 @@
-from itertools import chain
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ltfast.benchmark.case import Unavailable
-from ltfast.benchmark.cases import SHAPES, models, queue_softmax, roi_pool, taylor
+from ltfast.benchmark.cases import models, queue_losses
+from ltfast.ops.core.bench import Unavailable
+from ltfast.ops.queue_softmax import bench as queue_softmax
+from ltfast.ops.roi_pool import bench as roi_pool
+from ltfast.ops.taylor import bench as taylor
 
 CPU = torch.device("cpu")
 LIMITS = ("matmul", "copy")  # what they do is another task
@@ -46,28 +47,28 @@ def check_alike(found, *peers, **tolerance):
 @pytest.fixture
 def few_classes(monkeypatch):
     """Every anchor has positives in a queue of some dozens."""
-    monkeypatch.setattr(queue_softmax, "CLASSES", 3)
+    monkeypatch.setattr(queue_losses, "CLASSES", 3)
 
 
 @pytest.mark.usefixtures("few_classes")
 @pytest.mark.parametrize("loss", ["dscl", "supcon"])
 def test_contrastive_losses(loss):
     pytest.importorskip("pytorch_metric_learning")
-    case = queue_softmax.contrastive(CPU, loss, "small", 6, 40, 16, torch.float32)
+    case = queue_losses.contrastive(CPU, loss, "small", 6, 40, 16, torch.float32)
     library = ["pytorch-metric-learning"] if loss == "supcon" else []
     check_alike(results(case, case.inputs()), "eager", *library, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("few_classes")
 def test_a_contrastive_loss_in_bfloat16():
-    case = queue_softmax.contrastive(CPU, "dscl", "small", 6, 40, 16, torch.bfloat16)
+    case = queue_losses.contrastive(CPU, "dscl", "small", 6, 40, 16, torch.bfloat16)
     inputs = case.inputs()
     assert {x.dtype for x in leaves(inputs)} == {torch.bfloat16, torch.int64}
     check_alike(results(case, inputs), "eager", rtol=0.1, atol=0.1)
 
 
 def test_patch_self_distillation():
-    case = queue_softmax.pbsd(CPU, "small", 3, 40, 16, torch.float32)
+    case = queue_losses.pbsd(CPU, "small", 3, 40, 16, torch.float32)
     check_alike(results(case, case.inputs()), "eager", rtol=1e-4, atol=1e-5)
 
 
@@ -150,9 +151,9 @@ def test_the_sorted_value_is_the_threshold(monkeypatch):
 
 
 def test_kernels_in_cuda_run_under_the_native_backend(monkeypatch):
-    monkeypatch.setattr(taylor, "why_not", lambda *_, **__: None)
-    assert taylor.in_cuda(taylor.ltfast.ops.core.backends.choice)(CPU) == "native"
-    monkeypatch.setattr(taylor, "why_not", lambda *_, **__: "left out")
+    monkeypatch.setattr(taylor.backends, "why_not", lambda *_, **__: None)
+    assert taylor.in_cuda(taylor.backends.choice)(CPU) == "native"
+    monkeypatch.setattr(taylor.backends, "why_not", lambda *_, **__: "left out")
     with pytest.raises(Unavailable, match="left out"):
         taylor.in_cuda(print)
 
@@ -186,30 +187,3 @@ def test_products_are_those_of_the_formula():
     patches = 2 * 196 * 3 * 16**2 * width  # their embedding has no gradient in the images
     case = models.masked_autoencoder(CPU, "small", "vit_tiny_patch16_224", images)
     assert case.work.flops == pytest.approx(images * (3 * blocks * block + 2 * patches), rel=1e-3)
-
-
-def test_all_cases():
-    made = list(chain.from_iterable(module.cases(CPU) for module in (queue_softmax, roi_pool, taylor, models)))
-    assert {case.op for case in made} == {
-        *("queue_softmax", "dscl", "supcon", "pbsd", "patch_roi_pool", "prompts", "aggregation", "masked_autoencoder"),
-        *("taylor_importance_", "importance_threshold", "apply_masks_"),
-    }
-    assert len({case.name for case in made}) == len(made)
-    for case in made:
-        assert case.shape in SHAPES
-        assert case.work.bytes > 0
-        assert next(iter(case.implementations)) == "ltfast"
-        assert case.work.flops > 0 or case.op in ("taylor_importance_", "importance_threshold", "apply_masks_")
-
-
-@pytest.mark.parametrize("module", [queue_softmax, taylor], ids=["queue_softmax", "taylor"])
-def test_growth(module):
-    for growth in module.growth(CPU):
-        assert set(growth.base) == set(growth.ranges)
-        for dimension, sizes in growth.ranges.items():
-            assert growth.base[dimension] in sizes
-            assert list(sizes) == sorted(sizes)
-            small, large = (growth.case(**{**growth.base, dimension: size}).work for size in (sizes[0], sizes[-1]))
-            assert large.bytes > small.bytes
-        case = growth.case(**{dimension: sizes[0] for dimension, sizes in growth.ranges.items()})
-        case.implementations["ltfast"]()(case.inputs())

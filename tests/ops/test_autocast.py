@@ -5,7 +5,7 @@ import torch
 
 import ltfast
 from ops.conftest import PLACES, Place
-from ops.every_op import EVERY_OP, exact_gradient
+from ops.every_op import EXAMPLES, exact_gradient, function_and_tensor
 
 EVERY_PLACE = [pytest.param(Place("reference", "cpu"), id="reference"), *(p for p in PLACES if p.id != "triton-gpu")]
 
@@ -20,10 +20,10 @@ def tolerance(name: str, backend: str, dtype: torch.dtype) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", EVERY_OP)
+@pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("place", EVERY_PLACE)
 def test_both_passes_inside_autocast(place, name, dtype):
-    function, x = EVERY_OP[name]()
+    function, x = function_and_tensor(name)
     expected = exact_gradient(function, x)
     exact = function(x)
     x = x.float().requires_grad_()
@@ -39,7 +39,7 @@ def test_both_passes_inside_autocast(place, name, dtype):
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_second_derivatives_inside_autocast(backend):
-    function, x = EVERY_OP["queue_softmax, keys"]()
+    function, x = function_and_tensor("queue_softmax, keys")
 
     def penalty(x):
         (gradient,) = torch.autograd.grad(function(x), x, create_graph=True)

@@ -13,8 +13,9 @@ from ltfast import ops
 from ltfast.ops.core import collectives
 from ops.compare import tolerances
 from ops.conftest import PLACES, Place
-from ops.every_op import EVERY_OP, IN_PLACE, LABELS, exact_gradient
+from ops.every_op import EXAMPLES, IN_PLACE, exact_gradient, function_and_tensor
 
+LABELS = torch.tensor([0, 3, 4])
 EVERY_PLACE = [pytest.param(Place("reference", "cpu"), id="reference"), *(p for p in PLACES if p.id != "triton-gpu")]
 REFERENCE = r"use it inside `with ltfast\.backend\('reference'\)`"
 
@@ -31,10 +32,10 @@ def everywhere(request):
         yield request.param
 
 
-@pytest.fixture(params=EVERY_OP)
+@pytest.fixture(params=EXAMPLES)
 def op(request):
     """A function, an x, and the name of the op."""
-    function, x = EVERY_OP[request.param]()
+    function, x = function_and_tensor(request.param)
     return function, x, request.param.split(",")[0]
 
 
@@ -53,7 +54,7 @@ def close(actual, expected, place=None):
 
 
 def test_the_list_has_every_op():
-    assert {name.split(",")[0] for name in EVERY_OP} | set(IN_PLACE) == set(ops.__all__)
+    assert {name.split(",")[0] for name in EXAMPLES} | set(IN_PLACE) == set(ops.__all__)
 
 
 def test_tangents(everywhere, op):
@@ -156,7 +157,7 @@ def test_torch_func_in_the_reference(op):
     close(value, function(x))
     close(pushed, (expected * tangent).sum())
     close(hessian(function)(x), torch.autograd.functional.hessian(function, x))
-    samples, labels = torch.stack([x, 2 * x, 0.5 * x]), torch.stack([LABELS, LABELS.flip(0), LABELS - LABELS])
+    samples, labels = torch.stack([x, 2 * x, 0.5 * x]), torch.stack([LABELS, LABELS.flip(0), torch.zeros_like(LABELS)])
     pairs = list(zip(samples, labels, strict=True))
     close(vmap(function)(samples, labels), torch.stack([function(*pair) for pair in pairs]))
     close(vmap(grad(function))(samples, labels), torch.stack([exact_gradient(function, *pair) for pair in pairs]))
@@ -165,7 +166,7 @@ def test_torch_func_in_the_reference(op):
 @ltfast.backend("reference")
 @pytest.mark.parametrize("name", ["agcl", "balanced_bce", "class_sums", "vmf_cross_entropy", "class_parallel_agcl"])
 def test_labels_are_checked_in_vmap(name):
-    function, x = EVERY_OP[name]()
+    function, x = function_and_tensor(name)
     labels = torch.stack([LABELS, torch.tensor([0, 5, 1])])
     with pytest.raises(ValueError, match=r"\[1, 1\] is 5: expected a label in \[0, 5\)"):
         vmap(grad(function))(torch.stack([x, x]), labels)
@@ -257,7 +258,7 @@ def test_compiled_transforms_are_refused_too(op):
     [("reference", "class_sums"), ("native", "class_sums"), ("native", "agcl"), ("native", "log_iv")],
 )
 def test_tangents_in_compiled_code(backend, name):
-    function, x = EVERY_OP[name]()
+    function, x = function_and_tensor(name)
     tangent = torch.randn_like(x)
     expected = (exact_gradient(function, x) * tangent).sum()
     torch._dynamo.reset()

@@ -1,48 +1,21 @@
-"""One file an op, or a few that belong together: its cases, and how it grows.
+"""What `ltfast bench` measures: the ops, whose cases are in their own folders, and the losses and models here."""
 
-The files are imported when cases are asked for: PyTorch takes seconds to import, and `--help` needs only the names.
-"""
+from typing import TYPE_CHECKING
 
-from types import ModuleType
+if TYPE_CHECKING:
+    from ltfast.ops.core.bench import Bench
 
 SHAPES = ("small", "imagenet-lt", "inat18", "large", "million")
 
-OPS = {
-    "agcl": "agcl",
-    "balanced_bce": "balanced_bce",
-    "proco": "vmf",
-    "vmf_cross_entropy": "vmf",
-    "log_iv": "bessel",
-    "bessel_ratio": "bessel",
-    "class_sums": "class_sums",
-    "queue_softmax": "queue_softmax",
-    "dscl": "queue_softmax",
-    "supcon": "queue_softmax",
-    "pbsd": "queue_softmax",
-    "patch_roi_pool": "roi_pool",
-    "taylor_importance_": "taylor",
-    "importance_threshold": "taylor",
-    "apply_masks_": "taylor",
-    "aggregation": "models",
-    "prompts": "models",
-    "masked_autoencoder": "models",
-}
-"""The names of `--ops`, each with its file."""
 
+def benches() -> "dict[str, Bench]":
+    """The names for `--ops`, with what is measured of each.
 
-def file_of(op: str) -> ModuleType:
-    """The module with the cases of an op, and of others."""
-    from ltfast.benchmark.cases import (
-        agcl,
-        balanced_bce,
-        bessel,
-        class_sums,
-        models,
-        queue_softmax,
-        roi_pool,
-        taylor,
-        vmf,
-    )
+    The files are imported here, and not with this module: PyTorch takes seconds to import, and `--help` needs the
+    shapes only.
+    """
+    from ltfast.benchmark.cases import models, proco, queue_losses
+    from ltfast.ops.catalog import OPS
 
-    files = (agcl, balanced_bce, bessel, class_sums, models, queue_softmax, roi_pool, taylor, vmf)
-    return {file.__name__.rpartition(".")[2]: file for file in files}[OPS[op]]
+    found = {name: bench for op in OPS for name, bench in op.bench.items()}
+    return found | proco.BENCHES | queue_losses.BENCHES | models.BENCHES

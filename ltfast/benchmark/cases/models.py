@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltfast.benchmark.case import Case, Step, Work
 from ltfast.models import MaskedAutoencoder, PromptedClassifier
 from ltfast.models.aggregation import aggregation_weights, agreement
+from ltfast.ops.core.bench import Bench, Case, Step, Work
 
 STEPS = 50  # of gradient ascent
 META = torch.device("meta")
@@ -167,13 +167,26 @@ def masked_autoencoder(device: torch.device, shape: str, backbone: str, images: 
     )
 
 
-def cases(device: torch.device) -> Iterator[Case]:
+def aggregation_cases(device: torch.device) -> Iterator[Case]:
     yield aggregation(device, "small", 1000, 3, 100)
     yield aggregation(device, "imagenet-lt", 1000, 3, 1000)
     yield aggregation(device, "large", 50_000, 3, 1000)
+
+
+def prompt_cases(device: torch.device) -> Iterator[Case]:
     if device.type == "cuda":
         yield prompts(device, "imagenet-lt", "vit_base_patch16_224", 256, torch.bfloat16)
     else:
         yield prompts(device, "imagenet-lt", "vit_small_patch16_224", 4, torch.float32)
         yield prompts(device, "large", "vit_base_patch16_224", 16, torch.float32)
+
+
+def masked_autoencoder_cases(device: torch.device) -> Iterator[Case]:
     yield masked_autoencoder(device, "small", "vit_tiny_patch16_224", 8)
+
+
+BENCHES = {
+    "aggregation": Bench(aggregation_cases),
+    "prompts": Bench(prompt_cases),
+    "masked_autoencoder": Bench(masked_autoencoder_cases),
+}

@@ -8,10 +8,10 @@ from timm.data import Mixup
 from torch import Tensor
 from torch.optim import AdamW
 
-from ltfast.benchmark.cases import published
 from ltfast.benchmark.steps.pair import Implementation, Size, StepPair
 from ltfast.losses import BalancedBCELoss
 from ltfast.models import make_backbone
+from ltfast.ops.balanced_bce.bench import published
 
 
 def pair(size: Size, device: torch.device) -> StepPair:
@@ -31,6 +31,6 @@ def pair(size: Size, device: torch.device) -> StepPair:
         target,
         {
             "ltfast": Implementation(forward, loss),
-            "published": Implementation(forward, partial(published.balanced_bce, bias=loss.bias)),
+            "published": Implementation(forward, partial(published, bias=loss.bias)),
         },
     )

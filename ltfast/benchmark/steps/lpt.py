@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from ltfast.benchmark.cases import published
 from ltfast.benchmark.cases.models import published_phase
 from ltfast.benchmark.steps.pair import Implementation, Size, StepPair
 from ltfast.losses import AGCLLoss
 from ltfast.models import PromptedClassifier
+from ltfast.ops.agcl.bench import published
 
 _ETA = 0.5  # weight of the half that is sampled as the data are
 
@@ -22,7 +22,7 @@ def pair(size: Size, device: torch.device) -> StepPair:
     network.transformer.eval().requires_grad_(False)
     balanced = AGCLLoss(counts).to(device)
     instance = AGCLLoss(counts, gamma_pos=0.5, gamma_neg=8.0).to(device)
-    agcl = partial(published.agcl, rarity=balanced.class_noise, noise_mul=1.0)  # class_noise has the factor already
+    agcl = partial(published, rarity=balanced.class_noise, noise_mul=1.0)  # class_noise has the factor already
     return StepPair(
         SGD([*network.pool.parameters(), *network.head.parameters()], 1e-3, momentum=0.9),
         [size.draw_images(size.images, device)],

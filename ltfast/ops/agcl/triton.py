@@ -1,20 +1,18 @@
 """The GPU kernels. A row that fits in registers is read once; a longer one is read block by block, twice, and its
 noise redrawn."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.agcl.launch import SHARE_LAUNCH, row_launch
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
-from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.launch import chip_of
 from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.noise.triton import half_normal_block
 
-LONGEST_ROW = {4: 8192, 8: 2048}  # classes that one program holds in registers, by bytes of the arithmetic
 LOWEST = tl.constexpr(-(2.0**100))  # differences saturate here, and such classes are left out
 
 # How p^gamma_neg is computed: the number of squarings for the published exponents, or one of these.
@@ -106,6 +104,11 @@ def _row_kernel(
     MEAN: tl.constexpr, NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The loss and the gradient of one row.
+
+    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,); seed (1,) int64;
+    mean_weight (1,); loss (rows,); gradient (rows, classes), contiguous. class_noise, mean_weight and loss are ACC.
+    """
     row = tl.program_id(0)
     y = tl.load(target + row)
     ignored = y == ignore_index
@@ -203,6 +206,11 @@ def _share_kernel(
     scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
     NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The sums of one row over a share of the classes; ``ltfast.ops.agcl`` explains them.
+
+    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,) ACC; seed (1,)
+    int64; statistics (rows, 5) float64.
+    """
     row = tl.program_id(0)
     y = tl.load(target + row)
     scale, margin, gamma = tl.cast(scale, ACC), tl.cast(margin, ACC), tl.cast(gamma, ACC)
@@ -244,6 +252,11 @@ def _share_gradient_kernel(
     scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
     NOISY: tl.constexpr, POWER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of a block of columns of one row, from that of its sums.
+
+    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,) ACC; seed (1,)
+    int64; statistics and incoming (rows, 5) float64; gradient (rows, classes), contiguous.
+    """
     row = tl.program_id(0)
     start = tl.program_id(1) * BLOCK
     y = tl.load(target + row)
@@ -268,15 +281,6 @@ def _share_gradient_kernel(
     g = _power(e, t, gamma, POWER) * (slope * t + offset) + e * pull
     g = tl.where(column == y, of_own.to(ACC), g)
     tl.store(gradient + row.to(tl.int64) * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
-
-
-def launch_options(classes: int, acc: torch.dtype) -> dict[str, int | bool]:
-    """Block size and warps for a row length: 16 elements a thread."""
-    one_block = classes <= LONGEST_ROW[acc.itemsize]
-    block = max(triton.next_power_of_2(classes), 16) if one_block else 2048
-    warps = max(block // 512, 1)
-    options = {"BLOCK": block, "ONE_BLOCK": one_block, "num_warps": warps}
-    return options if acc == torch.float64 else options | register_limit(168 if warps < 4 else 128)
 
 
 def power_kind(gamma: float) -> int:
@@ -309,19 +313,9 @@ def agcl(
         POWER=power_kind(settings.gamma_neg),
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
-        **launch_options(classes, acc),
+        **row_launch(classes, acc, chip_of(logits.device)).options,
     )  # fmt: skip
     return reduce(loss, "none" if settings.reduction == "none" else "sum"), gradient
-
-
-def share_options(class_noise: Tensor | None, gamma_neg: float, acc: torch.dtype) -> dict[str, Any]:
-    return {
-        "NOISY": class_noise is not None,
-        "POWER": power_kind(gamma_neg),
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
-        "BLOCK": 2048,
-        "num_warps": 4,
-    }
 
 
 def agcl_share(
@@ -336,7 +330,12 @@ def agcl_share(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, classes = logits.shape
-    options = share_options(class_noise, settings.gamma_neg, accumulator(logits.dtype))
+    options = {
+        "NOISY": class_noise is not None,
+        "POWER": power_kind(settings.gamma_neg),
+        "ACC": tl.float64 if logits.dtype == torch.float64 else tl.float32,
+        **SHARE_LAUNCH.options,
+    }
     if incoming is None:
         _share_kernel[(rows,)](
             logits, target, class_noise, seed, statistics, logits.stride(0), classes, *settings,
@@ -344,7 +343,7 @@ def agcl_share(
         )  # fmt: skip
         return None
     gradient = empty_gradient(logits, True)
-    _share_gradient_kernel[(rows, triton.cdiv(classes + settings.first % 4, options["BLOCK"]))](
+    _share_gradient_kernel[(rows, triton.cdiv(classes + settings.first % 4, SHARE_LAUNCH.block))](
         logits, target, class_noise, seed, statistics, incoming, gradient, logits.stride(0), classes,
         *settings, **options,
     )  # fmt: skip

@@ -5,9 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.balanced_bce.launch import row_launch
 from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
-from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.launch import chip_of
 from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
 from ltfast.ops.mean_weight.triton import mean_weight
 
@@ -34,6 +35,12 @@ def _row_kernel(
     SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The loss and the gradient of one row.
+
+    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64, or if SOFT (rows, classes), rows
+    ``target_stride`` apart; bias, class_weight and pos_weight (classes,) ACC; mean_weight (1,) ACC; loss (rows,) ACC;
+    gradient (rows, classes), contiguous.
+    """
     row = tl.program_id(0).to(tl.int64)
     unit = tl.cast(unit, ACC)
     total = tl.full((), 0.0, ACC)
@@ -82,13 +89,6 @@ def _row_kernel(
     tl.store(loss + row, tl.where(ignored, 0.0, total) * share)
 
 
-def launch_options(classes: int, acc: torch.dtype, *, soft: bool) -> dict[str, int]:
-    """Block size and warps for a row length: 32 bytes of arithmetic a thread."""
-    block = min(max(triton.next_power_of_2(classes), 16), 8192 // acc.itemsize)
-    options = {"BLOCK": block, "num_warps": max(block * acc.itemsize // 1024, 1)}
-    return options | register_limit(128 if acc.itemsize == 8 else 72 if soft else 64)
-
-
 def series_terms(dtype: torch.dtype) -> int:
     """Terms of atanh's series for s up to 1/3: the next one is below the last bit."""
     return 17 if dtype == torch.float64 else 7
@@ -130,6 +130,6 @@ def balanced_bce(
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         TERMS=series_terms(logits.dtype),
-        **launch_options(classes, acc, soft=soft),
+        **row_launch(classes, acc, chip_of(logits.device), soft=soft).options,
     )  # fmt: skip
     return reduce(loss, "sum" if share is not None else settings.reduction), gradient

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.bessel import debye
+from ltfast.ops.bessel.launch import LAUNCH
 
 COEFFICIENTS = tl.constexpr(debye.coefficients(debye.TERMS))
 ORDER = tl.constexpr(debye.ORDER)
@@ -101,6 +102,7 @@ def _bessel_ratio_grad(order, v, x, scale, s, p, q):
 
 @triton.jit
 def _elementwise_kernel(nu, x, out, nu_stride, count, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    """One block of values: nu (count,) float64 if ``nu_stride`` is 1, or (1,) if it is 0; x and out (count,)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     order = tl.load(nu + i * nu_stride, mask=i < count, other=ORDER)
     wide = tl.load(x + i, mask=i < count, other=1.0).to(tl.float64)
@@ -132,13 +134,10 @@ def bessel_ratio_grad(nu: Tensor, x: Tensor) -> Tensor:
     return _elementwise("bessel_ratio_grad", nu, x)
 
 
-LAUNCH = {"BLOCK": 256, "num_warps": 4}
-
-
 def _elementwise(function: str, nu: Tensor, x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     count = x.numel()
-    _elementwise_kernel[(triton.cdiv(count, LAUNCH["BLOCK"]),)](
-        nu, x, out, int(nu.dim() > 0), count, FUNCTION=function, **LAUNCH
+    _elementwise_kernel[(triton.cdiv(count, LAUNCH.block),)](
+        nu, x, out, int(nu.dim() > 0), count, FUNCTION=function, **LAUNCH.options
     )  # fmt: skip
     return out

@@ -5,15 +5,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.core.launch import register_limit
+from ltfast.ops.class_sums.launch import class_launch
+from ltfast.ops.core.launch import chip_of
 from ltfast.ops.core.tensors import accumulator
-
-ROWS = 64  # labels looked at together; without a member they cost no more
 
 
 @triton.jit
 def _class_sums_kernel(features, labels, sums, counts, row_stride, rows, width,
                        ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """The sum of a block of columns for one class, and the number of its rows.
+
+    features (rows, width), rows ``row_stride`` apart; labels (rows,) int64; sums (classes, width) ACC, contiguous;
+    counts (classes,) int64.
+    """
     c = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
@@ -35,19 +39,14 @@ def _class_sums_kernel(features, labels, sums, counts, row_stride, rows, width,
         tl.store(counts + c, count)
 
 
-def launch_options(width: int) -> dict[str, int]:
-    columns = min(max(triton.next_power_of_2(width), 32), 512)
-    return {"ROWS": ROWS, "COLUMNS": columns, "num_warps": max(columns // 128, 1)} | register_limit(64)
-
-
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     rows, width = features.shape
     acc = accumulator(features.dtype)
     sums = features.new_empty(num_classes, width, dtype=acc)
     counts = labels.new_empty(num_classes)
-    options = launch_options(width)
-    _class_sums_kernel[(num_classes, triton.cdiv(width, options["COLUMNS"]))](
+    launch = class_launch(width, chip_of(features.device))
+    _class_sums_kernel[(num_classes, triton.cdiv(width, launch.columns))](
         features, labels, sums, counts, features.stride(0), rows, width,
-        ACC=tl.float64 if acc == torch.float64 else tl.float32, **options,
+        ACC=tl.float64 if acc == torch.float64 else tl.float32, **launch.options,
     )  # fmt: skip
     return sums, counts

@@ -1,15 +1,64 @@
-"""What differs between the GPUs of two makers when a Triton kernel is launched."""
+"""What the launch settings of all kernels share. Each op chooses its own in its ``launch.py``.
+
+A launch is chosen by a pure function of shapes, dtypes and the chip. Beside each number stands its reason: measured
+(with the chip), counted (in the machine code, by compiling for a GPU that is not here), or not measured.
+"""
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
-HIP = torch.version.hip is not None  # AMD's
+
+@dataclass(frozen=True)
+class Chip:
+    """The GPU that a kernel is launched on.
+
+    Attributes:
+        maker: "nvidia" or "amd".
+        multiprocessors: the number of streaming multiprocessors (AMD: compute units). 0 for Triton's interpreter.
+    """
+
+    maker: str
+    multiprocessors: int
 
 
-def register_limit(count: int) -> dict[str, int]:
-    """The launch option for at most ``count`` registers a thread; none on AMD's GPUs, whose compiler lacks it.
+@functools.cache
+def chip_of(device: torch.device) -> Chip:
+    """The chip behind a device of PyTorch. For "cpu" it is Triton's interpreter, which stands for a chip of NVIDIA."""
+    if device.type != "cuda":
+        return Chip("nvidia", 0)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return Chip("amd" if torch.version.hip else "nvidia", processors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a kernel is launched. A subclass adds the constants of its kernel, each under its name in lower case.
+
+    Attributes:
+        num_warps: warps of a program.
+        maxnreg: the largest number of registers of a thread, or None for no limit; see ``register_limit``.
+    """
+
+    num_warps: int
+    maxnreg: int | None = None
+
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the launch."""
+        own = {field.name for field in fields(Launch)}
+        constants = {field.name.upper(): getattr(self, field.name) for field in fields(self) if field.name not in own}
+        limit = {} if self.maxnreg is None else {"maxnreg": self.maxnreg}
+        return {**constants, "num_warps": self.num_warps, **limit}
+
+
+def register_limit(count: int, chip: Chip) -> int | None:
+    """``Launch.maxnreg`` for at most ``count`` registers. AMD's compiler has no such limit.
 
     Without a limit, NVIDIA's compiler may spill a few registers in order to fit one more block on a multiprocessor.
-    With a limit, it uses as many as it needs up to there. Each limit in the launch settings is one with which no
-    launch of `tests/ops/triton_compile.py` spills; its effect on the speed is not measured.
+    With a limit, it uses as many as it needs up to there. All limits are counted: no launch of
+    ``tests/ops/triton_compile.py`` spills with them. Their effect on the speed is not measured.
     """
-    return {} if HIP else {"maxnreg": count}
+    return None if chip.maker == "amd" else count

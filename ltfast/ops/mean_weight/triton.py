@@ -5,11 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+from ltfast.ops.mean_weight.launch import LAUNCH
 
 
 @triton.jit
 def _mean_weight_kernel(target, weight, rows, ignore_index, BLOCK: tl.constexpr):
+    """target (rows,) int64; weight (1,)."""
     count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, rows, BLOCK):
         row = start + tl.arange(0, BLOCK)
@@ -21,5 +22,5 @@ def _mean_weight_kernel(target, weight, rows, ignore_index, BLOCK: tl.constexpr)
 def mean_weight(target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
     """One over the number of labels (B,), int64, that are not ``ignore_index``: one value, infinite where all are."""
     weight = torch.empty((), dtype=dtype, device=target.device)
-    _mean_weight_kernel[(1,)](target, weight, len(target), ignore_index, BLOCK=BLOCK, num_warps=4)
+    _mean_weight_kernel[(1,)](target, weight, len(target), ignore_index, **LAUNCH.options)
     return weight

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.noise.launch import LAUNCH
+
 
 @triton.jit
 def half_normal_block(seed, row, start, BLOCK: tl.constexpr):
@@ -28,6 +30,7 @@ def half_normal_block(seed, row, start, BLOCK: tl.constexpr):
 
 @triton.jit
 def _half_normal_kernel(out, seed, columns, BLOCK: tl.constexpr):
+    """A block of columns of one row: out (rows, columns) float32, contiguous; seed (1,) int64."""
     row = tl.program_id(0)
     start = tl.program_id(1) * BLOCK
     column = start + tl.arange(0, BLOCK)
@@ -38,5 +41,5 @@ def _half_normal_kernel(out, seed, columns, BLOCK: tl.constexpr):
 def half_normal(rows: int, columns: int, seed: Tensor) -> Tensor:
     """What the kernels draw, written out: for tests."""
     out = torch.empty(rows, columns, device=seed.device)
-    _half_normal_kernel[(rows, triton.cdiv(columns, 1024))](out, seed, columns, BLOCK=1024)
+    _half_normal_kernel[(rows, triton.cdiv(columns, LAUNCH.block))](out, seed, columns, **LAUNCH.options)
     return out

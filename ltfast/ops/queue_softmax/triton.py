@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.core import launch
+from ltfast.ops.core.launch import Chip, chip_of
 from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.queue_softmax.launch import attend_launch, key_gradient_launch, merge_launch, split_count
 
 
 @triton.jit
@@ -22,7 +23,7 @@ def _tile(pointer, index, count, stride, first, width, COMPUTE: tl.constexpr, CO
 @triton.jit
 def _products(left, right, left_row, right_row, left_count, right_count, left_stride, right_stride, width,
               COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """Of rows wider than a tile."""
+    """The products of two tiles of rows. Used for rows wider than one tile."""
     total = tl.zeros((left_row.shape[0], right_row.shape[0]), ACC)
     for first in range(0, width, COLUMNS):
         a = _tile(left, left_row, left_count, left_stride, first, width, COMPUTE, COLUMNS)
@@ -37,6 +38,11 @@ def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_s
                    VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
                    ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                    COLUMNS: tl.constexpr):  # fmt: skip
+    """The log-sum-exp and the mean of a tile of queries over one part of the keys.
+
+    queries (rows, width) and keys (columns, width), rows ``query_stride`` and ``key_stride`` apart; valid (1,) int64;
+    exclude (rows,) int64; lse (splits, rows) and mean (splits, rows, width), ACC, contiguous.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
     if VALID:
@@ -81,6 +87,7 @@ def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_s
 @triton.jit
 def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
                   ACC: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """One row: part_lse (splits, rows), part_mean (splits, rows, width) become lse (rows,), mean (rows, width)."""
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, WIDTH)
@@ -102,6 +109,11 @@ def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient,
                          VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
                          ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                          COLUMNS: tl.constexpr):  # fmt: skip
+    """The gradient of a tile of keys.
+
+    queries (rows, width) and keys (columns, width), rows ``query_stride`` and ``key_stride`` apart; valid (1,) int64;
+    exclude (rows,) int64; lse and incoming (rows,) ACC; gradient (columns, width) ACC, contiguous.
+    """
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     first = tl.program_id(1) * COLUMNS
     counting = columns
@@ -142,51 +154,22 @@ _TYPES = {
 }
 
 
-def launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
-    """Tiles that stay in registers; wider rows take several programs, each of which multiplies them whole."""
-    wide = width > 128
-    if compute.itemsize == 2:
-        rows, keys = (64, 32) if wide else (128, 64)
-    elif compute == torch.float32:
-        rows, keys = (64, 32) if wide else (32, 32)
-    else:
-        rows, keys = (16, 16) if wide else (32, 16)
-    columns = max(triton.next_power_of_2(width), 16) if not wide else 64 if compute.itemsize == 2 else 32
-    # AMD's warps are twice as wide
-    return {"ROWS": rows, "KEYS": keys, "COLUMNS": columns, "WIDE": wide, "num_warps": 4 if hip else 8}
-
-
-def key_gradient_launch_options(width: int, compute: torch.dtype, *, hip: bool = False) -> dict[str, int | bool]:
-    options = launch_options(width, compute, hip=hip)
-    columns = min(int(options["COLUMNS"]), 64)
-    keys = 16 if compute == torch.float64 else 32
-    return options | {"ROWS": 16, "KEYS": keys, "COLUMNS": columns, "WIDE": width > columns}
-
-
 def _dtypes(compute: torch.dtype, acc: torch.dtype, precision: str) -> dict[str, object]:
     return {"COMPUTE": _TYPES[compute], "ACC": _TYPES[acc], "PRECISION": precision}
 
 
 def _compute(queries: Tensor) -> torch.dtype:
-    """The dtype of the products' operands."""
+    """The dtype of the operands of the products."""
     if queries.dtype == torch.bfloat16 and not queries.is_cuda:
         return torch.float32  # Triton's interpreter takes bfloat16's bits for integers in a product
     return queries.dtype
 
 
-def _precision(compute: torch.dtype) -> str:
-    """Of float32 products. (AMD's matrix cores take float32 as it is.)"""
-    if compute != torch.float32 or launch.HIP:
+def _precision(compute: torch.dtype, chip: Chip) -> str:
+    """The precision of float32 products. (AMD's matrix cores multiply float32 exactly.)"""
+    if compute != torch.float32 or chip.maker == "amd":
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
-
-
-def split_count(programs: int, columns: int, keys: int, device: torch.device) -> int:
-    """Parts of the keys: two programs a multiprocessor, unless a part would be too short to fill its pipeline."""
-    if device.type != "cuda":
-        return max(min(2, columns // (2 * keys)), 1)  # the interpreter: enough to test the merging
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(min(2 * processors // programs, columns // (4 * keys), 1024), 1)
 
 
 def queue_softmax(
@@ -197,24 +180,25 @@ def queue_softmax(
     acc = accumulator(queries.dtype)
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
     compute = _compute(queries)
-    options = launch_options(width, compute, hip=launch.HIP)
-    blocks = triton.cdiv(rows, options["ROWS"])
-    splits = split_count(blocks * triton.cdiv(width, options["COLUMNS"]), columns, options["KEYS"], queries.device)
-    split_size = triton.cdiv(triton.cdiv(columns, splits), options["KEYS"]) * options["KEYS"]
+    chip = chip_of(queries.device)
+    launch = attend_launch(width, compute, chip)
+    blocks, parts = triton.cdiv(rows, launch.rows), triton.cdiv(width, launch.columns)
+    splits = split_count(blocks * parts, columns, launch.keys, chip)
+    split_size = triton.cdiv(triton.cdiv(columns, splits), launch.keys) * launch.keys
     lse = queries.new_empty(rows, dtype=acc)
     mean = queries.new_empty(rows, width, dtype=acc)
     part_lse, part_mean = lse, mean
     if splits > 1:
         part_lse, part_mean = lse.new_empty(splits, rows), mean.new_empty(splits, rows, width)
-    _attend_kernel[(blocks, splits, triton.cdiv(width, options["COLUMNS"]))](
+    _attend_kernel[(blocks, splits, parts)](
         queries, keys, valid, exclude, part_lse, part_mean, queries.stride(0), keys.stride(0), rows, columns, width,
         split_size, math.log2(math.e) / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,
-        **_dtypes(compute, acc, _precision(compute)), **options,
+        **_dtypes(compute, acc, _precision(compute, chip)), **launch.options,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(rows,)](
             part_lse, part_mean, lse, mean, rows, width, splits, ACC=_TYPES[acc],
-            SPLITS=triton.next_power_of_2(splits), WIDTH=triton.next_power_of_2(width), num_warps=4,
+            **merge_launch(splits, width).options,
         )  # fmt: skip
     return lse, mean
 
@@ -232,14 +216,15 @@ def key_gradient(
     rows, width = queries.shape
     keys = keys.to(_compute(queries))  # as the forward pass had them: else the weights would not add up to 1
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
-    precision = _precision(lse.dtype)
-    if queries.dtype.itemsize == 2 and not launch.HIP:
+    chip = chip_of(queries.device)
+    precision = _precision(lse.dtype, chip)
+    if queries.dtype.itemsize == 2 and chip.maker != "amd":
         # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
         precision = "tf32"
-    options = key_gradient_launch_options(width, lse.dtype, hip=launch.HIP)
-    _key_gradient_kernel[(triton.cdiv(len(keys), options["KEYS"]), triton.cdiv(width, options["COLUMNS"]))](
+    launch = key_gradient_launch(width, lse.dtype, chip)
+    _key_gradient_kernel[(triton.cdiv(len(keys), launch.keys), triton.cdiv(width, launch.columns))](
         queries, keys, valid, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys),
         width, math.log2(math.e) / temperature, 1 / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,
-        **_dtypes(lse.dtype, lse.dtype, precision), **options,
+        **_dtypes(lse.dtype, lse.dtype, precision), **launch.options,
     )  # fmt: skip
     return gradient

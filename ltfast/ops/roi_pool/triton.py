@@ -1,11 +1,11 @@
 """The GPU kernels: the boxes' weights are made in registers, and a block of channels is read or written once."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.launch import chip_of
+from ltfast.ops.roi_pool.launch import TileLaunch, tile_launch
 from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 
@@ -112,6 +112,11 @@ def _forward_kernel(features, boxes, pooled, channels, height, width, number, ch
                     spatial_scale: "fp64", output_size, sampling_ratio, ALIGNED: tl.constexpr,  # noqa: F821
                     BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                     CHANNELS: tl.constexpr):  # fmt: skip
+    """The means of a block of boxes and channels.
+
+    features (images, channels, height, width), pixels ``pixel_stride`` and channels ``channel_stride`` apart; boxes
+    (images, number, 4): x1, y1, x2, y2; pooled (images, number, channels), contiguous.
+    """
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     first_box = tl.program_id(2) * BOXES
@@ -135,6 +140,11 @@ def _backward_kernel(gradient, boxes, grad_pooled, channels, height, width, numb
                      spatial_scale: "fp64", output_size, sampling_ratio, ALIGNED: tl.constexpr,  # noqa: F821
                      BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                      CHANNELS: tl.constexpr):  # fmt: skip
+    """The gradient of a tile of pixels and a block of channels.
+
+    gradient (images, channels, height, width), pixels ``pixel_stride`` and channels ``channel_stride`` apart; boxes
+    (images, number, 4): x1, y1, x2, y2; grad_pooled (images, number, channels), contiguous.
+    """
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     across = tl.cdiv(width, COLUMNS)
@@ -153,17 +163,9 @@ def _backward_kernel(gradient, boxes, grad_pooled, channels, height, width, numb
     tl.store(out + channel[None, :] * channel_stride, total, mask=inside[:, None] & (channel < channels)[None, :])
 
 
-def launch_options(width: int, dtype: torch.dtype) -> dict[str, int]:
-    columns = min(triton.next_power_of_2(width), 32)
-    rows = 32 // columns  # more pixels at once, and the forward pass runs out of registers
-    double = dtype == torch.float64
-    options = {"BOXES": 16, "ROWS": rows, "COLUMNS": columns, "CHANNELS": 32 if double else 64, "num_warps": 4}
-    return options | register_limit(255)
-
-
 def roi_pool(features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool, settings: RoiPoolSettings) -> None:
-    launch = launch_options(features.shape[3], features.dtype)
-    blocks = triton.cdiv(boxes.shape[1], launch["BOXES"])
+    launch = tile_launch(features.shape[3], features.dtype, chip_of(features.device))
+    blocks = triton.cdiv(boxes.shape[1], launch.boxes)
     if blocks:
         _launch(_forward_kernel, blocks, launch, features, boxes, pooled, channels_last, settings)
 
@@ -172,18 +174,18 @@ def roi_pool_backward(
     gradient: Tensor, boxes: Tensor, grad_pooled: Tensor, channels_last: bool, settings: RoiPoolSettings
 ) -> None:
     height, width = gradient.shape[2:]
-    launch = launch_options(width, gradient.dtype)
-    tiles = triton.cdiv(height, launch["ROWS"]) * triton.cdiv(width, launch["COLUMNS"])
+    launch = tile_launch(width, gradient.dtype, chip_of(gradient.device))
+    tiles = triton.cdiv(height, launch.rows) * triton.cdiv(width, launch.columns)
     _launch(_backward_kernel, tiles, launch, gradient, boxes, grad_pooled, channels_last, settings)
 
 
 def _launch(
-    kernel, blocks: int, launch: dict[str, int], features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool,
+    kernel, blocks: int, launch: TileLaunch, features: Tensor, boxes: Tensor, pooled: Tensor, channels_last: bool,
     settings: RoiPoolSettings,
 ) -> None:  # fmt: skip
     images, channels, height, width = features.shape
     channel_stride, pixel_stride = (1, channels) if channels_last else (height * width, 1)
-    kernel[(images, triton.cdiv(channels, launch["CHANNELS"]), blocks)](
+    kernel[(images, triton.cdiv(channels, launch.channels), blocks)](
         features, boxes, pooled, channels, height, width, boxes.shape[1], channel_stride, pixel_stride, *settings,
-        **launch,
+        **launch.options,
     )  # fmt: skip

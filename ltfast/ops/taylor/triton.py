@@ -14,13 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.taylor.launch import COUNT, DIGIT, SELECT, UPDATE, passes
 from ltfast.ops.taylor.tables import dtype_codes, importance_codes, table
 
 DTYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)  # by CODES
 INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}  # by the bytes of an element
-DIGIT = 8  # bits counted in a pass: Triton's histogram takes time in proportion to its bins
-UPDATE = {"BLOCK": 2048, "num_warps": 8}
-COUNT = {"BLOCK": 2048, "TILES": 16, "num_warps": 8}
 
 
 @triton.jit
@@ -48,6 +46,7 @@ def _add_importance(e, w, g, mask):
 @triton.jit
 def _importance_kernel(table, chunk_rows, E: tl.constexpr, W: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr,
                        BLOCK: tl.constexpr):  # fmt: skip
+    """One chunk: table (tensors, 6) int64, a row of ``Tables`` for each tensor; chunk_rows (chunks,) int32, its row."""
     row, first, count = _row(table, chunk_rows, BLOCK)
     offset = first + tl.arange(0, BLOCK)
     e = _pointer(row, E, ALIGNED) + offset
@@ -70,6 +69,7 @@ def _copy_masked(to, where, values, mask, WITH_VALUES: tl.constexpr):
 @triton.jit
 def _apply_kernel(table, chunk_rows, BITS: tl.constexpr, WITH_VALUES: tl.constexpr, ALIGNED: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
+    """One chunk: table (tensors, 6) int64, a row of ``Tables`` for each tensor; chunk_rows (chunks,) int32, its row."""
     row, first, count = _row(table, chunk_rows, BLOCK)
     offset = first + tl.arange(0, BLOCK)
     to = _pointer(row, BITS, ALIGNED) + offset
@@ -109,6 +109,7 @@ def _digits(x, prefix, shift, mask, bins):
 def _count_kernel(table, chunk_rows, counts, state, shift, VALUE: tl.constexpr, KEY: tl.constexpr,
                   MASKED: tl.constexpr, ALIGNED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
                   TILES: tl.constexpr):  # fmt: skip
+    """The digits of one chunk: table (tensors, 6), counts (BINS,) and state (2,) int64; chunk_rows (chunks,) int32."""
     row, first, count = _row(table, chunk_rows, BLOCK * TILES)
     values = _pointer(row, VALUE, ALIGNED)
     prefix = tl.load(state).to(KEY)
@@ -134,7 +135,8 @@ def _count_kernel(table, chunk_rows, counts, state, shift, VALUE: tl.constexpr, 
 @triton.jit(do_not_specialize=["shift", "fraction_bits"])
 def _select_kernel(counts, state, out, shift, fraction_bits: "i64", FIRST: tl.constexpr,  # noqa: F821
                    LAST: tl.constexpr, VALUE: tl.constexpr, KEY: tl.constexpr, BINS: tl.constexpr):  # fmt: skip
-    """Finds the bin that holds the value, and what is its rank there: state is (prefix of its key, rank)."""
+    """Finds the bin that holds the value, and its rank there: counts (BINS,) and state (2,) int64, a prefix of the key
+    and a rank; out (1,)."""
     bins = tl.arange(0, BINS)
     number = tl.load(counts + bins)
     upto = tl.cumsum(number, 0)
@@ -207,21 +209,21 @@ def _groups(
 
 def taylor_importance_(*lists: Sequence[Tensor]) -> None:
     for code, group in _groups(lists, importance_codes(*lists)):
-        tables = _tables(group, [code] * len(group[0]), UPDATE["BLOCK"])
+        tables = _tables(group, [code] * len(group[0]), UPDATE.block)
         if tables.chunks:
             e, w, g = (DTYPES[code >> 8 * i & 255] for i in range(3))
             _importance_kernel[(tables.chunks,)](
-                tables.table, tables.chunk_rows, E=e, W=w, G=g, ALIGNED=tables.aligned, **UPDATE
+                tables.table, tables.chunk_rows, E=e, W=w, G=g, ALIGNED=tables.aligned, **UPDATE.options
             )
 
 
 def apply_masks_(*lists: Sequence[Tensor]) -> None:
     for size, group in _groups(lists, [tensor.element_size() for tensor in lists[0]]):
-        tables = _tables(group, [size] * len(group[0]), UPDATE["BLOCK"])
+        tables = _tables(group, [size] * len(group[0]), UPDATE.block)
         if tables.chunks:
             _apply_kernel[(tables.chunks,)](
                 tables.table, tables.chunk_rows, BITS=INTEGERS[size], WITH_VALUES=len(lists) == 3,
-                ALIGNED=tables.aligned, **UPDATE,
+                ALIGNED=tables.aligned, **UPDATE.options,
             )  # fmt: skip
 
 
@@ -232,20 +234,19 @@ def count_dtypes(dtype: torch.dtype) -> dict[str, tl.dtype]:
 
 def importance_threshold(fraction: float, values: Sequence[Tensor], *masks: Sequence[Tensor]) -> Tensor:
     out = values[0].new_empty(())
-    tables = _tables((values, *masks), dtype_codes(values), COUNT["BLOCK"] * COUNT["TILES"])
+    tables = _tables((values, *masks), dtype_codes(values), COUNT.chunk)
     dtypes = count_dtypes(out.dtype)
-    bins = 1 << DIGIT
-    passes = 8 * out.element_size() // DIGIT
-    counts = torch.zeros(passes * bins + 2, dtype=torch.int64, device=out.device)
-    state = counts[passes * bins :]
+    digits, bins = passes(out.dtype), COUNT.bins
+    counts = torch.zeros(digits * bins + 2, dtype=torch.int64, device=out.device)
+    state = counts[digits * bins :]
     (fraction_bits,) = struct.unpack("q", struct.pack("d", fraction))  # the interpreter would round it to float32
-    for i in range(passes):
-        shift, own = DIGIT * (passes - 1 - i), counts[i * bins :]
+    for i in range(digits):
+        shift, own = DIGIT * (digits - 1 - i), counts[i * bins :]
         _count_kernel[(tables.chunks,)](
-            tables.table, tables.chunk_rows, own, state, shift, MASKED=bool(masks), ALIGNED=tables.aligned, BINS=bins,
-            **dtypes, **COUNT,
+            tables.table, tables.chunk_rows, own, state, shift, MASKED=bool(masks), ALIGNED=tables.aligned,
+            **dtypes, **COUNT.options,
         )  # fmt: skip
         _select_kernel[(1,)](
-            own, state, out, shift, fraction_bits, FIRST=i == 0, LAST=i == passes - 1, BINS=bins, num_warps=4, **dtypes
+            own, state, out, shift, fraction_bits, FIRST=i == 0, LAST=i == digits - 1, **dtypes, **SELECT.options
         )
     return out

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
-from ltfast.ops.core.launch import register_limit
+from ltfast.ops.core.launch import chip_of
 from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.vmf import blocks
+from ltfast.ops.vmf.launch import epilogue_launch, ratio_launch
 
 LONGEST, LONGEST_DOUBLE = tl.constexpr(1e12), tl.constexpr(1e100)  # k and, squared, its increments saturate here
 
@@ -94,6 +95,7 @@ def _ratio(increment, kappa, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
 def _ratio_kernel(increments, kappa, ratio, slope, classes, v: "fp64",  # noqa: F821
                   WITH_SLOPE: tl.constexpr, STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
+    """A block of columns of one row: increments, ratio and slope (rows, classes), contiguous; kappa (classes,)."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < classes
     here = tl.program_id(0).to(tl.int64) * classes + column
@@ -113,6 +115,13 @@ def _cross_entropy_kernel(
     LABELLED: tl.constexpr, PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """One row of one block of classes, [start, start + count). All tensors but the target are ACC, and contiguous.
+
+    products (rows, count), rows ``stride`` apart: becomes the weights of the directions in the gradient; features
+    (rows, width); target (rows,) int64; directions (classes, width); kappa and log_prior (classes,); mean_weight (1,);
+    state (rows, 5): the peak, the sum and the pull of the running softmax, the label's logit and slope; loss (rows,);
+    gradient (rows, width).
+    """
     row = tl.program_id(0).to(tl.int64)
     inverse_temperature, unit = _number(inverse_temperature, ACC), _number(unit, ACC)
     state += 5 * row
@@ -220,27 +229,14 @@ def expansion_options(nu: float, dtype: torch.dtype) -> tuple[float, dict[str, A
     return nu + steps, options
 
 
-def launch_options(count: int, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes and warps for a number of classes and a width: 8 elements a thread, or 2 in float64."""
-    double = dtype == torch.float64
-    block = max(triton.next_power_of_2(count), 512 if double else 16)
-    warps = min(max(block // (64 if double else 256), 1), 16)
-    options = {"BLOCK": block, "WIDTH": min(max(triton.next_power_of_2(width), 16), 256 * warps), "num_warps": warps}
-    return options if double else options | register_limit(128)
-
-
-def ratio_launch_options(dtype: torch.dtype) -> dict[str, int]:
-    return {"BLOCK": 512, "num_warps": dtype.itemsize}
-
-
 def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
     rows, classes = increments.shape
     ratio = torch.empty_like(increments)
     slope = torch.empty_like(increments) if with_slope else increments.new_empty(0)
     v, options = expansion_options(nu, increments.dtype)
-    options |= ratio_launch_options(increments.dtype)
-    _ratio_kernel[(rows, triton.cdiv(classes, options["BLOCK"]))](
-        increments, kappa, ratio, slope, classes, v, WITH_SLOPE=with_slope, **options
+    launch = ratio_launch(increments.dtype)
+    _ratio_kernel[(rows, triton.cdiv(classes, launch.block))](
+        increments, kappa, ratio, slope, classes, v, WITH_SLOPE=with_slope, **options, **launch.options
     )  # fmt: skip
     return ratio, slope
 
@@ -270,6 +266,6 @@ def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> in
         LAST=last,
         WITH_GRADIENT=rows.gradient is not None,
         **options,
-        **launch_options(count, width, features.dtype),
+        **epilogue_launch(count, width, features.dtype, chip_of(features.device)).options,
     )  # fmt: skip
     return 1  # the losses have their weight in the mean already

@@ -4,9 +4,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltfast.ops.core.scale_rows.launch import row_launch
+
 
 @triton.jit
 def _scale_rows_kernel(matrix, factor, factor_stride, columns, unit: "fp64", BLOCK: tl.constexpr):  # noqa: F821
+    """One row: matrix (rows, columns), contiguous; factor (rows,) if ``factor_stride`` is 1, or (1,) if it is 0."""
     row = tl.program_id(0).to(tl.int64)
     f = tl.load(factor + row * factor_stride)
     f = f * tl.cast(unit, f.dtype)
@@ -18,13 +21,9 @@ def _scale_rows_kernel(matrix, factor, factor_stride, columns, unit: "fp64", BLO
             tl.store(x, (value * f).to(matrix.dtype.element_ty), mask=column < columns)
 
 
-def block_size(columns: int) -> int:
-    return min(max(triton.next_power_of_2(columns), 16), 4096)
-
-
 def scale_rows_(matrix: Tensor, factor: Tensor, unit: float) -> None:
     rows, columns = matrix.shape
     stride = int(factor.numel() > 1)
     _scale_rows_kernel[(rows,)](
-        matrix, factor, stride, columns, unit, BLOCK=block_size(columns), num_warps=8
+        matrix, factor, stride, columns, unit, **row_launch(columns).options
     )  # fmt: skip

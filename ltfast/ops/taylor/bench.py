@@ -8,16 +8,15 @@ import torch
 import torchvision
 from torch import Tensor
 
-import ltfast
-from ltfast.benchmark.case import Case, Growth, Unavailable, Work, call, compilers
-from ltfast.ops import apply_masks_, importance_threshold, taylor_importance_
-from ltfast.ops.core.backends import why_not
-from ltfast.ops.taylor import reference
+from ltfast.ops.core import backends
+from ltfast.ops.core.bench import Case, Growth, Unavailable, Work, call, compilers
+from ltfast.ops.taylor import apply_masks_, importance_threshold, reference, taylor_importance_
 
 FRACTION = 0.3
 
 Shapes = Sequence[tuple[int, ...]]
 Function = Callable[..., object]
+Make = Callable[..., Case]
 
 
 def resnet50() -> Shapes:
@@ -39,11 +38,11 @@ def tensors(shapes: Shapes, device: torch.device) -> list[Tensor]:
 
 def in_cuda(function: Function) -> Function:
     """The kernels in CUDA C++ beside the default, which is Triton's."""
-    if reason := why_not("native", torch.device("cuda"), in_cuda=True):
+    if reason := backends.why_not("native", torch.device("cuda"), in_cuda=True):
         raise Unavailable(reason)
 
     def call(*inputs: Any) -> object:
-        with ltfast.backend("native"):
+        with backends.backend("native"):
             return function(*inputs)
 
     return call
@@ -148,21 +147,20 @@ def values(device: torch.device, shape: str, size: str, shapes: Shapes) -> Case:
     return case("apply_masks_", shape, f"{size}, values", shapes, 13, inputs, makes)
 
 
-def cases(device: torch.device) -> Iterator[Case]:
+def cases(makes: Sequence[Make], device: torch.device) -> Iterator[Case]:
     models = {
         "imagenet-lt": ("ResNet-50", resnet50()),
         "large": ("300 M parameters", [(1024, 1024)] * 240 + [(4096, 1024)] * 12),
     }
-    for make in (importance, threshold, zero, values):
+    for make in makes:
         for shape, (size, shapes) in models.items():
             yield make(device, shape, size, shapes)
 
 
-def growth(device: torch.device) -> Iterator[Growth]:
-    base, sizes = {"parameters": 2**22}, {"parameters": [2**n for n in range(18, 25, 2)]}
-    for op, make in (("taylor_importance_", importance), ("importance_threshold", threshold)):
-
-        def grown(parameters: int, make: Callable[..., Case] = make) -> Case:
-            return make(device, "growth", f"{parameters} parameters", equal_tensors(parameters))
-
-        yield Growth(op, base, sizes, grown)
+def growth(op: str, make: Make, device: torch.device) -> Iterator[Growth]:
+    yield Growth(
+        op,
+        {"parameters": 2**22},
+        {"parameters": [2**n for n in range(18, 25, 2)]},
+        lambda parameters: make(device, "growth", f"{parameters} parameters", equal_tensors(parameters)),
+    )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.benchmark.case import Case, Work
-from ltfast.ops import class_sums
+from ltfast.ops.class_sums import class_sums
+from ltfast.ops.core.bench import Case, Work
 
 SIZES = {
     "small": (256, 100, 128),

@@ -7,9 +7,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ltfast.benchmark.case import Case, Step, Work, compilers
-from ltfast.ops import patch_roi_pool
-from ltfast.ops.roi_pool import reference
+from ltfast.ops.core.bench import Case, Step, Work, compilers
+from ltfast.ops.roi_pool import patch_roi_pool, reference
 from ltfast.ops.roi_pool.settings import RoiPoolSettings
 
 SIZES = {"small": (64, 512), "imagenet-lt": (64, 2048), "large": (512, 2048)}  # images and channels

@@ -1,6 +1,6 @@
-"""What is measured: a step of an op on inputs of one size, by several implementations."""
+"""What `ltfast bench` measures: a step of an op on inputs of one size, by several implementations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,12 +12,12 @@ Step = Callable[[Any], object]
 
 @dataclass(frozen=True)
 class Work:
-    """What a step has to do at the least, whoever does it.
+    """The least that a step has to do, whatever the implementation.
 
     Attributes:
-        bytes: read and written, each input and output once.
-        flops: of matrix products, two a multiply-add.
-        exps: exponentials, logarithms and the like.
+        bytes: bytes read and written, with each input and output once.
+        flops: floating-point operations of matrix products, two for a multiply-add.
+        exps: exponentials, logarithms and similar functions.
     """
 
     bytes: float
@@ -27,16 +27,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """A step, and who does it.
+    """A step on inputs of one size, and its implementations.
 
     Attributes:
-        op: the name of `--ops`.
+        op: the name for `--ops`.
         shape: one of `ltfast.benchmark.cases.SHAPES`.
         size: the dimensions in words, "256 x 1000".
-        dtype: of the inputs.
+        dtype: the dtype of the inputs.
         work: see `Work`.
-        inputs: makes a set of inputs at random: a tree (tuples, lists, dicts) of tensors on the device. There are as
-            many sets as it takes to leave the cache.
+        inputs: makes a random set of inputs: a tree (tuples, lists, dicts) of tensors on the device. The bench makes
+            as many sets as exceed the cache.
         implementations: name -> makes the step, which takes a set of inputs. The first is `ltfast`. Making it may raise
             `ModuleNotFoundError` (a peer that is not installed) or `Unavailable`.
     """
@@ -56,13 +56,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Growth:
-    """How an op grows.
+    """How the time of an op grows with each dimension.
 
     Attributes:
-        op: the name of `--ops`.
-        base: dimension -> its size where another one is varied.
+        op: the name for `--ops`.
+        base: dimension -> its size while another one is varied.
         ranges: dimension -> its sizes, rising.
-        case: of the dimensions' sizes, as keywords.
+        case: makes the case from the sizes of the dimensions, as keywords.
     """
 
     op: str
@@ -71,8 +71,21 @@ class Growth:
     case: Callable[..., Case] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """All that is measured of an op.
+
+    Attributes:
+        cases: device -> its cases.
+        growth: device -> what is shown of its growth.
+    """
+
+    cases: Callable[[torch.device], Iterator[Case]]
+    growth: Callable[[torch.device], Iterator[Growth]] | None = None
+
+
 class Unavailable(Exception):
-    """An implementation that cannot run here; the message says why."""
+    """An implementation cannot run here; the message says why."""
 
 
 def call(make: Callable[[], Callable[..., object]]) -> Callable[[], Step]:

@@ -1,0 +1,26 @@
+"""The cases of the functions whose classes are split over the processes. Their kernels are those of other ops."""
+
+from torch import Tensor
+
+from ltfast.ops.core.cases import Example, OpCases, Sizes
+from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
+from ltfast.ops.vmf.cases import statistics
+
+
+def agcl_example(sizes: Sizes) -> Example:
+    def function(x: Tensor, labels: Tensor) -> Tensor:
+        return class_parallel_agcl(x, labels, sizes.classes)
+
+    return Example(function, sizes.rand(sizes.rows, sizes.classes), sizes.labels())
+
+
+def vmf_example(sizes: Sizes) -> Example:
+    directions, kappa = statistics(sizes)
+
+    def function(x: Tensor, labels: Tensor) -> Tensor:
+        return class_parallel_vmf_cross_entropy(x, labels, directions, kappa, sizes.classes)
+
+    return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
+
+
+CASES = OpCases({"class_parallel_agcl": agcl_example, "class_parallel_vmf_cross_entropy": vmf_example})

@@ -1,0 +1,7 @@
+from typing import NamedTuple
+
+
+class SquaredErrorSettings(NamedTuple):
+    scale: float
+    ignore_index: int
+    reduction: str
