@@ -302,7 +302,7 @@ def test_milestones_with_commas(monkeypatch):
             ["train", "--out", "o", "--method", "no"],
             "--method: expected one of ce, do, dscl, livt, lpt, proco, got 'no'",
         ),
-        (["train", "--out", "o", "--config", "nope"], "--config nope: there is no such file, and no recipe.*ce/digits"),
+        (["train", "--out", "o", "--config", "nope"], "--config nope: there is no such file or recipe; .*ce/digits"),
         (["train", "--out", "o", "--config", "BAD"], "--config bad.yaml:1: nosuch: expected a setting of method ce"),
         (["train", "--out", "o", "--config", "WRONG"], "--config wrong.yaml:1: epochs: expected int, got 'many'"),
         (["train", "--out", "o", "--data", "nope"], "--data: 'nope'"),
