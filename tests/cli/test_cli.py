@@ -139,7 +139,7 @@ def test_eval_of_an_unfinished_run_says_so(run, tmp_path, monkeypatch, capsys):
     saved["position"] = {"stage": 0, "epoch": 1, "step": 3}
     torch.save(saved, tmp_path / "checkpoint.pt")
     assert main(["eval", "--checkpoint", str(tmp_path)]) == 0
-    assert "the run is not finished, it is at stage 1 of 1 (train), epoch 2 of 2" in capsys.readouterr().out
+    assert "the run is not finished: it is at stage 1 of 1 (train), epoch 2 of 2" in capsys.readouterr().out
     monkeypatch.setattr(SupervisedStage, "evaluated", False)
     assert main(["eval", "--checkpoint", str(tmp_path)]) == 2
     assert "and its stage train gives no class scores" in capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_milestones_with_commas(monkeypatch):
         (["train", "--out", "o", "--optimizer", "adamww"], "--optimizer: expected .*adamw.* got 'adamww'$"),
         (["train", "--out", "o", "--config", "ce/digts"], "--config ce/digts: .*; did you mean ce/digits\\?$"),
         (["train", "--out", "o", "--no-norm-pixels"], "--no-norm-pixels is an option of method livt, not of ce$"),
-        (["train", "--out", "o", "--data", "cifar1O"], "--data: 'cifar1O' is none of .*; did you mean cifar10\\?$"),
+        (["train", "--out", "o", "--data", "cifar1O"], "--data: 'cifar1O' is unknown; .*; did you mean cifar10\\?$"),
         (["train", "--out", "o", "--optimizer", "nosuch"], "--optimizer: expected .* got 'nosuch'"),
         (["train", "--out", ""], "--out: expected a folder's name, got ''"),
         (["train", "--out", "wrong.yaml"], "--out: wrong.yaml is not a folder that can be written to"),

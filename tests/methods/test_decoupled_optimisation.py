@@ -240,7 +240,7 @@ def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--config", "ce/digits", "--epochs", "1", "--out", str(tmp_path / "ce")]) == 0
     assert main(["eval", "--checkpoint", str(tmp_path / "ce"), "--aggregate", "group"]) == 2
-    assert "--aggregate: expected none, for method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
+    assert "--aggregate: expected none, since method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
