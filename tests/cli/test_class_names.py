@@ -68,7 +68,7 @@ def test_a_run_on_numbers_evaluates_names(pets, order, capsys):
     assert own["class_names"] == ["0", "1", "2"]
     assert evaluated("--data", "npz:d.npz")["per_class"] == own["per_class"]  # numbers match numbers
     error = refused(capsys, "eval", "--checkpoint", "run", "--data", "folder:pets")
-    assert "--class-names: expected a file with a name for each class of the training" in error
+    assert "--class-names: expected a file with a name for each class of the training set" in error
     other = evaluated("--data", "folder:pets", "--class-names", "names.txt")
     assert other["class_names"] == list(order)
     assert other["per_class"] == own["per_class"]

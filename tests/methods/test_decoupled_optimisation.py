@@ -264,7 +264,7 @@ def test_importance_is_reported(digits_run, tmp_path, capsys):
     assert rows[runs[1]]["weights"] is None
     assert all(len(value) == 3 and sum(value) == pytest.approx(1) for value in weights.values())
     assert main(["report", "importance", runs[0], "--out", str(tmp_path / "picture.txt")]) == 2
-    assert "--out: expected a .png, .pdf or .svg file's name" in capsys.readouterr().err
+    assert "--out: expected the name of a .png, .pdf or .svg file" in capsys.readouterr().err
     assert main(["report", "importance", str(tmp_path / "nothing"), "--out", str(out)]) == 2
 
 

@@ -51,7 +51,7 @@ def test_labels_as_in_the_training(trained, trained_named, names, named, labels,
             "data: expected only classes of the training set, got test images of 'c'",
         ),
         (numbers(2), False, numbers(3), False, [2], "data: .* got test images of '2' in npz:x; .* '0', '1'$"),
-        (["b", "a"], True, numbers(2), False, [0], r"class_names: .* of npz:x, .* match would be 0 for 'b', 1 for 'a'$"),
+        (["b", "a"], True, numbers(2), False, [0], r"class_names: .* of npz:x, .* would be 0 for 'b', 1 for 'a'$"),
         (
             numbers(2),
             False,
