@@ -1,4 +1,4 @@
-"""Tests and benchmarks marked ``gpu`` skip themselves where there is none."""
+"""Skips tests and benchmarks marked ``gpu`` on machines without a CUDA device."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Fast training on long-tailed images: fused losses for any PyTorch script, and whole runs from one command.
+"""Fast long-tailed image classification: fused losses for any PyTorch script, and complete runs from one command.
 
-``ltfast.losses`` drops into any PyTorch script; ``ltfast.ops`` holds the functions behind it;
-``ltfast train`` runs whole methods.
+``ltfast.losses`` has the loss modules, ``ltfast.ops`` the functions that they call, and ``ltfast train`` runs complete
+methods.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`backend` when it is first asked for: PyTorch takes seconds to import, and `ltfast --help` needs none of it."""
+    """Import `backend` on first access: importing PyTorch takes seconds, and `ltfast --help` does not need it."""
     if name == "backend":
         from ltfast.ops.core.backends import backend
 

@@ -1,10 +1,10 @@
-"""`python -m ltfast` is `ltfast`."""
+"""`python -m ltfast` runs the `ltfast` command."""
 
 import sys
 
 
 def main() -> int:
-    """`ltfast.cli.main`, imported where an interrupt is caught already."""
+    """Run `ltfast.cli.main`. The import is inside the `try`, so that an interrupt during it is caught too."""
     try:
         from ltfast.cli import main as run
 

@@ -1,18 +1,18 @@
 """Errors that a user can correct.
 
 The command line prints the message of a ``UserError`` on one line and exits with status 2. Every other exception is a
-fault of the program: the command line shows its traceback and exits with status 1. Functions of the Python API that
-check their arguments (losses, ops) raise plain ``ValueError`` and ``TypeError``, as PyTorch's do.
+bug in the program: the command line prints its traceback and exits with status 1. Functions of the Python API that
+check their arguments (losses, ops) raise plain ``ValueError`` and ``TypeError``, as PyTorch's functions do.
 """
 
 
 class UserError(Exception):
-    """What the user gave or asked for cannot be used. The message names it, and says what was expected.
+    """The user's input cannot be used. The message names the input and says what was expected.
 
     Args:
         problem: what is wrong.
-        name: the setting that it is about, as in Python and in recipes (``batch_size``, not ``--batch-size``), if it is
-            about one. The message begins with it.
+        name: the setting concerned, if any, spelled as in Python and in recipes (``batch_size``, not
+            ``--batch-size``). The message begins with it.
     """
 
     name: str | None = None
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 class InputError(UserError, ValueError):
-    """A value, or the content of a file, is wrong."""
+    """A value or the content of a file is invalid."""
 
 
 class InputTypeError(UserError, TypeError):
@@ -36,12 +36,12 @@ class InputNotFoundError(UserError, FileNotFoundError):
 
 
 class SettingError(InputError):
-    """A setting is refused.
+    """The value of a setting is invalid.
 
     Attributes:
-        name: the setting's name, as in Python and in recipes (``batch_size``, not ``--batch-size``).
-        expected: in words.
-        got: its value.
+        name: the setting's name, spelled as in Python and in recipes (``batch_size``, not ``--batch-size``).
+        expected: a description of the valid values.
+        got: the invalid value.
     """
 
     def __init__(self, name: str, expected: str, got: object) -> None:

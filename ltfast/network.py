@@ -1,4 +1,4 @@
-"""Whether there is a network: asked once, and briefly, before a library tries for minutes."""
+"""A short, cached check for network access, made before a library would retry for minutes."""
 
 import os
 import ssl
@@ -9,7 +9,7 @@ from functools import cache
 
 
 def seconds() -> float:
-    """How long an answer is waited for: `HF_HUB_ETAG_TIMEOUT`, or 3."""
+    """The timeout of the check in seconds: `HF_HUB_ETAG_TIMEOUT`, or 3 if it is unset or not a number."""
     try:
         return float(os.environ["HF_HUB_ETAG_TIMEOUT"])
     except (KeyError, ValueError):
@@ -18,21 +18,21 @@ def seconds() -> float:
 
 @cache
 def reachable(url: str) -> bool:
-    """Whether something answers at an address of the web, directly or through the environment's proxy."""
+    """Whether a server answers at this URL, directly or through the proxy set in the environment."""
     answered = threading.Event()
 
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds()).close()
-        except urllib.error.HTTPError:  # 404, say, is an answer
+        except urllib.error.HTTPError:  # an error status such as 404 is an answer too
             answered.set()
-        except OSError as error:  # the library that downloads may know certificates that Python does not
+        except OSError as error:  # the downloading library may trust certificates that Python does not
             if isinstance(getattr(error, "reason", error), ssl.SSLError):
                 answered.set()
         else:
             answered.set()
 
-    # in a thread: the time limit of a connection counts neither the name's resolution nor an address after another
+    # A thread bounds the total time: the socket timeout excludes name resolution and applies to each address anew.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds())
@@ -41,8 +41,10 @@ def reachable(url: str) -> bool:
 
 @cache
 def hub_unreachable() -> str | None:
-    """Why Hugging Face's hub cannot be asked, None if it can. Where it does not answer, its libraries look into their
-    caches alone from now on."""
+    """The reason why the Hugging Face Hub cannot be reached, or None if it can.
+
+    If it does not answer, its libraries are switched to offline mode for the rest of the process.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -50,5 +52,5 @@ def hub_unreachable() -> str | None:
     if reachable(constants.ENDPOINT):
         return None
     constants.HF_HUB_OFFLINE = True
-    os.environ["HF_HUB_OFFLINE"] = "1"  # for the library `datasets`, which reads it when it is imported
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the library `datasets` reads it on import
     return f"{constants.ENDPOINT} does not answer within {seconds():g} seconds"

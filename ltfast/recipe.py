@@ -1,8 +1,8 @@
-"""Recipes: YAML files of settings, one a line.
+"""Recipes: YAML files with one setting per line.
 
-A recipe is a mapping of names to numbers, words and lists of them. What YAML offers beyond that is refused, by file and
-line: anchors and aliases (a few lines of them are gigabytes), tags, and the forms whose meaning depends on the version
-of YAML (`010` is 8 or 10, `1:30` is 90 or a word, `yes` is true or a word).
+A recipe maps names to numbers, words, and lists of these. Other YAML features raise an error that names the file and
+line: anchors and aliases (a few lines can expand to gigabytes), tags, and values whose meaning depends on the YAML
+version (`010` is 8 or 10, `1:30` is 90 or a word, `yes` is true or a word).
 """
 
 import math
@@ -19,7 +19,7 @@ from ltfast.errors import InputError, InputNotFoundError
 from ltfast.terminal import shown
 
 _MOST_BYTES = 2**16
-_MOST_DEPTH = 3  # of the recipe, its lists, and their values
+_MOST_DEPTH = 3  # the recipe, its lists, and their values
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")
 _REAL = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(0|[1-9][0-9]*)[eE][-+]?[0-9]+")
@@ -28,11 +28,12 @@ _PLAIN = "decimal numbers, true, false, none, words, and lists of these"
 
 @dataclass(frozen=True)
 class Recipe:
-    """
+    """The settings in a recipe.
+
     Attributes:
-        name: as it was asked for.
-        values: of the settings, by name.
-        lines: where each is, from 1.
+        name: the name or path by which the recipe was requested.
+        values: setting names -> values.
+        lines: setting names -> line numbers, starting at 1.
     """
 
     name: str
@@ -40,12 +41,12 @@ class Recipe:
     lines: Mapping[str, int]
 
     def where(self, key: str) -> str:
-        """The file and line of a setting."""
+        """The location of a setting, as `name:line`."""
         return f"{self.name}:{self.lines[key]}"
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with ltfast, as METHOD/NAME."""
+    """The names of the recipes shipped with ltfast, as METHOD/NAME."""
     folder = resources.files("ltfast") / "recipes"
     return sorted(
         f"{method.name}/{file.name.removesuffix('.yaml')}"
@@ -57,25 +58,25 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """A recipe from a file, or of this name among `recipe_names()`.
+    """Read a recipe from a file, or one of `recipe_names()`.
 
     Raises:
-        InputNotFoundError: there is none.
-        InputError: it cannot be read, or is no recipe; the message names the file and the line.
+        InputNotFoundError: there is neither a file nor a recipe of this name.
+        InputError: the file cannot be read or is not a recipe; the message names the file and the line.
     """
     text = _text(name)
     try:
         node = _Loader(text).get_single_node()
         if node is None:
-            raise InputError(f"{name}: expected names and values, a pair a line (epochs: 30), got an empty file")
+            raise InputError(f"{name}: expected names and values, one pair per line (epochs: 30), got an empty file")
         if not isinstance(node, yaml.MappingNode):
-            raise _Refused(node, "names and values, a pair a line (epochs: 30)", "something else")
+            raise _Refused(node, "names and values, one pair per line (epochs: 30)", "something else")
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             key = _key(key_node)
             if key in values:
-                raise _Refused(key_node, f"one value for {key}", f"another than in line {lines[key]}")
+                raise _Refused(key_node, f"one value for {key}", f"another one; the first is in line {lines[key]}")
             values[key], lines[key] = _value(key, value_node), key_node.start_mark.line + 1
     except _Refused as error:
         raise InputError(f"{name}:{error.line}: expected {error.expected}, got {error.got}") from error
@@ -85,10 +86,10 @@ def read_recipe(name: str) -> Recipe:
 
 
 def plain_value(text: str) -> Any:
-    """A word of a recipe or of the command line, without quotes: a number, true, false, None (null, ~) or the word.
+    """Parse an unquoted value of a recipe or of the command line: a number, true, false, None (null, ~) or a word.
 
     Raises:
-        ValueError: its meaning depends on the version of YAML; the message says what YAML 1.1 takes it for.
+        ValueError: the meaning depends on the YAML version; the message gives the value's meaning in YAML 1.1.
     """
     folded = text.lower() if text in (text.lower(), text.title(), text.upper()) else text
     if folded in _WORDS:
@@ -97,21 +98,21 @@ def plain_value(text: str) -> Any:
         return int(text)
     if _REAL.fullmatch(text):
         if not math.isfinite(number := float(text)):
-            raise ValueError(f"{text}, which is too large for a number")
+            raise ValueError(f"{text}, which overflows float64")
         return number
     loader = yaml.SafeLoader("")
     node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
     if node.tag == "tag:yaml.org,2002:str":
         return text
     try:
-        meaning = f"which YAML 1.1 takes for {loader.construct_object(node)!r}"
+        meaning = f"which YAML 1.1 reads as {loader.construct_object(node)!r}"
     except (yaml.YAMLError, ValueError):
-        meaning = "which YAML 1.1 takes for no word"
+        meaning = "which has a special meaning in YAML 1.1"
     raise ValueError(f"{text}, {meaning}")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is more than a mapping of names to scalars and lists, before it is composed."""
+    """Raises an error for anything but a mapping of names to scalars and lists, before it is composed."""
 
     depth = 0
 
@@ -132,7 +133,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Refused(Exception):
-    """What is in a recipe at a node or event, and must not be."""
+    """The recipe has invalid content at a node or event."""
 
     def __init__(self, node: Any, expected: str, got: str) -> None:
         super().__init__(expected)
@@ -147,14 +148,15 @@ def _text(name: str) -> str:
             with open(path, "rb") as file:
                 data = file.read(_MOST_BYTES + 1)
         elif path.exists():
-            raise InputError(f"{name}: expected a recipe's file, got {'a folder' if path.is_dir() else 'no file'}")
+            kind = "a folder" if path.is_dir() else "a device or pipe"
+            raise InputError(f"{name}: expected a recipe file, got {kind}")
         elif name in recipe_names():
             data = (resources.files("ltfast") / "recipes" / f"{name}.yaml").read_bytes()
         else:
             raise InputNotFoundError(
-                f"{name}: there is no such file, and no recipe of that name among {', '.join(recipe_names())}"
+                f"{name}: there is no such file or recipe; expected a file or one of {', '.join(recipe_names())}"
             )
-    except (OSError, ValueError) as error:  # a name may have a character that no file's name can have
+    except (OSError, ValueError) as error:  # ValueError: the name contains a character that no path may contain
         if isinstance(error, InputError | InputNotFoundError):
             raise
         raise InputError(f"{name}: cannot be read: {error}") from error
@@ -189,7 +191,7 @@ def _value(key: str, node: Any) -> Any:
     try:
         return plain_value(node.value)
     except ValueError as error:
-        raise _Refused(node, f"{key}: {_PLAIN} (in quotes, any text)", _short(str(error))) from error
+        raise _Refused(node, f"{key}: {_PLAIN} (quote other text)", _short(str(error))) from error
 
 
 def _place(error: Any) -> str:

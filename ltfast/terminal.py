@@ -1,4 +1,4 @@
-"""What reaches the terminal: text without control characters, on streams that may be full, closed or ASCII."""
+"""Terminal output: control characters are escaped, and write errors and missing encodings are tolerated."""
 
 import io
 import os
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-# what a terminal acts on instead of showing it: C0, DEL, C1, and what separates lines or turns the direction of text;
-# and surrogates, which stand for the bytes of a file's name that are no text, and which no encoding takes
+# Characters that a terminal interprets instead of displaying (C0, DEL, C1, line separators and bidirectional controls),
+# and surrogates, which represent undecodable bytes of file names and which no encoding accepts.
 _HIDDEN = (
     *range(0x20),
     *range(0x7F, 0xA0),
@@ -21,20 +21,20 @@ _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _HIDDE
 
 
 def shown(text: str) -> str:
-    r"""The text on one line that a terminal shows as it is: a control character becomes its escape, `\x1b` or `\n`."""
+    r"""Return the text on one line, with each control character replaced by its escape, such as `\x1b` or `\n`."""
     return text.translate(_ESCAPES)
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line, on standard output or standard error, through `shown`."""
+    """Print the text as one line (see `shown`) to standard output, or to standard error if `error`."""
     print(shown(text), file=sys.stderr if error else sys.stdout)
 
 
 class Output:
-    """A stream that takes everything: what cannot be written (a full disk, a pipe that nobody reads) is lost.
+    """A stream whose write errors (a full disk, a closed pipe) discard the output instead of raising.
 
     Attributes:
-        error: why something was lost; None if nothing was.
+        error: the first write error, or None.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -57,7 +57,7 @@ class Output:
                 self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """Nothing more is written: Python itself would fail at its end, flushing what it still has."""
+        """Stop writing, and redirect the stream to null: Python's own flush at exit would otherwise fail."""
         self.error = error
         with suppress(OSError):  # a stream without a descriptor has nothing to flush
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -70,8 +70,11 @@ class Output:
 
 @contextmanager
 def tolerant_streams() -> Iterator[Output | None]:
-    """Standard output and standard error as an `Output` each, which show characters that their encoding lacks as
-    escapes; the former is given, None where the process has none."""
+    """Replace standard output and standard error by `Output` streams that escape characters missing in their encoding.
+
+    Yields:
+        The new standard output, or None if the process has none.
+    """
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):

@@ -1,7 +1,7 @@
 """The command line: `ltfast train | eval | export | report | bench | info`.
 
-A command is a file. Whatever is slow to import (torch, timm, ...) is imported by the command that needs it, once its
-options are read.
+Each command has its own file. Packages that are slow to import (torch, timm, ...) are imported by the command that
+needs them, after its options are parsed.
 """
 
 import argparse
@@ -34,9 +34,13 @@ _ABOUT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 1 (failed), 2 (bad usage or input), 130 (interrupted)."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 (failed), 2 (invalid usage or input) or 130 (interrupted).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # PyTorch says of a machine with nvcc and no GPU which nvcc it would use
+    # PyTorch logs this on machines that have nvcc but no GPU
     logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.msg)
     with tolerant_streams() as output, shown_warnings(), noted_interrupts() as interrupts:
         try:
@@ -59,7 +63,7 @@ def _run(argv: list[str], interrupts: Sequence[int]) -> int:
     except KeyboardInterrupt:
         return _interrupted(argv)
     except Exception as error:
-        # an interrupt in the middle of an import becomes whatever the library makes of it
+        # an interrupt during an import may surface as any exception of the imported library
         return _interrupted(argv) if interrupts else failed(error, verbose=bool({"-v", "--verbose"} & set(argv)))
 
 
@@ -76,7 +80,7 @@ def _top_level() -> Parser:
     commands = "\n".join(f"  {name:8}{_ABOUT[name]}" for name in COMMANDS)
     parser = Parser(
         "",
-        f"Fast training on long-tailed images.\n\ncommands:\n{commands}",
+        f"Fast long-tailed image classification.\n\ncommands:\n{commands}",
         usage="ltfast COMMAND [OPTION ...]",
         epilog="`ltfast COMMAND --help` shows a command's options, and `ltfast train --method M --help` those of "
         "method M.\nStart with: ltfast train --out run",

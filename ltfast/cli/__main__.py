@@ -1,4 +1,4 @@
-"""`python -m ltfast.cli` is `ltfast`."""
+"""`python -m ltfast.cli` runs the `ltfast` command."""
 
 import sys
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 
-ABOUT = "time each op beside what people would use instead and the machine's limits; `bench step` times training steps"
-_STEP = "time whole training steps with the published losses and with ltfast's"
+ABOUT = "time each op, its common alternatives and the hardware lower bound; `bench step` times training steps"
+_STEP = "time complete training steps with the published losses and with ltfast's"
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -25,16 +25,18 @@ def bench(argv: Sequence[str]) -> int:
 
     parser = command_parser("bench", ABOUT, commands=["step"])
     group = parser.add_argument_group("what to time")
-    group.add_argument("--ops", help="names of ops, with commas; default: all. A name that is wrong shows all of them")
-    group.add_argument("--shapes", help=f"some of {', '.join(SHAPES)}; default: all on a GPU, the first three on a CPU")
-    group.add_argument("--peers", help="implementations beside ltfast, as the tables name them, or none; default: all")
+    group.add_argument("--ops", help="comma-separated names of ops; default: all; an unknown name lists them")
+    group.add_argument("--shapes", help=f"comma-separated subset of {', '.join(SHAPES)}; default: all on a GPU, the "
+                       "first three on a CPU")  # fmt: skip
+    group.add_argument("--peers", help="comma-separated names of the implementations to compare with, as in the "
+                       "tables, or none; default: all")  # fmt: skip
     _add_bench_options(group)
     group.add_argument("--out", help="folder for results.json, speedups.png, roofline.png and growth.png")
-    group = parser.add_argument_group("comparison; times nothing")
-    group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json, or their folders: "
-                       "show what became slower, and exit with 1 if something did")  # fmt: skip
-    add_option(group, Option("threshold", float, 1.5, "slower is over so many times as long, with quartiles that do "
-                             "not meet"))  # fmt: skip
+    group = parser.add_argument_group("comparison of two results, without timing")
+    group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json files or their "
+                       "folders: show what became slower, and exit with status 1 if anything did")  # fmt: skip
+    add_option(group, Option("threshold", float, 1.5, "report a time as slower if it grew by more than this factor and "
+                             "the interquartile ranges do not overlap"))  # fmt: skip
     args = parser.parse(argv)
 
     shapes = _some("shapes", args.shapes, SHAPES)
@@ -79,7 +81,7 @@ def bench_step(argv: Sequence[str]) -> int:
 
     parser = command_parser("bench step", _STEP)
     group = parser.add_argument_group("what to time")
-    group.add_argument("--methods", help=f"some of {', '.join(NAMES)}; default: all")
+    group.add_argument("--methods", help=f"comma-separated subset of {', '.join(NAMES)}; default: all")
     _add_bench_options(group)
     group.add_argument("--out", help="folder for steps.json")
     args = parser.parse(argv)
@@ -101,8 +103,8 @@ def bench_step(argv: Sequence[str]) -> int:
 
 
 def _add_bench_options(group: Any) -> None:
-    add_option(group, Option("device", Literal["cpu", "cuda"], None, "default: cuda where there is one"))
-    add_option(group, Option("seconds", float, 0.2, "of timed calls for each implementation and size"))
+    add_option(group, Option("device", Literal["cpu", "cuda"], None, "device to time on; default: cuda if available"))
+    add_option(group, Option("seconds", float, 0.2, "seconds of timed calls per implementation and size"))
 
 
 def _bench_device(args: Any) -> "torch.device":
@@ -112,13 +114,13 @@ def _bench_device(args: Any) -> "torch.device":
 
     check(args.seconds > 0, "seconds", "a positive number", args.seconds)
     gpu = torch.cuda.is_available()
-    check(gpu or args.device != "cuda", "device", "cpu, as PyTorch sees no GPU", args.device)
+    check(gpu or args.device != "cuda", "device", "cpu, since PyTorch finds no GPU", args.device)
     torch.manual_seed(0)
     return torch.device(args.device or ("cuda" if gpu else "cpu"))
 
 
 def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
-    """Comma-separated names, none where nothing was given."""
+    """Split comma-separated names, and check that they are known; an empty list for None."""
     names = [] if words is None else words.split(",")
     for word in names:
         if word not in known:

@@ -1,4 +1,4 @@
-"""What a user sees when something fails, and the exit status."""
+"""Messages and exit statuses of failures."""
 
 import signal
 import threading
@@ -18,16 +18,16 @@ _EXTRA = {"accelerate", "matplotlib", "rich", "safetensors", "sklearn", "tensorb
 
 
 class UsageError(UserError):
-    """What the user asked for cannot be done."""
+    """The command line is invalid."""
 
 
 def flag(name: str) -> str:
-    """The option of a setting: `--batch-size`. `ltfast.data` calls `--data` the source."""
+    """The command-line option of a setting, such as `--batch-size`. In `ltfast.data`, `--data` is called the source."""
     return "--data" if name == "source" else f"--{name.replace('_', '-')}"
 
 
 def failed(error: Exception, *, verbose: bool) -> int:
-    """Say what an error is in one line; of a fault of the program, show the traceback. The exit status."""
+    """Print an error on one line, for a bug in the program after its traceback, and return the exit status."""
     if verbose:
         _show_traceback(error)
     text = one_line(error)
@@ -42,19 +42,19 @@ def failed(error: Exception, *, verbose: bool) -> int:
     if lost := _lost_process(error):
         say(f"ltfast: error: {lost} ({name})", error=True)
     elif _is_out_of_memory(error):
-        say(f"ltfast: error: the memory is too small; a lower --batch-size needs less ({name})", error=True)
+        say(f"ltfast: error: out of memory; a lower --batch-size needs less ({name})", error=True)
     elif isinstance(error, OSError) or type(error).__name__ == "TrainingError":
         say(f"ltfast: error: {text}", error=True)
     else:
         if not verbose:
             _show_traceback(error)
-        say(f"ltfast: error: {name}: a fault of the program, not of what you asked for; the lines above say where",
+        say(f"ltfast: error: {name}: this is a bug in ltfast, not in your input; see the traceback above",
             error=True)  # fmt: skip
     return 1
 
 
 def interrupted(out: str | None) -> int:
-    """Say so, and whether the training that writes to this folder continues. The exit status."""
+    """Report an interrupt and whether training in this folder can continue, and return the exit status."""
     continues = out is not None and (Path(out) / "checkpoint.pt").exists()
     hint = "; the same command continues from the last checkpoint" if continues else ""
     say(f"ltfast: interrupted{hint}", error=True)
@@ -68,7 +68,7 @@ def _show_traceback(error: Exception) -> None:
 
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
-    """The interrupts that have come. The signal raises KeyboardInterrupt, as it does without this."""
+    """Record interrupts in the list that is yielded; the signal raises KeyboardInterrupt as usual."""
     noted: list[int] = []
 
     def note(number: int, frame: types.FrameType | None) -> None:
@@ -76,7 +76,7 @@ def noted_interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    # it is something else where the process was told to ignore it, or where others have made it theirs
+    # another handler means that the process ignores the signal, or that other code handles it
     noting = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
     if noting:
         signal.signal(signal.SIGINT, note)
@@ -89,7 +89,7 @@ def noted_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Warnings as a line each: ltfast's own without the place where they come from."""
+    """Print each warning on one line; those from ltfast without file and line."""
     before = warnings.formatwarning
     own = str(Path(ltfast.__file__).parent)
 
@@ -107,29 +107,29 @@ def shown_warnings() -> Iterator[None]:
 
 
 def say_what_is_lost(output: Output | None) -> bool:
-    """Whether standard output could not be written. That nobody reads it any more (`ltfast info | head -1`) is not
-    worth a word."""
+    """Report whether writing to standard output failed, and return it. A closed pipe (`ltfast info | head -1`) does not
+    count."""
     if output is None:
         return False
     output.flush()
     if output.error is None or isinstance(output.error, BrokenPipeError):
         return False
-    say(f"ltfast: standard output cannot be written: {output.error}; what goes to files is written", error=True)
+    say(f"ltfast: standard output cannot be written: {output.error}; output files are written", error=True)
     return True
 
 
 def _lost_process(error: Exception) -> str | None:
-    """What to say of an error that is another process's death; gloo and the DataLoader have no class for it."""
+    """A message if another process has died; gloo and the DataLoader have no exception class for it."""
     name, text = type(error).__name__, str(error)
     if name in ("DistBackendError", "DistNetworkError") or (isinstance(error, RuntimeError) and "/gloo/" in text):
-        return "another process of this run has ended, and has said why if it could"
+        return "another process of this run has ended; see its own message for the reason"
     if isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in text:
-        return "a process that loads images has ended; if memory was short, fewer --workers need less"
+        return "a process that loads images has ended; if memory ran out, fewer --workers need less"
     return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for a GPU's memory alone."""
+    """Whether memory ran out, on a GPU or a CPU; PyTorch has an exception class only for the former."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )  # fmt: skip

@@ -17,30 +17,31 @@ def evaluate(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings, check
 
     parser = command_parser("eval", ABOUT)
-    parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
-    parser.add_argument("--data", help="take the test images of this data set (the same classes); default: the run's")
-    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
-    parser.add_argument("--class-names", help="text file with a name a line in the order of the labels: the classes of "
-                        "the data or of the run, whichever has numbers alone")  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, or its checkpoint file")
+    parser.add_argument("--data", help="use the test images of this data set (with the same classes); default: the "
+                        "run's data")  # fmt: skip
+    parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the run's")
+    parser.add_argument("--class-names", help="text file with one class name per line in the order of the labels, for "
+                        "the data or the run, if the classes of one of them are only numbered")  # fmt: skip
     parser.add_argument(
         "--skip-broken",
         action="store_true",
         default=None,
-        help="decode all test images first, and leave out those that cannot be; default: as the run did",
+        help="decode all test images first, and skip those that cannot be decoded; default: the run's setting",
     )
-    parser.add_argument("--out", help="JSON file to write; default: eval.json beside the checkpoint")
+    parser.add_argument("--out", help="JSON file to write; default: eval.json in the folder of the checkpoint")
     add_option(
         parser,
         Option(
             "aggregate",
             Literal["instance", "group", "average"],
             None,
-            "weights of the sub-models of method do: learned for each test image, for each group of them, or equal; "
-            "default: the run's",
+            "weights of the sub-models of method do: learned per test image, learned per group of test images, or "
+            "equal; default: the run's",
         ),
     )
     execution = [
-        Option("batch_size", int, 256, "test images a batch and process"),
+        Option("batch_size", int, 256, "test images per batch and process"),
         *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
     ]
     add_options(parser, "execution", execution)
@@ -80,7 +81,7 @@ def evaluate(argv: Sequence[str]) -> int:
         hint="Start all of them with the same command",
     )
     if out.is_dir():
-        raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
+        raise UsageError(f"--out: expected a file name, got the folder {args.out!r}")
     check_writable(out.parent)
     if accelerator.is_main_process:
         if trained.unfinished is not None:

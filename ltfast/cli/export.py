@@ -10,35 +10,35 @@ from ltfast.cli.output import check_writable
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
-ABOUT = "write a trained model as a PyTorch program, which needs no ltfast to run"
+ABOUT = "export a trained model as a PyTorch program that runs without ltfast"
 
 
 def export(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
     parser = command_parser("export", ABOUT)
-    parser.add_argument("--checkpoint", required=True, help="a run's folder, or its checkpoint file")
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, or its checkpoint file")
     parser.add_argument(
         "--out",
         default="model.pt2",
-        help="file to write, for torch.export.load: images (B, channels, H, W), normalised, to class scores (B, C); "
-        "ltfast.json in it has the classes, mean and std",
+        help="file to write, for torch.export.load: maps normalised images (B, channels, H, W) to class scores (B, C); "
+        "it contains ltfast.json with the classes, mean and std",
     )
-    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the run's")
     add_option(
         parser,
         Option(
             "aggregate",
             Literal["instance", "group", "average"],
             None,
-            "weights of the sub-models of method do, see `ltfast eval`; instance takes two augmented views of each "
-            "image as well, group learns from the test images now; default: the run's",
+            "weights of the sub-models of method do, see `ltfast eval`; with instance, the program also takes two "
+            "augmented views of each image; group learns from the test images during the export; default: the run's",
         ),
     )
     args = parser.parse(argv)
     out = Path(args.out)
     if out.is_dir():
-        raise UsageError(f"--out: expected a file's name, got the folder {args.out!r}")
+        raise UsageError(f"--out: expected a file name, got the folder {args.out!r}")
     check_writable(out.parent)
 
     import torch

@@ -6,7 +6,7 @@ import ltfast
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
-ABOUT = "show versions, devices and the implementations that run here"
+ABOUT = "show versions, devices and the backend of each op on this machine"
 
 
 def info(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def info(argv: Sequence[str]) -> int:
         device = torch.cuda.get_device_properties(index)
         say(f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        say("GPU: none that torch can use")
+        say("GPU: none available to torch")
     for row in describe():
         say(f"backend {row['name']}: {row['status']}{f' ({detail})' if (detail := row['detail']) else ''}")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

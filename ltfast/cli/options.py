@@ -1,4 +1,4 @@
-"""Typed settings as options of the command line. A value means what it means in a recipe."""
+"""Command-line options for typed settings. Values have the same meaning as in a recipe."""
 
 import argparse
 import dataclasses
@@ -14,13 +14,13 @@ from ltfast.cli.parser import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of the command line.
+    """A command-line option.
 
     Attributes:
-        name: as in Python and in recipes.
+        name: the setting's name, spelled as in Python and in recipes.
         type: int, float, str, bool, a Literal of words, a tuple of numbers, or a union of these.
-        default: None where the type does not have it means that something else decides, which the help says.
-        help: a line.
+        default: the default value. None, if the type does not include it, means that the help describes the default.
+        help: the help text, one line.
     """
 
     name: str
@@ -40,28 +40,29 @@ DATA = (
         "imbalance",
         float | None,
         None,
-        "cut the training images to a long tail: the largest class's count over the smallest's; none: as they are",
+        "subsample the training images to a long tail with this ratio of the largest to the smallest class; none: "
+        "use all images",
     ),
-    Option("profile", Literal["exponential", "pareto"], "exponential", "form of that long tail"),
-    Option("root", str, "data", "folder of downloads and of the images that lists name"),
+    Option("profile", Literal["exponential", "pareto"], "exponential", "shape of the long tail"),
+    Option("root", str, "data", "folder of downloads and of the images in lists"),
     Option(
         "class_names",
         str | None,
         None,
-        "text file with the names of the classes, a name a line in the order of the labels; for npz: and list:",
+        "text file with one class name per line in the order of the labels, for npz: and list:",
     ),
     Option(
         "skip_broken",
         bool,
         False,
-        "decode all images first, and leave out those that cannot be; without it, only headers are looked at, and a "
-        "bad one is refused",
+        "decode all images first, and skip those that cannot be decoded; without it, only the headers are checked, and "
+        "an invalid one is an error",
     ),
 )
 
 
 def options_of(settings: type) -> list[Option]:
-    """An option for each field of a dataclass of settings."""
+    """One option for each field of a settings dataclass."""
     hints = get_type_hints(settings)
     return [
         Option(field.name, hints[field.name], field.default, field.metadata["help"])
@@ -77,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[O
 
 
 def add_option(group: "argparse.ArgumentParser | argparse._ArgumentGroup", option: Option) -> None:
-    """Add an option to a parser, or to a group of its options."""
+    """Add an option to a parser or to a group of options."""
     if option.type is bool:
         action = group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction, default=option.default)
     else:
@@ -92,10 +93,10 @@ def add_option(group: "argparse.ArgumentParser | argparse._ArgumentGroup", optio
 
 
 def fitted(value: Any, type_: Any) -> Any:
-    """A recipe's value as this type has it: a float for an int, a tuple for a list, None for `none`.
+    """Convert a recipe's value to the type of its setting: an int to a float, a list to a tuple, `none` to None.
 
     Raises:
-        ValueError: it is of another type.
+        ValueError: the value does not have this type.
     """
     origin, parts = get_origin(type_), get_args(type_)
     if value == "none" and types.NoneType in parts:
@@ -119,13 +120,13 @@ def fitted(value: Any, type_: Any) -> Any:
 
 
 def mismatch(value: Any, type_: Any) -> str:
-    """What is wrong with a value that this type does not have, and the nearest word that it has."""
+    """A message about a value that does not have this type, with the closest valid word."""
     words = [word for part in (type_, *get_args(type_)) if get_origin(part) is Literal for word in get_args(part)]
     return f"expected {in_words(type_)}, got {value!r}{did_you_mean(str(value), words)}"
 
 
 def in_words(type_: Any) -> str:
-    """What is expected of a setting of this type."""
+    """Describe the values of a type."""
     origin, parts = get_origin(type_), get_args(type_)
     if origin is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
@@ -138,21 +139,21 @@ def in_words(type_: Any) -> str:
 
 
 def as_word(value: Any) -> str:
-    """A setting's value as it is typed."""
+    """A setting's value as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(value)
 
 
 def _from_text(type_: Any, text: str) -> Any:
-    """The value of an option that is no bool."""
+    """Parse the value of an option whose type is not bool."""
     from ltfast.recipe import plain_value
 
     with suppress(ValueError):
         return fitted(text, type_)
     try:
         values = [plain_value(word.strip()) for word in text.strip("[]").split(",")]
-    except ValueError as error:  # 1:30 and 010, say, which YAML takes for 90 and 8
+    except ValueError as error:  # such as 1:30 and 010, which YAML 1.1 reads as 90 and 8
         raise argparse.ArgumentTypeError(f"expected {in_words(type_)}, got {error}") from error
     listed = any(get_origin(part) is tuple for part in (type_, *get_args(type_)))
     try:

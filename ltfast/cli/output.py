@@ -1,4 +1,4 @@
-"""Where a command writes, and its tables."""
+"""Checks the output paths of commands, and prints their tables."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def check_writable(folder: Path, flag: str = "--out") -> None:
-    """Refuse a folder that an option names and that cannot be written to.
+    """Check that the folder given by an option is writable.
 
     Raises:
-        UsageError: it is missing, not a folder, or not writable.
+        UsageError: the folder is missing, is not a folder, or is not writable.
     """
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise UsageError(f"{flag}: {folder} is not a folder that can be written to")
+        raise UsageError(f"{flag}: expected a writable folder, got {folder}")
 
 
 def folder_at(name: str | None) -> Path | None:
@@ -30,14 +30,14 @@ def folder_at(name: str | None) -> Path | None:
 
 
 def picture_at(name: str, flag: str = "--out") -> Path:
-    """The path of a picture that an option names.
+    """The path of a picture given by an option.
 
     Raises:
-        UsageError: pictures have other suffixes; the file cannot be written.
+        UsageError: the suffix is not supported, or the folder is not writable.
     """
     path = Path(name)
     if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"{flag}: expected a .png, .pdf or .svg file's name, got {name!r}")
+        raise UsageError(f"{flag}: expected the name of a .png, .pdf or .svg file, got {name!r}")
     check_writable(path.parent, flag)
     return path
 

@@ -1,4 +1,4 @@
-"""The parser of a command: what it cannot take is a UsageError that says what to write instead."""
+"""The argument parser of a command. Invalid arguments raise a UsageError that suggests a correction."""
 
 import argparse
 import re
@@ -10,13 +10,14 @@ from ltfast.cli.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """
+    """The argument parser of a command.
+
     Args:
-        name: of the command.
-        description: what it does.
-        commands: the words that may come first instead.
-        elsewhere: the options that it does not have and others do, each with what it is ("an option of method dscl").
-        options: more of argparse's.
+        name: the name of the command.
+        description: what the command does.
+        commands: the names of its subcommands.
+        elsewhere: options of other methods, each with a description ("an option of method dscl").
+        options: further arguments for `argparse.ArgumentParser`.
     """
 
     def __init__(
@@ -30,15 +31,15 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         prog = f"ltfast {name}".rstrip()
         super().__init__(prog, description=description, exit_on_error=False, allow_abbrev=False, **options)
-        self._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for an option
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # by default, argparse reads -1e-3 as an option
         self._commands = commands
         self._elsewhere = elsewhere or {}
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments.
+        """Parse the arguments.
 
         Raises:
-            UsageError: an option is unknown or missing, or a value is none of its option's.
+            UsageError: an option is unknown or missing, or a value is invalid.
         """
         if not asks_help(argv):
             self._check_names(argv)
@@ -48,15 +49,15 @@ class Parser(argparse.ArgumentParser):
             name = error.argument_name
             raise UsageError(error.message if name is None else f"{name}: {error.message}") from error
         if rest:
-            hint = did_you_mean(rest[0], self._commands) or f"; `{self.prog} --help` shows what it takes"
-            raise UsageError(f"{self.prog} does not take {' '.join(rest)!r}{hint}")
+            hint = did_you_mean(rest[0], self._commands) or f"; see `{self.prog} --help`"
+            raise UsageError(f"{self.prog} does not accept {' '.join(rest)!r}{hint}")
         return args
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
     def _check_names(self, argv: Sequence[str]) -> None:
-        """argparse itself would first complain of the options that are missing, which may be there, mistyped."""
+        """Check for unknown options first: argparse would report a mistyped required option as missing."""
         for word in argv:
             name = word.split("=")[0]
             if name == "--":
@@ -68,32 +69,30 @@ class Parser(argparse.ArgumentParser):
             near = did_you_mean(name, self._option_string_actions)
             if not near and (other := get_close_matches(name, self._elsewhere, n=1)):
                 near = f"; did you mean {other[0]}, which is {self._elsewhere[other[0]]}?"
-            raise UsageError(
-                f"{name}: there is no such option{near or f'; `{self.prog} --help` shows those there are'}"
-            )
+            raise UsageError(f"{name}: there is no such option{near or f'; see `{self.prog} --help`'}")
 
 
 def command_parser(name: str, about: str, **options: Any) -> Parser:
-    """A parser with the option that all commands have.
+    """Create a parser with the options shared by all commands.
 
     Args:
-        name: of the command.
-        about: what it does, without a capital and a full stop.
-        options: more of `Parser`.
+        name: the name of the command.
+        about: what the command does, as a phrase without capital and full stop.
+        options: further arguments for `Parser`.
     """
     parser = Parser(name, f"{about[0].upper()}{about[1:]}.", **options)
-    parser.add_argument("-v", "--verbose", action="store_true", help="show a traceback if something fails")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """The end of a message about a word that is none of those that are known: the nearest one, or nothing."""
+    """The end of a message about an unknown word: a hint at the closest known word, or an empty string."""
     near = get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The value of an option on a command line that is not parsed yet; None where it is not given."""
+    """The value of an option on an unparsed command line; None if it is absent."""
     value = None
     for word, after in zip(argv, [*argv[1:], ""], strict=False):
         if word.startswith(f"{flag}="):
@@ -108,5 +107,5 @@ def asks_help(argv: Sequence[str]) -> bool:
 
 
 def is_given(flag: str, argv: Sequence[str]) -> bool:
-    """Whether an option, or its `--no-`, is on a command line."""
+    """Whether an option or its `--no-` form is on the command line."""
     return any(word.split("=")[0] in (flag, f"--no-{flag.removeprefix('--')}") for word in argv)

@@ -1,4 +1,4 @@
-"""Recipes as defaults of the options."""
+"""Uses the settings of recipes as defaults of the command-line options."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,34 +10,34 @@ from ltfast.recipe import Recipe
 
 
 def method_of(asked: str | None, recipe: Recipe | None, known: Mapping[str, Any]) -> str:
-    """The method that is asked for, the recipe's or the default.
+    """The requested method, or that of the recipe, or the default.
 
     Raises:
-        UsageError: there is no such method, or the recipe is for another one.
+        UsageError: the method is unknown, or the recipe is for another method.
     """
     if asked is not None and asked not in known:
         raise UsageError(f"--method: {_expected(asked, known)}")
     if recipe is None or "method" not in recipe.values:
         return "ce" if asked is None else asked
     method, place = recipe.values["method"], f"--config {recipe.where('method')}"
-    if method not in list(known):  # it may be a list, which has no hash
+    if method not in list(known):  # a list in the recipe is not hashable
         raise UsageError(f"{place}: method: {_expected(method, known)}")
     if asked is not None and asked != method:
-        raise UsageError(f"{place}: it is for method {method!r}, not {asked!r}")
+        raise UsageError(f"{place}: the recipe is for method {method!r}, not {asked!r}")
     return method
 
 
 def checked(recipe: Recipe, method: str, types: Mapping[str, Any], elsewhere: Mapping[str, str]) -> dict[str, Any]:
-    """The recipe's settings, as their types have them.
+    """Check the settings in a recipe, and convert them to their types.
 
     Args:
-        recipe: has been read.
-        method: which it is for.
-        types: of the settings there are.
-        elsewhere: what the settings are that other methods have: "an option of method dscl".
+        recipe: the recipe.
+        method: the method of the run.
+        types: setting names -> types.
+        elsewhere: names of settings of other methods -> descriptions ("an option of method dscl").
 
     Raises:
-        UsageError: the recipe has a setting that there is not, or a value of another type; the message names the line.
+        UsageError: a setting is unknown, or a value has another type; the message names the line.
     """
     values = {}
     for key, value in recipe.values.items():

@@ -10,11 +10,11 @@ from ltfast.cli.parser import command_parser, did_you_mean
 from ltfast.terminal import say
 
 ABOUT = (
-    "compare finished runs side by side; `report importance` shows what their parameters matter to, "
-    "`report prompts` which prompts classes choose"
+    "compare finished runs; `report importance` shows the importance of their parameters to class groups, "
+    "`report prompts` the prompts that classes choose"
 )
-_IMPORTANCE = "show how much the parameters of trained runs matter to many, medium and few classes"
-_PROMPTS = "show which group prompts the test images of each class choose, in a run of method lpt"
+_IMPORTANCE = "show the importance of the parameters of trained runs to many, medium and few classes"
+_PROMPTS = "show which group prompts the test images of each class choose in a run of method lpt"
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -23,10 +23,10 @@ def compare(argv: Sequence[str]) -> int:
         return reports[argv[0]](argv[1:])
     parser = command_parser("report", ABOUT)
     parser.add_argument("runs", nargs="+", help="folders of finished runs; the first is the baseline of the comparison")
-    parser.add_argument("--picture", help="picture to write: the accuracies of the runs, class by class")
+    parser.add_argument("--picture", help="picture to write, with the accuracy of each run on each class")
     args = parser.parse(argv)
     if (near := did_you_mean(args.runs[0], reports)) and not Path(args.runs[0]).exists():
-        raise UsageError(f"there is no run and no report {args.runs[0]!r}{near}")
+        raise UsageError(f"{args.runs[0]!r} is not a run or a report{near}")
 
     picture = None if args.picture is None else picture_at(args.picture, "--picture")
 
@@ -36,7 +36,7 @@ def compare(argv: Sequence[str]) -> int:
     first, *others = args.runs
     other = next((run for run in others if rows[run]["class_counts"] != rows[first]["class_counts"]), None)
     if picture is not None and other is not None:
-        raise UsageError(f"--picture: expected runs with the same numbers of training images, got {first} and {other}")
+        raise UsageError(f"--picture: expected runs with equal class counts, got different ones in {first} and {other}")
     print_table(report.table(rows, title="top-1 accuracy (%), and times"))
     for run in args.runs:
         say(f"accuracy of each class: {Path(run) / report.PICTURE}")
@@ -45,7 +45,7 @@ def compare(argv: Sequence[str]) -> int:
     if sentence := report.comparison({names[run] if unique else run: row for run, row in rows.items()}):
         say(sentence)
     if picture is not None and plot.plot_comparison(picture, rows):
-        say(f"the runs side by side: {picture}")
+        say(f"comparison of the runs: {picture}")
     return 0
 
 
@@ -53,13 +53,14 @@ def importance(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
     parser = command_parser("report importance", _IMPORTANCE)
-    parser.add_argument("checkpoints", nargs="+", help="runs' folders, or their checkpoint files")
-    parser.add_argument("--out", default="importance.png", help="picture to write; the numbers go to .json beside it")
-    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the runs'")
+    parser.add_argument("checkpoints", nargs="+", help="folders of runs, or their checkpoint files")
+    parser.add_argument("--out", default="importance.png", help="picture to write; the values go to a .json file "
+                        "with the same name")  # fmt: skip
+    parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the runs'")
     execution = [
-        Option("images", int, 2048, "training images of a group or class that are looked at, at most"),
-        Option("batch_size", int, 64, "images a batch"),
-        Option("per_class", bool, False, "of each class too, in the numbers"),
+        Option("images", int, 2048, "maximum number of training images used per group or class"),
+        Option("batch_size", int, 64, "images per batch"),
+        Option("per_class", bool, False, "also write the importance to each class to the .json file"),
         *(option for option in options_of(RunSettings) if option.name == "workers"),
     ]
     add_options(parser, "execution", execution)
@@ -95,9 +96,10 @@ def prompts(argv: Sequence[str]) -> int:
     from ltfast.engine import RunSettings
 
     parser = command_parser("report prompts", _PROMPTS)
-    parser.add_argument("checkpoint", help="a run's folder, or its checkpoint file")
-    parser.add_argument("--out", default="prompts.png", help="picture to write; the numbers go to .json beside it")
-    parser.add_argument("--root", help="folder of downloads and of the images that lists name; default: the run's")
+    parser.add_argument("checkpoint", help="folder of a run, or its checkpoint file")
+    parser.add_argument("--out", default="prompts.png", help="picture to write; the values go to a .json file with "
+                        "the same name")  # fmt: skip
+    parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the run's")
     execution = [option for option in options_of(RunSettings) if option.name == "workers"]
     add_options(parser, "execution", execution)
     args = parser.parse(argv)

@@ -13,9 +13,9 @@ from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given,
 from ltfast.errors import InputNotFoundError, UserError
 from ltfast.terminal import say
 
-# the descriptions of commands are no docstrings, which `python -OO` leaves out
-ABOUT = "train a method on a data set; the same command continues a run that was stopped"
-_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # none changes the result
+# not the docstring, which `python -OO` strips
+ABOUT = "train a method on a data set; repeat the command to resume an interrupted run"
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # these do not affect the result
 
 
 def train(argv: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def train(argv: Sequence[str]) -> int:
     from ltfast.recipe import read_recipe, recipe_names
 
     asked, config = value_of("--method", argv), value_of("--config", argv)
-    # a bare `ltfast train --out DIR` is the demonstration; data of one's own are never cut unasked
+    # without --data, the digits recipe is a demonstration; its settings (imbalance) must not apply to the user's data
     if config is None and value_of("--data", argv) is None and asked in (None, *METHODS) and not asks_help(argv):
         config = f"{asked or 'ce'}/digits"
     try:
@@ -47,7 +47,7 @@ def train(argv: Sequence[str]) -> int:
         ABOUT,
         elsewhere={flag(name): what for name, what in elsewhere.items()},
         usage="ltfast train --out OUT [--method METHOD] [--data DATA] [OPTION ...]",
-        epilog=f"Shown are the options of method {method}; `ltfast train --method M --help` shows those of method M, "
+        epilog=f"These are the options of method {method}. `ltfast train --method M --help` shows those of method M, "
         f"one of {', '.join(METHODS)}.",
     )
     group = parser.add_argument_group("run")
@@ -62,7 +62,7 @@ def train(argv: Sequence[str]) -> int:
     args = {**vars(parser.parse(argv)), "method": method}
     out = Path(args["out"])
     if not args["out"]:
-        raise UsageError("--out: expected a folder's name, got ''")
+        raise UsageError("--out: expected the name of a folder, got ''")
 
     try:
         run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
@@ -77,7 +77,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
-    """The settings that only other methods have, each with whose it is."""
+    """The settings that only other methods have -> a description with these methods."""
     from ltfast.methods import METHODS
 
     owners: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.runs.restore import facts_of
 
     accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
-    with accelerator.main_process_first():  # the first process downloads, the others find it done
+    with accelerator.main_process_first():  # only the first process downloads
         bundle = load(
             args["data"],
             imbalance=args["imbalance"],
@@ -109,10 +109,10 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         )
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     continues = (out / CHECKPOINT).exists()
-    # before the processes share work that depends on these
+    # check before the processes divide work that depends on these settings
     identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
     identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
-    if args["skip_broken"] or not continues:  # a run that continues has seen the headers
+    if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
@@ -131,14 +131,14 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
-        chosen["class_names"] = bundle.class_names  # they count, whatever the file is called
+        chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
     if chosen.get("init") is not None:
-        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # a run can be evaluated from any folder
+        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # an absolute path works from any folder
     metrics = loop.train(
         plan,
         run=run,
-        settings=json.loads(json.dumps(chosen)),  # as a checkpoint and metrics.json give them back
-        # the processes of one machine see the same files: one of them looks at all
+        settings=json.loads(json.dumps(chosen)),  # normalised as when read from a checkpoint or metrics.json
+        # the processes of a machine see the same files, so only one of them reads the sizes
         facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
         class_counts=counts,
         groups=class_groups(counts),
@@ -155,7 +155,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
 
 
 def _chosen_by_auto(asked: Any, chosen: Any) -> str:
-    """What settings that are "auto" have become, as options."""
+    """The values chosen for settings that were "auto", as command-line options."""
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
               if getattr(asked, field.name) == "auto"}  # fmt: skip
     return " ".join(f"{flag(name)} {as_word(value)}" for name, value in values.items() if value != "auto")

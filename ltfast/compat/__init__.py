@@ -1,4 +1,5 @@
-"""The authors' class names and call signatures, so that a published training script runs with one import changed.
+"""Losses with the class names and call signatures of the authors' code: to use them in a published training script,
+change its import.
 
 | name | replaces |
 | --- | --- |

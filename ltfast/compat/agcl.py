@@ -9,21 +9,21 @@ from ltfast.ops.core.tensors import reduce
 
 
 class AGCL(nn.Module):
-    """``AGCL`` of LPT's training script; ``ltfast.losses.AGCLLoss`` with the authors' argument names.
+    """Replaces ``AGCL`` of LPT's training script: ``ltfast.losses.AGCLLoss`` with the authors' argument names.
 
-    As there, and unlike in the authors' code, nothing is drawn in evaluation mode.
+    Unlike the authors' code, it adds no noise in evaluation mode.
 
     Args:
-        cls_num_list: training images of each class.
+        cls_num_list: (C,), training images of each class.
         m, s, noise_mul, gamma_pos, gamma_neg: margin, scale, width of the noise, focusing exponents.
-        train_cls: True for a focal cross-entropy of the noisy logits with exponent ``gamma`` and class
-            weights ``weight``, instead of the asymmetric loss. As in the authors' code ``gamma`` and ``weight`` do
-            nothing otherwise.
+        train_cls: whether to compute a focal cross-entropy of the noisy logits with exponent ``gamma`` and class
+            weights ``weight`` (C,), instead of the asymmetric loss. Otherwise ``gamma`` and ``weight`` have no effect,
+            as in the authors' code.
 
     Shapes: cosine (B, C); target (B,), integer labels, of which -100 is ignored; the loss is a scalar.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     def __init__(

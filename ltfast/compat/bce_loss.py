@@ -14,21 +14,21 @@ _IGNORED = -100  # as in torch.nn.CrossEntropyLoss
 
 
 class BCE_loss(nn.Module):
-    """``BCE_loss`` of LiVT's training script: C times the elementwise mean, so the sum over the classes.
+    """Replaces ``BCE_loss`` of LiVT's training script: C times the elementwise mean, which is the sum over the classes.
 
     Args:
         args: the script's namespace; ``args.cls_num`` holds the training images of each class,
             ``args.smoothing`` the label smoothing.
-        target_threshold: targets over it become 1, the others 0.
-        type: "Bal" adds the log-odds of the class prior to the logits; "CB" weighs the classes by effective
+        target_threshold: targets above this value become 1, the others 0; None keeps the targets unchanged.
+        type: "Bal" adds the log-odds of the class prior to the logits; "CB" weights the classes by their effective
             number (Cui et al., CVPR 2019, beta 0.9999); None does neither.
-        reduction: "mean", "sum" or "none": the elementwise losses, (B, C), which plain PyTorch computes.
+        reduction: "mean", "sum" or "none". "none" gives the elementwise losses, (B, C), computed in plain PyTorch.
         pos_weight: (C,), weight of the positive term.
 
     Shapes: x (B, C); target (B,) or (B, 1), integer labels, of which -100 is ignored, or (B, C) probabilities.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     bias: Tensor | None

@@ -17,22 +17,27 @@ def _factor(temperature: float, base_temperature: float | None) -> float:
 
 
 def _anchor_classes(labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """The class of each row, by its rank among those of the first ``batch`` rows, and the class of each of these. Rows
-    of other classes are spread over ``batch`` more, so that no class becomes longer than others."""
+    """Relabel the rows by the rank of their label among the labels of the first ``batch`` rows, the anchors.
+
+    Rows whose class has no anchor are distributed over ``batch`` further classes, so that no class becomes large.
+
+    Returns:
+        The new class of each row, and of each anchor.
+    """
     anchors, _ = labels[:batch].sort()
-    rank = torch.searchsorted(anchors, labels).clamp(max=batch - 1)  # the first of equal ones stands for them
+    rank = torch.searchsorted(anchors, labels).clamp(max=batch - 1)  # the first position of equal labels
     other = batch + torch.arange(len(labels), device=labels.device) * batch // len(labels)
     classes = rank.where(anchors[rank] == labels, other)
     return classes, classes[:batch]
 
 
 class DSCLLoss(losses.DSCLLoss):
-    """``DSCLLoss`` of DSCL's training script.
+    """Replaces ``DSCLLoss`` of DSCL's training script.
 
     Args:
         temperature: tau.
         base_temperature: the loss is multiplied by temperature / base_temperature; None means no factor.
-        K: keys in the queue.
+        K: number of keys in the queue.
         weighted_beta: beta.
     """
 
@@ -48,14 +53,14 @@ class DSCLLoss(losses.DSCLLoss):
         self.factor = _factor(temperature, base_temperature)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        """The mean loss of the queries.
+        """Compute the mean loss over the queries.
 
         Args:
-            features: (2 B + K, D) of length 1: queries, keys and queue. No gradient reaches the queue.
+            features: (2 B + K, D), L2-normalised: queries, keys and queue. The queue receives no gradient.
             labels: (2 B + K,), integers of 0 or more.
 
         Raises:
-            ValueError, TypeError: a bad argument, named. On a GPU the values of labels are not checked.
+            ValueError, TypeError: an argument is invalid; the message names it. Label values are not checked on a GPU.
         """
         check_matrix(features, "features", "(rows, width)")
         check_labels(labels, features, "labels", classes=2**62)
@@ -80,7 +85,7 @@ class DSCLLoss(losses.DSCLLoss):
 
 
 class PBSDLoss(losses.PBSDLoss):
-    """``PBSDLoss`` of DSCL's training script.
+    """Replaces ``PBSDLoss`` of DSCL's training script.
 
     Args:
         temperature: tau.
@@ -100,16 +105,17 @@ class PBSDLoss(losses.PBSDLoss):
         main_labels: Tensor | None = None,
         main_label_queue: Tensor | None = None,
     ) -> Tensor:
-        """The mean loss over patches and images.
+        """Compute the mean loss over patches and images.
 
         Args:
-            roi_features, small_qs: L tensors (B, D), the pooled and the cropped patches.
-            k: (B, D), each image's key.
-            queue: (D, K), a key a column. No gradient reaches it.
-            main_labels, main_label_queue: do nothing, as in the authors' code.
+            roi_features, small_qs: L tensors (B, D) each, the features of the pooled and of the cropped patches,
+                L2-normalised.
+            k: (B, D), the key of each image.
+            queue: (D, K), one key per column. It receives no gradient.
+            main_labels, main_label_queue: ignored, as in the authors' code.
 
         Raises:
-            ValueError, TypeError: a bad argument, named, or not as many pooled as cropped patches.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         if len(roi_features) != len(small_qs) or not len(small_qs):
             raise ValueError(f"small_qs has {len(small_qs)} patches: expected {len(roi_features)}, one or more")
@@ -118,7 +124,7 @@ class PBSDLoss(losses.PBSDLoss):
             for number, patch in enumerate(patches):
                 check_matrix(patch, f"{name}[{number}]", "(batch, width)")
                 if patch.shape != k.shape:
-                    expected = f"{tuple(k.shape)}, as k"
+                    expected = f"{tuple(k.shape)}, the shape of k"
                     raise ValueError(f"{name}[{number}] has shape {tuple(patch.shape)}: expected {expected}")
         c, s = torch.cat([x.detach() for x in roi_features]), torch.cat(list(small_qs))
         if self.watch.due(s):

@@ -7,17 +7,17 @@ from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjust(nn.Module):
-    """``LogitAdjust`` of BCL's, PaCo's and ProCo's training scripts.
+    """Replaces ``LogitAdjust`` of BCL's, PaCo's and ProCo's training scripts.
 
     Args:
-        cls_num_list: training images of each class.
+        cls_num_list: (C,), training images of each class.
         tau: strength of the adjustment.
         weight: (C,), class weights of the cross-entropy.
 
     Shapes: as ``ltfast.losses.LogitAdjustedLoss``.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     m_list: Tensor

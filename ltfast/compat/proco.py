@@ -7,10 +7,10 @@ from ltfast.compat.device import follow
 
 
 class ProCoLoss(losses.ProCoLoss):
-    """``ProCoLoss`` of ProCo's training script: a call updates the statistics and gives the logits.
+    """Replaces ``ProCoLoss`` of ProCo's training script: a call updates the statistics and returns the logits.
 
     Args:
-        contrast_dim: width of the features.
+        contrast_dim: width D of the features.
         temperature: tau.
         num_classes: C.
     """
@@ -21,10 +21,10 @@ class ProCoLoss(losses.ProCoLoss):
     def forward(
         self, features: Tensor, labels: Tensor | None = None, sup_logits: Any = None, args: Any = None
     ) -> Tensor:
-        """Logits (B, C); with labels, after the batches of all processes are added to the statistics.
+        """Compute the logits (B, C). With labels, first add the batches of all processes to the statistics.
 
-        ``sup_logits`` does nothing, as in the authors' code; ``args``, whose ``world_size`` their code reads, neither:
-        ``torch.distributed`` knows, and need not be initialised.
+        ``sup_logits`` is ignored, as in the authors' code. ``args`` is ignored too: the authors' code reads
+        ``world_size`` from it, this one asks ``torch.distributed``, which need not be initialised.
         """
         follow(self, features)
         if labels is not None:
@@ -35,4 +35,4 @@ class ProCoLoss(losses.ProCoLoss):
         self.start_epoch()
 
     def reload_memory(self) -> None:
-        """Nothing to do: the statistics move with the module."""
+        """Do nothing: the statistics are buffers, and move with the module."""

@@ -1,6 +1,6 @@
-"""Long-tailed data: sources, long tails, samplers, augmentation and views.
+"""Long-tailed data: sources, subsampling to a long tail, samplers, augmentation and views.
 
-A floor of its own: nothing here knows of methods, losses or models.
+This layer does not depend on methods, losses or models.
 """
 
 from ltfast.data.bundle import DataBundle

@@ -1,4 +1,4 @@
-"""`npz:FILE`: images and labels as arrays in a file."""
+"""`npz:FILE`: a file with images and labels as arrays."""
 
 import math
 from pathlib import Path
@@ -20,11 +20,12 @@ _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 def read_npz(path: Path) -> Splits:
-    """The arrays `x_train`, `y_train`, `x_test` and `y_test` of a `.npz` file.
+    """Read the arrays `x_train`, `y_train`, `x_test` and `y_test` of a `.npz` file.
 
     Raises:
         InputNotFoundError: there is no such file.
-        InputError: it is no `.npz` file, lacks an array, does not fit into memory, or holds a wrong shape or label.
+        InputError: the file is not a `.npz` file, lacks an array or does not fit into memory, or a shape or label is
+            invalid.
         InputTypeError: an array has a wrong dtype.
     """
     arrays = _read_arrays(path)
@@ -49,7 +50,7 @@ def read_npz(path: Path) -> Splits:
 
 
 def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
-    """(N,), N at least 1."""
+    """The labels as an array of shape (N,), N at least 1."""
     if not np.issubdtype(array.dtype, np.integer):
         raise InputTypeError(f"{path}: {name}: expected integers, got {array.dtype}")
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
@@ -62,8 +63,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     check_file("source", path)
     try:
         archive = ZipFile(path)
-    except Exception as error:  # a damaged or forged archive makes zipfile raise almost anything
-        raise InputError(f"{path}: expected a .npz file, and it is none ({error})") from error
+    except Exception as error:  # zipfile may raise any exception on a damaged or forged archive
+        raise InputError(f"{path}: expected a .npz file, but it cannot be read as one ({error})") from error
     with archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if not members.keys() >= set(_NAMES):
@@ -74,15 +75,15 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _read_array(archive: ZipFile, member: ZipInfo, name: str) -> NDArray[Any]:
     try:
-        # numpy allocates what an array's header claims before it reads
+        # numpy allocates the size in an array's header before it reads the data, so check that size first
         with archive.open(member) as file:
             major, _ = npy.read_magic(file)
             shape, _, dtype = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(file)
             claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if claimed != held and not dtype.hasobject:
-            raise ValueError(f"its header claims {claimed:,} bytes, shape {shape} of {dtype}, and it has {held:,}")
+            raise ValueError(f"its header claims {claimed:,} bytes, shape {shape} of {dtype}, but it has {held:,}")
         with archive.open(member) as file:
             array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
-    except Exception as error:  # as above, and numpy
+    except Exception as error:  # as above; numpy too may raise any exception
         raise InputError(f"{name} cannot be read ({error})") from error
     return array

@@ -1,4 +1,4 @@
-"""What a training run needs to know of its data."""
+"""The data of a training run and its properties."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,16 +8,16 @@ from ltfast.data.datasets import ImageDataset
 
 @dataclass(frozen=True)
 class DataBundle:
-    """A training and a test set of the same classes.
+    """A training set and a test set with the same classes.
 
     Attributes:
         train: the training images, long-tailed or not.
-        test: the test images, never cut.
-        mean, std: of each channel, pixel values in [0, 1]; as many as `channels`.
-        image_size: height and width in pixels that the images have, or are to be brought to where they differ.
-        channels: 1 (grey) or 3 (RGB).
-        named: the classes have names; otherwise `class_names` are the labels' numbers.
-        left_out: which files of the data set's folders were left out and why, in a line; None if none were.
+        test: the test images, never subsampled.
+        mean, std: mean and standard deviation of each channel, for pixel values in [0, 1]; length `channels`.
+        image_size: height and width of the images in pixels; if they differ, the size to which they are resized.
+        channels: 1 (greyscale) or 3 (RGB).
+        named: whether the classes have names; otherwise `class_names` are the labels as strings.
+        left_out: one line about the files in the data set's folders that were left out and why; None without any.
     """
 
     train: ImageDataset
@@ -31,12 +31,12 @@ class DataBundle:
 
     @property
     def class_names(self) -> list[str]:
-        """Length C."""
+        """The class names, length C."""
         return self.train.class_names
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return len(self.train.class_names)
 
     @property
@@ -48,7 +48,7 @@ class DataBundle:
         """Short hashes of the parts of the data, by name: `class names`, `training labels`, `test images`, ...
 
         Args:
-            sizes: see `ImageDataset.digests`.
+            sizes: whether to include file sizes; see `ImageDataset.digests`.
         """
         names = "\0".join(self.class_names).encode(errors="surrogateescape")
         digests = {"class names": sha256(names).hexdigest()[:16]}

@@ -1,4 +1,4 @@
-"""Looking at images before a run uses them, so that one bad file does not end it hours later."""
+"""Checks images before a run, so that a damaged file does not stop it hours later."""
 
 import os
 from collections.abc import Callable, Collection
@@ -18,7 +18,7 @@ from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.errors import InputError
 from ltfast.terminal import shown
 
-_SHOWN = 5  # images that a message names
+_SHOWN = 5  # maximum number of images named in a message
 _BrokenImage = ImageDecodeError | ImageNotFoundError
 
 
@@ -28,24 +28,25 @@ def check_images(
     skip_broken: bool = False,
     splits: Collection[Literal["train", "test"]] = ("train", "test"),
 ) -> DataBundle:
-    """Refuse images that cannot be decoded, or leave them out.
+    """Check that images can be read, and either raise an error or skip those that cannot.
 
-    Files are looked at in threads; where `torch.distributed` is set up, each process looks at its share, and all must
-    call this. The first process shows a progress bar on a terminal.
+    Files are checked in threads. If `torch.distributed` is initialised, each process checks a part of the files, and
+    all processes must call this function. The first process shows a progress bar on a terminal.
 
     Args:
         bundle: the data.
-        skip_broken: decode every image, and leave out those that cannot be decoded; the first process prints how many
-            these are, and their names. Otherwise only the headers of a `FileDataset` are read: format, mode and size.
-            A file that is damaged behind its header is then named when it is decoded.
-        splits: which images to look at.
+        skip_broken: whether to decode every image and skip those that cannot be decoded; the first process prints
+            their number and the names of some. Otherwise only the headers of a `FileDataset` are read (format, mode
+            and size), and damage after the header is reported when the image is decoded.
+        splits: the splits to check.
 
     Returns:
-        The bundle, without the images that are left out.
+        The bundle without the skipped images.
 
     Raises:
-        ImageNotFoundError, ImageDecodeError: a file is missing, or its header is wrong; the message says how many are.
-        InputError: `skip_broken` leaves a class without training images, or no test image.
+        ImageNotFoundError, ImageDecodeError: a file is missing or has an invalid header; the message gives their
+            number.
+        InputError: `skip_broken` leaves a class without training images, or leaves no test image.
     """
     return replace(
         bundle,
@@ -84,8 +85,8 @@ def _checked(images: ImageDataset, split: str, skip_broken: bool) -> ImageDatase
 
 
 def _look_at(look: Callable[[int], Any], indices: range, console: Console, title: str) -> dict[int, _BrokenImage]:
-    """What is wrong with the images at `indices`, where something is."""
-    threads = min(32, (os.cpu_count() or 1) + 4)  # as concurrent.futures has it: for waiting, and for decoding
+    """The error of each broken image among those at `indices`, by index."""
+    threads = min(32, (os.cpu_count() or 1) + 4)  # the default of concurrent.futures, for mixed I/O and decoding
     with (
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
         ThreadPool(threads) as pool,
@@ -99,7 +100,7 @@ def _error(look: Callable[[int], Any], index: int) -> _BrokenImage | None:
     try:
         look(index)
     except (ImageDecodeError, ImageNotFoundError) as error:
-        return type(error)(str(error))  # without the traceback, which would hold on to the file's content
+        return type(error)(str(error))  # drop the traceback, which would keep the file's content in memory
     return None
 
 
@@ -110,7 +111,7 @@ def _refusal(errors: list[_BrokenImage], what: str) -> _BrokenImage:
 
 
 def _check_left(images: ImageDataset, kept: torch.Tensor, broken: dict[int, _BrokenImage], split: str) -> None:
-    """Whether every class has training images, and there is a test image."""
+    """Check that the kept images include one of each class for training, or at least one for testing."""
     if split == "test":
         if len(kept) == 0:
             raise InputError(f"none of the {len(images):,} test images can be decoded: {next(iter(broken.values()))}")
@@ -121,6 +122,6 @@ def _check_left(images: ImageDataset, kept: torch.Tensor, broken: dict[int, _Bro
         names = ", ".join(images.class_names[label] for label in emptied[:_SHOWN])
         first = next(error for index, error in broken.items() if images.labels[index] == emptied[0])
         raise InputError(
-            f"expected training images of all {len(images.class_names)} classes; of {len(emptied)}, none can be "
-            f"decoded: {names}{', ...' if len(emptied) > _SHOWN else ''} ({first})"
+            f"expected training images of all {len(images.class_names)} classes; for {len(emptied)} of them, no image "
+            f"can be decoded: {names}{', ...' if len(emptied) > _SHOWN else ''} ({first})"
         )

@@ -1,4 +1,4 @@
-"""Names for classes that a data set numbers."""
+"""Class names for data sets whose classes are only numbered."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -15,11 +15,11 @@ _Images = TypeVar("_Images", bound=ImageDataset)
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The names in a text file, a name a line: line k + 1 is the name of label k.
+    """Read a text file with one class name per line: line k + 1 is the name of label k.
 
     Raises:
         InputNotFoundError: there is no such file.
-        InputError: it is no text, or a line is empty or has an earlier line's name; the message names the line.
+        InputError: the file is not text, or a line is empty or repeats a name; the message names the line.
     """
     lines: dict[str, int] = {}
     for number, line in enumerate(read_lines("class_names", path), 1):
@@ -30,37 +30,37 @@ def read_class_names(path: Path) -> list[str]:
             raise InputError(f"{path}:{number}: expected each name once, got {name!r} as in line {lines[name]}")
         lines[name] = number
     if not lines:
-        raise InputError(f"{path}: expected the name of a class a line, got an empty file")
+        raise InputError(f"{path}: expected one class name per line, got an empty file")
     return list(lines)
 
 
 def check_length(path: Path, names: Sequence[str], num_classes: int, where: str, *, more: bool = False) -> None:
-    """Refuse a file that does not have a name for each class.
+    """Check that a file has one name for each class.
 
     Args:
         path: the file.
         names: its names.
         num_classes: the number of classes.
-        where: whose classes they are.
-        more: names of further classes are fine.
+        where: the data to which the classes belong, for the message.
+        more: whether to allow names of further classes.
 
     Raises:
-        InputError: there are too few or too many; the message names the line.
+        InputError: there are too few or too many names; the message names the line.
     """
     if len(names) < num_classes:
         raise InputError(
-            f"{path}:{len(names) + 1}: expected the name of class {len(names)}, as {where} has {num_classes} classes, "
-            "got the end of the file"
+            f"{path}:{len(names) + 1}: expected the name of class {len(names)}, since {where} has {num_classes} "
+            "classes, got the end of the file"
         )
     if len(names) > num_classes and not more:
         raise InputError(
-            f"{path}:{num_classes + 1}: expected no more names, as {where} has {num_classes} classes, "
+            f"{path}:{num_classes + 1}: expected no more names, since {where} has {num_classes} classes, "
             f"got {names[num_classes]!r}"
         )
 
 
 def with_classes(images: _Images, labels: Tensor, class_names: Sequence[str]) -> _Images:
-    """The same images with other labels, (N,) int64 in [0, C), and names of the classes, length C."""
+    """A copy of the data set with other labels, (N,) int64 in [0, C), and other class names, length C."""
     other = copy(images)
     other.labels, other.class_names = labels, list(class_names)
     return other

@@ -1,4 +1,4 @@
-"""Labelled images: in an array, in files, or behind one of timm's readers."""
+"""Data sets of labelled images: from an array, from files, or from one of timm's readers."""
 
 import os
 from abc import ABC, abstractmethod
@@ -23,18 +23,19 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
     """A map-style data set of images and class labels.
 
     Attributes:
-        labels: (N,) int64, in [0, C).
-        class_names: length C.
+        labels: the labels, (N,) int64, in [0, C).
+        class_names: the class names, length C.
     """
 
     labels: Tensor
     class_names: list[str]
 
     def __init__(self, labels: Tensor, class_names: Sequence[str]) -> None:
-        """
+        """Create a data set.
+
         Args:
-            labels: (N,), any integer dtype, in [0, C), N at least 1.
-            class_names: length C.
+            labels: the labels, (N,), any integer dtype, in [0, C), N at least 1.
+            class_names: the class names, length C.
 
         Raises:
             TypeError: the labels are not integers.
@@ -44,7 +45,7 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
             raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
         if labels.ndim != 1 or len(labels) == 0:
             raise ValueError(f"labels: expected shape (N,) with N at least 1, got {tuple(labels.shape)}")
-        values = labels.numpy()  # torch has no minimum of unsigned integers
+        values = labels.numpy()  # torch has no min for unsigned integers
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= len(class_names):
             raise ValueError(f"labels: expected values in [0, {len(class_names)}), got {low} to {high}")
@@ -69,40 +70,41 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
 
         Raises:
             IndexError: there is no such image.
-            ImageNotFoundError: its file is missing; the message names it.
-            ImageDecodeError: its file cannot be read or decoded; the message names it.
+            ImageNotFoundError: the file is missing; the message names it.
+            ImageDecodeError: the file cannot be read or decoded; the message names it.
         """
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """The images at `indices`, (M,) int64, in that order, with the same classes."""
+        """A data set of the images at `indices`, (M,) int64, in that order, with the same classes."""
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
-        """Short hashes of what the images are, by part: `labels`, and what the class knows of the images themselves.
+        """Short hashes of the parts of the data: `labels`, and parts that identify the images, depending on the class.
 
         Args:
-            sizes: look at the size of each file, which takes microseconds a file, or as long as a file server takes.
+            sizes: whether to include the file sizes, which takes microseconds per file, or longer on a file server.
         """
         return {"labels": _digest(self.labels.numpy())}
 
 
 class ArrayDataset(ImageDataset):
-    """Images of one size in memory.
+    """Images of the same size in memory.
 
     Attributes:
-        images: (N, H, W) or (N, H, W, 3) uint8.
+        images: the pixels, (N, H, W) or (N, H, W, 3) uint8.
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: Tensor, class_names: Sequence[str]) -> None:
-        """
+        """Create a data set from an array.
+
         Args:
-            images: (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8.
-            labels: (N,), any integer dtype, in [0, C).
-            class_names: length C.
+            images: the pixels, (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8.
+            labels: the labels, (N,), any integer dtype, in [0, C).
+            class_names: the class names, length C.
 
         Raises:
             TypeError: the images are not uint8 or the labels not integers.
-            ValueError: a shape or a label is wrong.
+            ValueError: a shape or a label is invalid.
         """
         super().__init__(labels, class_names)
         if images.dtype != np.uint8:
@@ -122,30 +124,32 @@ class ArrayDataset(ImageDataset):
         return ArrayDataset(self.images[indices.numpy()], self.labels[indices], self.class_names)
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
-        """Of `labels` and `images`, whose pixels are read: one to three seconds a gigabyte."""
+        """Hashes of `labels` and `images`. Hashing the pixels takes one to three seconds per gigabyte."""
         return {**super().digests(), "images": _digest(self.images)}
 
 
 class FileDataset(ImageDataset):
-    """Images in regular files, decoded to RGB when they are asked for, and turned as their Exif orientation says.
+    """Images in regular files, decoded to RGB on access and rotated according to their Exif orientation.
 
-    Of a file with several pictures, the first is taken. Files of other formats than `ltfast.data.formats.FORMATS`, of
-    more than 8 bits a channel, or of more pixels than Pillow takes (179 million) are refused by name.
+    If a file contains several images, the first is used. Files that are not in `ltfast.data.formats.FORMATS`, that have
+    more than 8 bits per channel, or that have more pixels than Pillow accepts (179 million) raise an error that names
+    the file.
 
     Attributes:
-        paths: length N.
+        paths: the paths of the files, length N.
     """
 
     def __init__(self, paths: Sequence[str | Path], labels: Tensor, class_names: Sequence[str]) -> None:
-        """
+        """Create a data set from files.
+
         Args:
-            paths: length N.
-            labels: (N,), any integer dtype, in [0, C).
-            class_names: length C.
+            paths: the paths of the files, length N.
+            labels: the labels, (N,), any integer dtype, in [0, C).
+            class_names: the class names, length C.
 
         Raises:
             TypeError: the labels are not integers.
-            ValueError: a label is wrong, or there are not as many paths as labels.
+            ValueError: a label is invalid, or the numbers of paths and labels differ.
         """
         super().__init__(labels, class_names)
         if len(paths) != len(labels):
@@ -157,10 +161,10 @@ class FileDataset(ImageDataset):
         return decode(lambda: open_regular(path), lambda: path)
 
     def check_header(self, index: int) -> None:
-        """Look at the format, mode and size of an image without decoding it.
+        """Check the format, mode and size of an image without decoding it.
 
         Raises:
-            IndexError, ImageNotFoundError, ImageDecodeError: as `image`.
+            IndexError, ImageNotFoundError, ImageDecodeError: see `image`.
         """
         path = self.paths[index]
         check_header(lambda: open_regular(path), lambda: path)
@@ -169,7 +173,7 @@ class FileDataset(ImageDataset):
         return FileDataset([self.paths[i] for i in indices.tolist()], self.labels[indices], self.class_names)
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
-        """Of `labels`, `file names` below the folder that has all of them, and `file sizes`."""
+        """Hashes of `labels`, `file names` relative to the deepest common folder, and `file sizes`."""
         folder = os.path.commonprefix(self.paths).rpartition(os.sep)[0]  # noqa: RUF071 (up to a separator)
         names = "\0".join(path[len(folder) :] for path in self.paths)
         digests = {**super().digests(), "file names": _digest(np.frombuffer(os.fsencode(names), np.uint8))}
@@ -177,25 +181,26 @@ class FileDataset(ImageDataset):
 
 
 class ReaderDataset(ImageDataset):
-    """Images behind one of timm's readers (`timm.data.readers`), decoded to RGB when they are asked for, and turned as
-    their Exif orientation says.
+    """Images from one of timm's readers (`timm.data.readers`), decoded to RGB on access and rotated according to their
+    Exif orientation.
 
     Attributes:
         reader: the reader.
-        positions: (N,) int64, where in the reader each image is.
+        positions: the index of each image in the reader, (N,) int64.
     """
 
     def __init__(self, reader: Any, positions: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
-        """
+        """Create a data set from a reader.
+
         Args:
-            reader: `reader[i]` is an open file and a target, `reader.filename(i)` names it.
-            positions: (N,) int64.
-            labels: (N,), any integer dtype, in [0, C).
-            class_names: length C.
+            reader: the reader; `reader[i]` is an open file and a target, `reader.filename(i)` the name of the file.
+            positions: the index of each image in the reader, (N,) int64.
+            labels: the labels, (N,), any integer dtype, in [0, C).
+            class_names: the class names, length C.
 
         Raises:
             TypeError: the labels are not integers.
-            ValueError: a label is wrong.
+            ValueError: a label is invalid.
         """
         super().__init__(labels, class_names)
         self.reader = reader
@@ -210,14 +215,14 @@ class ReaderDataset(ImageDataset):
 
 
 def _digest(array: NDArray[Any]) -> str:
-    """Of an array's shape and content."""
+    """A short hash of an array's shape and content."""
     result = sha256(repr(array.shape).encode())
     result.update(np.ascontiguousarray(array).reshape(-1).data)
     return result.hexdigest()[:16]
 
 
 def _file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
-    """In bytes; -1 for a file that cannot be looked at. Many at a time: a file server answers after a while."""
+    """The sizes in bytes, -1 for a file that cannot be accessed. Threads hide the latency of a file server."""
 
     def of_some(start: int) -> list[int]:
         return [_file_size(path) for path in paths[start : start + 1000]]
@@ -229,5 +234,5 @@ def _file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
 def _file_size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # who opens it says why
+    except OSError:  # opening the file reports the reason
         return -1

@@ -1,4 +1,4 @@
-"""From an image file to its pixels: only regular files and the formats of `FORMATS`, upright, in RGB."""
+"""Decodes image files to upright RGB images; only regular files in one of `FORMATS` are accepted."""
 
 import os
 import stat
@@ -12,12 +12,12 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from ltfast.data.formats import FORMATS
 from ltfast.errors import InputError, InputNotFoundError
 
-# Pillow warns above 89 million pixels and refuses twice as many. The second limit alone holds here: a warning for each
-# large photograph, in each process that loads images, would say nothing new.
+# Pillow warns above 89 million pixels and raises an error above twice that. Only the second limit is used here: each
+# worker process would repeat the warning for each large photograph.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Image.init()
-_READERS = tuple(name for name in FORMATS if name in Image.OPEN)  # JPEG's reads MPO too; AVIF's is not in every Pillow
+_READERS = tuple(name for name in FORMATS if name in Image.OPEN)  # JPEG's also reads MPO; some Pillows lack AVIF
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,40 +32,41 @@ _TURNS = {
 
 class _ImageFileError(OSError):
     def __init__(self, message: str) -> None:
-        # a DataLoader's worker hands over its whole traceback as the message: what was said is at its end
+        # a DataLoader worker passes on its whole traceback as the message; the original message is at its end
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 class ImageDecodeError(_ImageFileError, InputError):
-    """An image that cannot be read or decoded; the message names its file, in a DataLoader's worker too."""
+    """An image cannot be read or decoded. The message names its file, also in a DataLoader worker."""
 
 
 class ImageNotFoundError(_ImageFileError, InputNotFoundError):
-    """An image whose file is missing; the message names it, in a DataLoader's worker too."""
+    """The file of an image is missing. The message names it, also in a DataLoader worker."""
 
 
 def open_regular(path: str) -> IO[bytes]:
-    """Open a regular file. Others are refused: opening a pipe waits until something writes to it.
+    """Open a regular file. Opening other kinds could block, such as a pipe without a writer.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be opened.
+        OSError: the file is missing, is not a regular file, or cannot be opened.
     """
     return open(path, "rb", opener=_regular)
 
 
 def decode(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> Image.Image:
-    """The first picture in a file, turned as its Exif orientation says.
+    """Decode the first image in a file, and rotate it according to its Exif orientation.
 
     Args:
-        open_file: opens the file.
-        name: names it. It is called only if there is something wrong, as some readers have to look it up.
+        open_file: a function that opens the file.
+        name: a function that returns the file's name. It is called only on an error, since some readers must look the
+            name up.
 
     Returns:
-        Mode RGB.
+        The image, in mode RGB.
 
     Raises:
         ImageNotFoundError: the file is missing.
-        ImageDecodeError: the file cannot be read, or is no image of `FORMATS` with 8 bits a channel.
+        ImageDecodeError: the file cannot be read, or is not an image in `FORMATS` with 8 bits per channel.
     """
     with _named(name), open_file() as file:
         image = _open(file)
@@ -75,13 +76,13 @@ def decode(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> Image
 
 
 def check_header(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> None:
-    """Look at an image's format, mode and size without decoding it. Arguments and errors are those of `decode`."""
+    """Check an image's format, mode and size without decoding it. For arguments and errors see `decode`."""
     with _named(name), open_file() as file:
         _open(file)
 
 
 def _regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has neither the flag nor such pipes
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, nor FIFOs
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -91,17 +92,17 @@ def _regular(path: str, flags: int) -> int:
 def _open(file: IO[bytes]) -> Image.Image:
     try:
         image = Image.open(file, formats=_READERS)
-    except UnidentifiedImageError:  # its message would have the name once more
+    except UnidentifiedImageError:  # its own message would repeat the file name
         raise ValueError(f"expected an image in one of the formats {', '.join(_READERS)}") from None
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip these to 0..255 without a word
-        raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+        # Pillow would silently clip these to 0..255
+        raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
     _check_tiles(image)
     return image
 
 
 def _check_tiles(image: Image.Image) -> None:
-    """A TIFF is decoded in tiles, which Pillow allows to be of any size, however small the image is."""
+    """Limit the tile size of TIFF files: Pillow accepts tiles of any size, even in a small image."""
     tags = getattr(image, "tag_v2", {})
     pixels = tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0)
     if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
@@ -109,13 +110,13 @@ def _check_tiles(image: Image.Image) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a decoded image upright; None if it is, or if what it says of that cannot be read.
+    """The transposition that makes a decoded image upright; None if it already is, or if its Exif data are unreadable.
 
-    Not ImageOps.exif_transpose: that also writes the Exif block anew, which fails on some that can be read.
+    ImageOps.exif_transpose is not used, since it also rewrites the Exif data, which fails on some readable images.
     """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged block makes Pillow raise nearly anything
+    except Exception:  # Pillow may raise any exception on damaged Exif data
         return None
 
 
@@ -125,5 +126,5 @@ def _named(name: Callable[[], str]) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ImageNotFoundError(f"no image file {name()}") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders may raise any exception on a broken file
         raise ImageDecodeError(f"cannot decode image {name()}: {str(error) or type(error).__name__}") from error

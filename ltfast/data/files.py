@@ -1,4 +1,4 @@
-"""Files of the user's: whether they can be read, and text files line by line."""
+"""Checks the user's files, and reads text files line by line."""
 
 import codecs
 import re
@@ -9,7 +9,7 @@ import psutil
 
 from ltfast.errors import InputError, InputNotFoundError
 
-# the longer marks first: UTF-32's begins as UTF-16's
+# longer marks first: the mark of UTF-32 begins with that of UTF-16
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -21,7 +21,7 @@ _LINE_END = "\r\n|\r|\n"
 
 
 def kind_of(mode: int) -> str:
-    """What `st_mode` says that something is: "a regular file", "a folder", "a FIFO", ..."""
+    """Describe the file type in `st_mode`: "a regular file", "a folder", "a FIFO", ..."""
     kinds = {
         stat.S_IFREG: "a regular file",
         stat.S_IFDIR: "a folder",
@@ -34,21 +34,24 @@ def kind_of(mode: int) -> str:
 
 
 def check_file(name: str, path: Path) -> int:
-    """The size in bytes of a regular file.
+    """Check that a path is a regular file: reading a FIFO or a device could block or never end.
 
     Args:
-        name: what the file is given as; the messages begin with it.
-        path: the file. A FIFO or a device would block, or never end.
+        name: the setting that gives the file; the messages begin with it.
+        path: the file.
+
+    Returns:
+        The size in bytes.
 
     Raises:
         InputNotFoundError: there is no such file.
-        InputError: it is no regular file.
+        InputError: the path cannot be accessed or is not a regular file.
     """
     try:
         found = path.stat()
     except FileNotFoundError as error:
         raise InputNotFoundError(f"no file {path}", name=name) from error
-    except (OSError, ValueError) as error:  # no permission, a link to itself, a name too long, a null character
+    except (OSError, ValueError) as error:  # no permission, a link loop, a name that is too long, a null character
         raise InputError(f"cannot read {str(path)!r}: {error}", name=name) from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"expected a regular file, got {path}, which is {kind_of(found.st_mode)}", name=name)
@@ -56,14 +59,14 @@ def check_file(name: str, path: Path) -> int:
 
 
 def check_memory(what: str, size: int) -> None:
-    """Refuse what does not fit into the memory that is free.
+    """Check that data fit into the free memory.
 
     Args:
-        what: what would be read; the message begins with it.
-        size: in bytes.
+        what: a description of the data; the message begins with it.
+        size: the size of the data in bytes.
 
     Raises:
-        InputError: it does not fit.
+        InputError: the data do not fit.
     """
     free = psutil.virtual_memory().available
     if size > free:
@@ -71,18 +74,19 @@ def check_memory(what: str, size: int) -> None:
 
 
 def read_lines(name: str, path: Path) -> list[str]:
-    r"""The lines of a text file, without their ends.
+    r"""Read the lines of a text file, without line endings.
 
-    The text is UTF-8, or what its byte-order mark says. A line ends with `\n`, `\r\n` or `\r`, and with no other
-    character: U+2028 or a form feed may be part of a file's name.
+    The encoding is UTF-8, unless a byte-order mark gives another. Only `\n`, `\r\n` and `\r` end a line, since
+    characters such as U+2028 or a form feed may be part of a file name.
 
     Args:
-        name: what the file is given as; messages about a missing file begin with it.
+        name: the setting that gives the file; messages about a missing file begin with it.
         path: the file.
 
     Raises:
         InputNotFoundError: there is no such file.
-        InputError: it is no regular file, cannot be read, or is not such text; the message names the line.
+        InputError: the file is not a regular file, cannot be read, or is not text in this encoding; for the latter, the
+            message names the line.
     """
     check_memory(str(path), check_file(name, path))
     try:

@@ -1,4 +1,4 @@
-"""`folder:DIR`: a folder of images for each class."""
+"""`folder:DIR`: one folder of images per class."""
 
 import os
 import stat
@@ -13,27 +13,27 @@ from ltfast.data.formats import FORMATS, extensions
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
 
-_EXAMPLES = 3  # of what was left out, for each reason
+_EXAMPLES = 3  # number of examples in a message
 
 
 def read_folder(root: Path, train: Sequence[str] = ("train",), held_out: Sequence[str] = ("test", "val")) -> Splits:
-    """The images below a folder, whose training part and test part have a folder for each class.
+    """Read the images below a folder that has a training part and a test part, each with one folder per class.
 
-    The classes are the folders of the training part, in the order of their names. The images of a class are the files
-    in its folder and in folders below it whose extension is one of `ltfast.data.formats`. A link to a file counts as
-    the file, wherever it leads. `root` and its two parts may be links.
+    The classes are the folders of the training part, sorted by name. The images of a class are the files in its folder
+    and its subfolders whose extension is in `ltfast.data.formats`. Links to files are followed, wherever they lead.
+    `root` and its two parts may be links.
 
-    Hidden files and folders (`.name`), files that are no images, files beside the classes' folders and special files
-    (FIFOs, sockets, devices) are left out; `left_out` counts them.
+    Hidden files and folders (`.name`), files without an image extension, files next to the class folders, and special
+    files (FIFOs, sockets, devices) are left out; `left_out` counts them.
 
     Args:
         root: the folder.
-        train, held_out: names of the parts' folders; the first that exists is taken.
+        train, held_out: candidate names of the folders of the two parts; the first that exists is used.
 
     Raises:
         InputNotFoundError: a folder is missing, or there are no test images.
-        InputError: a class has no training images, or has images in several folders below its own and none in it; the
-            test part has other classes; a link leads to a folder outside of `root`, or to one that is read anyway; a
+        InputError: a class has no training images, or has images in several subfolders but none in their common parent;
+            the test part has other classes; a link leads to a folder outside `root`, or to one that is read anyway; a
             folder cannot be read.
     """
     parts = [_first_folder(root, names, train, held_out) for names in (train, held_out)]
@@ -46,14 +46,14 @@ def read_folder(root: Path, train: Sequence[str] = ("train",), held_out: Sequenc
     if empty:
         shown = ", ".join(f"{name} ({_content(parts[0] / name)})" for name in empty[:5])
         raise InputError(
-            f"folder:{root}: expected training images of all {len(names)} classes, {len(empty)} have none: {shown}"
+            f"folder:{root}: expected training images of all {len(names)} classes, but {len(empty)} have none: {shown}"
             f"{', ...' if len(empty) > 5 else ''}; images are files of the formats {', '.join(FORMATS)}"
         )
     unknown = sorted(set(present) - set(names))
     if unknown:
-        raise InputError(f"{parts[1]}: expected the classes of {parts[0]}, got {unknown[:5]} besides")
+        raise InputError(f"{parts[1]}: expected the classes of {parts[0]}, got further classes {unknown[:5]}")
     if not any(test_files.values()):
-        raise InputNotFoundError(f"{parts[1]}: no images")
+        raise InputNotFoundError(f"{parts[1]}: expected test images, got none")
 
     def split(files: dict[str, list[str]]) -> FileDataset:
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
@@ -72,24 +72,24 @@ def _first_folder(root: Path, names: Sequence[str], *all_names: Sequence[str]) -
 
 
 def _content(folder: Path) -> str:
-    """What a folder without images has, in words."""
+    """Describe the content of a folder without images."""
     names = sorted(os.listdir(folder))
     shown = ", ".join(repr(name) for name in names[:_EXAMPLES])
-    return f"it holds {shown}{', ...' if len(names) > _EXAMPLES else ''}" if names else "it is empty"
+    return f"it contains {shown}{', ...' if len(names) > _EXAMPLES else ''}" if names else "it is empty"
 
 
 class _Walk:
-    """A look at all folders of a data set, each once."""
+    """Visits each folder of a data set once."""
 
     def __init__(self, root: Path, parts: Sequence[Path]) -> None:
         self.root = root
         self.inside = [os.path.realpath(folder) for folder in (root, *parts)]  # where links may lead
-        self.seen = {self.inside[0]: str(root)}  # each folder's real path, and how it was reached
+        self.seen = {self.inside[0]: str(root)}  # real path of each visited folder -> path by which it was reached
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
 
     def classes(self, part: Path) -> tuple[list[str], dict[str, list[str]]]:
-        """The names of the classes in order, and the paths of each one's images."""
+        """The sorted names of the classes, and the paths of the images of each class."""
         real = os.path.realpath(part)
         folders, images = self._look(str(part), real)
         for image in images:
@@ -111,14 +111,14 @@ class _Walk:
         if found and (common := os.path.commonpath(found)) not in found:
             below = sorted({os.path.relpath(path, common).split(os.sep)[0] for path in found})
             raise InputError(
-                f"{common}: expected the images of one class, got folders of images and no image beside them "
-                f"({', '.join(below[:_EXAMPLES])}{', ...' if len(below) > _EXAMPLES else ''}). If each of these is a "
-                f"class, move it up into {os.path.dirname(folder)}; if not, move their images into {common}"
+                f"{common}: expected the images of one class, got only folders of images "
+                f"({', '.join(below[:_EXAMPLES])}{', ...' if len(below) > _EXAMPLES else ''}). If each folder is a "
+                f"class, move the folders to {os.path.dirname(folder)}; otherwise, move their images to {common}"
             )
         return [image for path in sorted(found) for image in found[path]]
 
     def _look(self, folder: str, real: str) -> tuple[dict[str, str], list[str]]:
-        """The names of the folders in a folder, with their real paths, and the paths of the images, each in order."""
+        """The names of the subfolders with their real paths, and the paths of the images, both sorted by name."""
         if real in self.seen:
             raise InputError(f"{folder} and {self.seen[real]} are the same folder; remove the link")
         self.seen[real] = folder
@@ -134,20 +134,20 @@ class _Walk:
                 self._leave_out("hidden", entry.path)
             elif kind == stat.S_IFDIR:
                 folders[entry.name] = self._target(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-            elif kind not in (stat.S_IFREG, stat.S_IFLNK):  # a broken link is named when its image is opened
+            elif kind not in (stat.S_IFREG, stat.S_IFLNK):  # opening the image reports a broken link
                 self._leave_out("FIFOs, sockets or devices", entry.path)
             elif entry.name[entry.name.rfind(".") :].lower() in known:
                 images.append(entry.path)
             else:
-                self._leave_out("no images", entry.path)
+                self._leave_out("not images", entry.path)
         return folders, images
 
     def _target(self, link: str) -> str:
         target = os.path.realpath(link)
         if not any(Path(target).is_relative_to(folder) for folder in self.inside):
             raise InputError(
-                f"{link}: expected no link to a folder outside of {self.root}, got one to {target}; "
-                "copy that folder, or name its images in a list (list:FILE)"
+                f"{link}: expected no link to a folder outside {self.root}, got one to {target}; "
+                "copy that folder, or list its images in a file (list:FILE)"
             )
         return target
 
@@ -167,7 +167,7 @@ class _Walk:
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
-    """The type bits of what an entry is or leads to; of a broken link, a link's."""
+    """The file type bits of an entry, after following links; those of the link itself if it is broken."""
     try:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError:

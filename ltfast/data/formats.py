@@ -1,14 +1,14 @@
-"""The image formats that are read."""
+"""The supported image formats."""
 
 from functools import cache
 
 from PIL import Image
 
-# Pillow's names. Those that run a program (EPS, WMF) or that hold no photographs are not among them.
+# Pillow's names. Formats whose decoder runs a program (EPS, WMF) and formats not used for photographs are excluded.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 
 
 @cache
 def extensions() -> frozenset[str]:
-    """The file extensions of `FORMATS` that this Pillow can read, in lower case: `.png`, `.jpg`, `.jfif`, ..."""
+    """The file extensions of `FORMATS` that the installed Pillow can read, in lower case: `.png`, `.jpg`, ..."""
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)

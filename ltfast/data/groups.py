@@ -1,10 +1,10 @@
-"""Many, medium and few: the class groups that long-tailed results are reported for."""
+"""The class groups for which long-tailed results are reported: many, medium and few."""
 
 from collections.abc import Sequence
 
 from ltfast.ops.core.class_counts import ClassCounts, read_class_counts
 
-MINIMA = (101, 20)  # many: over 100 images; few: under 20; medium between
+MINIMA = (101, 20)  # many: more than 100 images; few: fewer than 20; medium: the rest
 
 
 def class_groups(class_counts: ClassCounts, minima: Sequence[int] = MINIMA) -> dict[str, list[int]]:
@@ -12,14 +12,14 @@ def class_groups(class_counts: ClassCounts, minima: Sequence[int] = MINIMA) -> d
     Open World", CVPR 2019).
 
     Args:
-        class_counts: the number of training images of each class, length C: see
+        class_counts: the number of training images of each class, length C; see
             `ltfast.ops.core.class_counts.read_class_counts`.
-        minima: the fewest images of a class of each group but the last, falling.
+        minima: the minimum number of images per class in each group except the last, in decreasing order.
 
     Returns:
-        `{"many": ..., "medium": ..., "few": ...}`: the classes with over 100, with 20 to 100 and with under 20 images;
-        `{"group0": ..., "group1": ...}` for other numbers of groups than three. Each class is in exactly one group; a
-        group may be empty.
+        The classes in each group. By default, the groups are `"many"` (more than 100 images), `"medium"` (20 to 100)
+        and `"few"` (fewer than 20). If there are not three groups, their names are `"group0"`, `"group1"`, ... Each
+        class is in exactly one group; a group may be empty.
 
     Raises:
         ValueError: a count is negative.

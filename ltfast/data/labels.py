@@ -1,4 +1,4 @@
-"""Labels that come from outside: which classes they number."""
+"""Checks labels from the user's files, and derives the classes from them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ from ltfast.errors import InputError
 
 
 def check_labels(labels: NDArray[np.integer[Any]], limit: int, why: str, name: Callable[[int], str]) -> None:
-    """Refuse labels that are negative or too large.
+    """Check that labels are in [0, limit).
 
     Args:
         labels: (N,), any integer dtype, N at least 1.
-        limit: the labels are below it.
-        why: what sets the limit.
-        name: what to call the label at a position; the message begins with it.
+        limit: the exclusive upper limit.
+        why: the reason for the limit, for the message.
+        name: maps the position of a label to its name; the message begins with it.
 
     Raises:
-        InputError: there is such a label.
+        InputError: a label is out of range.
     """
     smallest, largest = int(labels.argmin()), int(labels.argmax())
     if labels[smallest] < 0:
@@ -29,17 +29,17 @@ def check_labels(labels: NDArray[np.integer[Any]], limit: int, why: str, name: C
 
 
 def numbered_classes(labels: NDArray[np.integer[Any]], name: Callable[[int], str]) -> list[str]:
-    """The classes of training labels that are numbers alone: "0", "1", ... to the largest.
+    """The names of classes that are only numbered in the training labels: "0", "1", ... up to the largest label.
 
-    Each class needs an image, so a label that is not below the number of images is a mistake. It is refused before
-    anything is made for each class.
+    Each class needs an image, so labels of N or more are invalid. They raise an error before anything is allocated per
+    class.
 
     Args:
         labels: (N,), any integer dtype, N at least 1.
-        name: what to call the label at a position.
+        name: maps the position of a label to its name, for the message.
 
     Raises:
         InputError: a label is negative, or not below N.
     """
-    check_labels(labels, len(labels), "the number of training images, as each class needs one", name)
+    check_labels(labels, len(labels), "the number of training images, since each class needs one", name)
     return [str(label) for label in range(int(labels.max()) + 1)]

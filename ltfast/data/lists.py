@@ -1,4 +1,4 @@
-"""`list:FILE`: a file with a path and a label a line."""
+"""`list:FILE`: a file with one path and label per line."""
 
 import os
 from pathlib import Path
@@ -14,25 +14,25 @@ from ltfast.data.labels import check_labels, numbered_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
 
-_BLANKS = " \t"  # other white space may be part of a file's name
-_DIGITS = 18  # a label of so many fits into 64 bits
+_BLANKS = " \t"  # other white space may be part of a file name
+_DIGITS = 18  # labels with this many digits fit into 64 bits
 
 
 class _List(NamedTuple):
     paths: list[str]
     labels: NDArray[np.int64]  # (N,)
-    lines: list[int]  # the number of each one's line
+    lines: list[int]  # line number of each image
 
 
 def read_lists(path: Path, root: Path) -> Splits:
-    """The images that a training list and the test list beside it name.
+    """Read the images in a training list and in the test list in the same folder.
 
     Args:
-        path: the training list; "train" in its name is "test" or "val" in the other's.
+        path: the training list. The test list has "test" or "val" in its name in place of "train".
         root: the folder of the images.
 
     Raises:
-        InputNotFoundError: a list is missing, or the first image of one.
+        InputNotFoundError: a list is missing, or the first image of a list.
         InputError: a list cannot be read, or a line has no path and label; the message names the line.
     """
     if "train" not in path.name:
@@ -43,7 +43,7 @@ def read_lists(path: Path, root: Path) -> Splits:
     held_out = next((file for file in candidates if os.path.lexists(file)), None)
     if held_out is None:
         raise InputNotFoundError(
-            f"list: expected a test list beside {path}: {candidates[0].name} or {candidates[1].name}"
+            f"list: expected a test list next to {path}: {candidates[0].name} or {candidates[1].name}"
         )
     train, test = _read(path, root), _read(held_out, root)
     names = numbered_classes(train.labels, lambda position: f"{path}:{train.lines[position]}")
@@ -69,13 +69,13 @@ def _read(path: Path, root: Path) -> _List:
             raise InputError(f"{path}:{number}: expected a label of at most {_DIGITS} digits, got {len(label)}")
         image = os.path.join(root, file)
         if "\\" in file and os.sep != "\\" and not os.path.isfile(image):
-            raise InputError(f"{path}:{number}: expected / between folders and file, got {file!r}, which is no file")
+            raise InputError(f"{path}:{number}: expected / as separator, got {file!r}, which does not exist")
         paths.append(image)
         labels.append(int(label))
         numbers.append(number)
     if not paths:
-        raise InputError(f"{path}: expected a path and a label a line, got an empty file")
-    # one look tells a wrong root at once; a single missing image is named when it is opened
+        raise InputError(f"{path}: expected one path and label per line, got an empty file")
+    # Checking one image detects a wrong root early. Opening an image reports if that image alone is missing.
     if not os.path.isfile(paths[0]):
-        raise InputNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the images' folder (root)?")
+        raise InputNotFoundError(f"{path}: no image {paths[0]}; is {str(root)!r} the folder of the images (root)?")
     return _List(paths, np.array(labels, dtype=np.int64), numbers)

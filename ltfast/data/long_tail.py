@@ -1,4 +1,4 @@
-"""Long tails: how many images of each class to keep, and which."""
+"""Subsampling to a long tail: the number of images of each class, and the choice of the images."""
 
 import math
 from bisect import bisect_left
@@ -21,37 +21,38 @@ def exponential_counts(largest: float, num_classes: int, imbalance: float) -> li
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019.
 
     Args:
-        largest: the count of class 0, in images; may be fractional, as a mean count is.
+        largest: the number of images of class 0; may be fractional, such as a mean count.
         num_classes: C, at least 1. A single class keeps `int(largest)`.
-        imbalance: the count of class 0 over that of class C - 1, at least 1.
+        imbalance: the ratio of the counts of class 0 and class C - 1, at least 1.
 
     Raises:
         InputError: an argument is out of its range.
     """
     _check(largest, num_classes, imbalance)
-    # written exactly as the literature's code, so that rounding falls the same way
+    # the same expression as in the published code, for the same rounding
     return [int(largest * (1 / imbalance) ** (k / max(num_classes - 1.0, 1.0))) for k in range(num_classes)]
 
 
 def pareto_counts(largest: float, num_classes: int, imbalance: float) -> list[int]:
-    """Class counts that follow a Pareto distribution of power a = 6, as ImageNet-LT's do.
+    """Class counts that follow a Pareto distribution with power a = 6, as in ImageNet-LT.
 
-    The counts are the distribution's quantiles (type II, that is, starting at zero) at C evenly spaced ranks, stretched
-    so that the first is `largest` and the last is `largest / imbalance`:
+    The counts are the quantiles of the distribution (type II, which starts at zero) at C evenly spaced ranks, scaled so
+    that the first is `largest` and the last is `largest / imbalance`:
 
         q_k = ((k + 1) / C) ** (-1 / a) - 1
         n_k = int(n_min + (largest - n_min) * q_k / q_0),   n_min = largest / imbalance
 
-    With ImageNet-LT's own numbers (1280 to 5 images, 1000 classes) this gives 404 many, 456 medium and 140 few classes
-    and 121,449 images; the published list, which was drawn at random, has 385, 479, 136 and 115,846.
+    With the parameters of ImageNet-LT (1280 to 5 images, 1000 classes), this gives 404 many, 456 medium and 140 few
+    classes and 121,449 images. The published list was drawn at random; it has 385, 479 and 136 classes and 115,846
+    images.
 
-    Source: Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019, for the power; they publish
-    the list and no formula.
+    Source: Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019, for the power. They publish
+    the list but no formula.
 
     Args:
-        largest: the count of class 0, in images; may be fractional, as a mean count is.
+        largest: the number of images of class 0; may be fractional, such as a mean count.
         num_classes: C, at least 1. A single class keeps `int(largest)`.
-        imbalance: the count of class 0 over that of class C - 1, at least 1.
+        imbalance: the ratio of the counts of class 0 and class C - 1, at least 1.
 
     Raises:
         InputError: an argument is out of its range.
@@ -65,20 +66,20 @@ def pareto_counts(largest: float, num_classes: int, imbalance: float) -> list[in
 
 
 def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profile: Profile = "exponential") -> Tensor:
-    """The images that make a data set long-tailed: class 0 keeps the most, class C - 1 the fewest.
+    """Choose the images of the standard long-tailed split: class 0 keeps the most images, class C - 1 the fewest.
 
-    The largest class keeps N / C images or, where some class has too few for that, the most images with which every n_k
-    fits what its class has: the profile stays as it is. Which images are kept is the literature's draw (LDAM, BCL,
-    ProCo): numpy's legacy generator with seed 0 shuffles each class in turn and the first n_k stay.
+    The largest class keeps N / C images. If a class has too few images for that, the largest class keeps the most
+    images for which every n_k is available; the profile is unchanged. The images are chosen as in the published code
+    (LDAM, BCL, ProCo): numpy's legacy generator with seed 0 shuffles each class in turn, and the first n_k are kept.
 
     Args:
         labels: (N,) int64, in [0, C).
         num_classes: C.
-        imbalance: the count of the largest class over that of the smallest, at least 1.
+        imbalance: the ratio of the counts of the largest and the smallest class, at least 1.
         profile: "exponential" (see `exponential_counts`) or "pareto" (see `pareto_counts`).
 
     Returns:
-        (sum of n_k,) int64: positions in `labels`, class after class.
+        The positions of the kept images in `labels`, (sum of n_k,) int64, sorted by class.
 
     Raises:
         InputError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
@@ -88,15 +89,15 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
     classes = labels.numpy()
     available = np.bincount(classes, minlength=num_classes).tolist()
     if 0 in available:
-        raise InputError(f"labels: expected images of every class, class {available.index(0)} has none")
+        raise InputError(f"labels: expected images of every class, but class {available.index(0)} has none")
     counts = _fitting_counts(available, imbalance, profile)
     if 0 in counts:
-        # an imbalance beyond the number of images cannot be
+        # the imbalance cannot exceed the number of images
         candidates = range(1, math.ceil(min(imbalance, len(labels) + 1)))
         most = bisect_left(candidates, True, key=lambda tried: 0 in _fitting_counts(available, tried, profile))
         raise InputError(
             f"{imbalance:g} leaves class {counts.index(0)} without images; expected at most {most}, or None "
-            "(`none` on the command line), which takes the data as they are",
+            "(`none` on the command line) to use all images",
             name="imbalance",
         )
     random = np.random.RandomState(0)
@@ -109,7 +110,7 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
 
 
 def _fitting_counts(available: list[int], imbalance: float, profile: Profile) -> list[int]:
-    """The profile's counts for the mean count or, if a class has fewer images, for the largest integer that fits."""
+    """The profile's counts for the mean count, or for the largest integer that fits if a class has too few images."""
 
     def counts_for(largest: float) -> list[int]:
         make_counts = exponential_counts if profile == "exponential" else pareto_counts

@@ -1,4 +1,4 @@
-"""A query and a key view of an image, and patches of the query view with the boxes from which they come."""
+"""Query and key views of an image, and patches of the query view with their boxes."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,30 +23,30 @@ from ltfast.data.transforms import (
 from ltfast.errors import InputError, SettingError
 
 PatchPolicy = Literal["basic", "cifar", "dscl"]
-_RATIO = (3 / 4, 4 / 3)  # of a patch's width to its height
+_RATIO = (3 / 4, 4 / 3)  # range of a patch's aspect ratio, width / height
 
 
 class PatchViews:
-    """From a PIL image to `(query, key, patches, boxes)`, as DSCL's authors make them.
+    """A transform from a PIL image to `(query, key, patches, boxes)`, as in the code of DSCL's authors.
 
-    The patches are cropped from the query view before its colours change, and change theirs on their own.
+    The patches are cropped from the query view before its colour augmentation, and get their own.
 
     Args:
-        bundle: whose images, mean and std these are.
-        policy: "basic", a random crop after padding by an eighth of the size (for digits and letters); "cifar", that
-            and flips; or "dscl", the authors': random resized crops (scale 0.08 to 1), flips, colour jitter 0.4, 0.4,
-            0.4, 0.1 with probability 0.8, grey with 0.2, above 64 pixels blur with 0.5; the key's jitter is without hue
-            and always on, without grey and blur.
+        bundle: the data, for the format of the images, their mean and std.
+        policy: "basic": a random crop after padding by an eighth of the size (for digits and letters). "cifar": the
+            same with flips. "dscl", as in the authors' code: random resized crops (scale 0.08 to 1), flips, colour
+            jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, greyscale with 0.2, and above 64 pixels blur with 0.5; the
+            key's jitter is always applied and has no hue, and the key has no greyscale and blur.
         image_size: height and width S of query and key, in pixels.
-        patches: L, the patches of an image, at least 0.
-        patch_size: height and width P to which they are resized, in pixels.
-        scale: least and greatest area of a patch, as a share of the query view's.
+        patches: number of patches per image L, at least 0.
+        patch_size: height and width P of the resized patches, in pixels.
+        scale: minimum and maximum area of a patch, as a fraction of the query view's area.
 
     Shapes: query and key (channels, S, S), patches (L, channels, P, P), boxes (L, 4) as x1, y1, x2, y2 in pixels of the
-    query; float32. It draws from the global generators of `random` and numpy.
+    query; all float32. Random numbers come from the global generators of `random` and numpy.
 
     Raises:
-        InputError: an unknown policy, or an argument out of its range.
+        InputError: the policy is unknown, or an argument is out of its range.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PatchViews:
         if patch_size < 1:
             raise SettingError("patch_size", "at least 1 pixel", patch_size)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise InputError(f"scale: expected two rising shares in (0, 1], got {tuple(scale)}")
+            raise InputError(f"scale: expected two ascending fractions in (0, 1], got {tuple(scale)}")
         size, convert, mean, std = output_format(bundle, image_size, None)
         self.patches, self.patch_size, self.scale = patches, patch_size, tuple(scale)
         self.finish = NormalizedTensor(mean, std)

@@ -1,9 +1,9 @@
-"""Samplers for long-tailed data: which images an epoch sees, and in what order.
+"""Samplers for long-tailed data: they choose the images of an epoch and their order.
 
-All of them draw from a generator of their own, seeded by (seed, epoch): the global random state has no say, and an
-epoch can be drawn again at any time. In distributed training every process draws the same stream and takes each
-`world_size`-th position of it, from its `rank` on; the stream is first filled up to a multiple of `world_size` from
-its own beginning, so that every process gets as much and no image is dropped.
+Each sampler draws from its own generator, seeded by (seed, epoch): the global random state has no effect, and any epoch
+can be drawn again. In distributed training, every process draws the same stream and takes every `world_size`-th
+position, starting at its `rank`. The stream is first padded from its beginning to a multiple of `world_size`, so that
+all processes get the same number of images and none is dropped.
 """
 
 from abc import abstractmethod
@@ -24,21 +24,23 @@ SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "gr
 
 
 class EpochSampler(Sampler[int]):
-    """A stream of image positions for each epoch, shared out among the processes.
+    """A stream of image indices for each epoch, split over the processes.
 
-    Iterating yields this process's share; `len()` is its length.
+    Iterating yields this process's part; `len()` is its length.
 
     Attributes:
-        num_samples: the length of the stream before it is filled up.
-        epoch, rank, world_size: as given.
+        num_samples: the length of the stream before padding.
+        epoch: the current epoch, from 0.
+        rank, world_size: this process, and the number of processes.
     """
 
     def __init__(self, num_samples: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """
+        """Create a sampler.
+
         Args:
-            num_samples: the number of images an epoch sees, over all processes, at least 1.
-            seed: at least 0.
-            rank: this process, in [0, world_size).
+            num_samples: the number of images per epoch over all processes, at least 1.
+            seed: the seed, at least 0.
+            rank: the rank of this process, in [0, world_size).
             world_size: the number of processes, at least 1.
 
         Raises:
@@ -59,7 +61,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw epoch `epoch` (from 0) from the next iteration on.
+        """Set the epoch (from 0) that the next iteration draws.
 
         Raises:
             ValueError: `epoch` is negative.
@@ -78,16 +80,17 @@ class EpochSampler(Sampler[int]):
 
     @abstractmethod
     def draw(self, generator: Generator) -> Tensor:
-        """The stream of one epoch, (num_samples,) int64."""
+        """Draw the stream of one epoch, (num_samples,) int64."""
 
 
 class InstanceSampler(EpochSampler):
-    """Every image equally often: a permutation without replacement, and another one where the stream is longer."""
+    """Instance-balanced sampling without replacement: a permutation of the images, and more if the stream is longer."""
 
     def __init__(
         self, num_images: int, *, seed: int, rank: int = 0, world_size: int = 1, num_samples: int | None = None
     ) -> None:
-        """
+        """Create a sampler.
+
         Args:
             num_images: N, at least 1.
             seed, rank, world_size: see `EpochSampler`.
@@ -110,9 +113,9 @@ class InstanceSampler(EpochSampler):
 
 
 class ClassSampler(EpochSampler):
-    """A class by given probabilities, then any image of it, both with replacement.
+    """Samples a class with the given probabilities and then an image of the class uniformly, both with replacement.
 
-    Drawing in two steps has no limit on the number of images, unlike `torch.multinomial` with its 2^24.
+    Unlike `torch.multinomial`, which is limited to 2^24 images, sampling in two steps has no limit.
 
     Attributes:
         class_probabilities: (C,) float64, sums to 1.
@@ -128,7 +131,8 @@ class ClassSampler(EpochSampler):
         world_size: int = 1,
         num_samples: int | None = None,
     ) -> None:
-        """
+        """Create a sampler.
+
         Args:
             labels: (N,) int64, in [0, C).
             class_probabilities: (C,), at least 0; need not sum to 1.
@@ -152,12 +156,12 @@ class ClassSampler(EpochSampler):
         if without_images.any():
             missing = without_images.nonzero().flatten().tolist()
             raise ValueError(f"class_probabilities: expected 0 for the classes without images, {missing}")
-        self._members = torch.argsort(labels, stable=True)  # class after class
+        self._members = torch.argsort(labels, stable=True)  # image indices sorted by class
         self._starts = self._counts.cumsum(0) - self._counts
 
     def draw(self, generator: Generator) -> Tensor:
         edges = self.class_probabilities.cumsum(0)
-        edges = edges / edges[-1]  # ends in 1 exactly, so no draw falls beyond
+        edges = edges / edges[-1]  # the last edge is exactly 1, so every draw is below it
         draws = torch.rand(2, self.num_samples, dtype=torch.float64, generator=generator)
         classes = torch.searchsorted(edges, draws[0], right=True)
         counts = self._counts[classes]
@@ -166,19 +170,20 @@ class ClassSampler(EpochSampler):
 
 
 class DualSampler(Sampler[int]):
-    """Two streams in step, an image of each in turn: `batch[0::2]` is from the first, `batch[1::2]` from the second.
+    """Two interleaved streams: `batch[0::2]` is from the first, `batch[1::2]` from the second.
 
-    The batch size has to be even; half of a batch comes from each stream.
+    The batch size must be even; half of each batch comes from each stream.
     Source: Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023, dual sampling.
     """
 
     def __init__(self, first: EpochSampler, second: EpochSampler) -> None:
-        """
+        """Create a sampler from two others.
+
         Args:
-            first, second: samplers of equal length, rank and world size.
+            first, second: samplers with the same length, rank and world size.
 
         Raises:
-            ValueError: they are not.
+            ValueError: a length, rank or world size differs.
         """
         for name in ("num_samples", "rank", "world_size"):
             if getattr(first, name) != getattr(second, name):
@@ -192,11 +197,11 @@ class DualSampler(Sampler[int]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that is drawn."""
+        """The current epoch, from 0."""
         return self.first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """See `EpochSampler.set_epoch`."""
+        """Set the epoch of both samplers; see `EpochSampler.set_epoch`."""
         self.first.set_epoch(epoch)
         self.second.set_epoch(epoch)
 
@@ -208,10 +213,10 @@ class DualSampler(Sampler[int]):
 
 
 def class_balanced_probabilities(class_counts: ClassCounts) -> Tensor:
-    """Each class that has images equally likely.
+    """Class probabilities of class-balanced sampling: uniform over the classes that have images.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
+        class_counts: length C, at least 0; see `ltfast.ops.core.class_counts.read_class_counts`.
 
     Returns:
         (C,) float64, sums to 1.
@@ -223,21 +228,24 @@ def class_balanced_probabilities(class_counts: ClassCounts) -> Tensor:
 
 
 def square_root_probabilities(class_counts: ClassCounts) -> Tensor:
-    """`p_c ~ sqrt(n_c)` (Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", ECCV 2018).
+    """Class probabilities of square-root sampling: `p_c ~ sqrt(n_c)` (Mahajan et al., "Exploring the Limits of Weakly
+    Supervised Pretraining", ECCV 2018).
 
-    Args, returns, raises: as `class_balanced_probabilities`.
+    For arguments, return value and errors see `class_balanced_probabilities`.
     """
     return _normalised(_counts(class_counts).sqrt())
 
 
 def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.9999) -> Tensor:
-    """Each image weighted by its class's inverse effective number, so `p_c ~ n_c (1 - beta) / (1 - beta^n_c)`.
+    """Class probabilities if each image is weighted by the inverse effective number of its class:
+    `p_c ~ n_c (1 - beta) / (1 - beta^n_c)`.
 
-    `beta = 0` is instance-balanced sampling, `beta -> 1` class-balanced sampling.
-    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019; a sampler in LDAM's code.
+    `beta = 0` gives instance-balanced sampling, `beta -> 1` class-balanced sampling.
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019; used as a sampler in the
+    code of LDAM.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
+        class_counts: length C, at least 0; see `ltfast.ops.core.class_counts.read_class_counts`.
         beta: in [0, 1).
 
     Returns:
@@ -256,24 +264,25 @@ def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.99
 def group_preferred_probabilities(
     class_counts: ClassCounts, stage: int, rho: float = 0.8, preferred: Sequence[int] | None = None
 ) -> Tensor:
-    """The class group that a stage of decoupled optimisation prefers.
+    """Class probabilities of a stage of decoupled optimisation, which prefers one class group.
 
-    Stage 1: the long tail itself, `p_c ~ n_c`. Stage 2: an image of a preferred class with probability rho, any other
-    with 1 - rho, uniformly among the images of either kind. Stage 3: `p_c ~ 1 / n_c`, the reversed long tail.
+    Stage 1 samples the long-tailed distribution itself, `p_c ~ n_c`. Stage 2 samples an image of a preferred class with
+    probability rho and another image with 1 - rho, uniformly within each kind. Stage 3 samples the reversed long-tailed
+    distribution, `p_c ~ 1 / n_c`.
     Source: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
 
     Args:
-        class_counts: length C, at least 0: see `ltfast.ops.core.class_counts.read_class_counts`.
+        class_counts: length C, at least 0; see `ltfast.ops.core.class_counts.read_class_counts`.
         stage: 1, 2 or 3.
-        rho: in [0, 1]; of use to stage 2.
-        preferred: the classes that stage 2 prefers; None means `class_groups`' medium ones.
+        rho: in [0, 1]; used in stage 2 only.
+        preferred: the preferred classes of stage 2; None means the medium classes of `class_groups`.
 
     Returns:
         (C,) float64, sums to 1.
 
     Raises:
-        ValueError: there are no images, stage or rho is out of its range, or stage 2 finds no images of one of its two
-            kinds.
+        ValueError: there are no images, stage or rho is out of its range, or stage 2 has no images of preferred classes
+            or no others.
     """
     counts = _counts(class_counts)
     if stage not in (1, 2, 3):
@@ -303,23 +312,23 @@ def make_sampler(
     num_samples: int | None = None,
     **options: Any,
 ) -> EpochSampler | DualSampler:
-    """A sampler by name.
+    """Create a sampler by name.
 
     Args:
         name: "instance" (a permutation), "class_balanced", "square_root", "effective_number" (option `beta`),
-            "group_preferred" (options `stage`, required, `rho` and `preferred`; stage 1 is "instance") or "dual" (a
-            class-balanced and an instance-balanced stream in step, see `DualSampler`).
+            "group_preferred" (options `stage`, required, `rho` and `preferred`; stage 1 is the same as "instance") or
+            "dual" (an interleaved class-balanced and instance-balanced stream, see `DualSampler`).
         labels: (N,) int64, in [0, C).
         num_classes: C.
-        seed: at least 0.
-        rank: this process, in [0, world_size).
+        seed: the seed, at least 0.
+        rank: the rank of this process, in [0, world_size).
         world_size: the number of processes.
-        num_samples: the number of images an epoch sees over all processes, of each stream for "dual"; None means N.
-        options: of the sampler, see above.
+        num_samples: the number of images per epoch over all processes, for "dual" in each stream; None means N.
+        options: the options of the sampler, see `name`.
 
     Raises:
         ValueError: the name is unknown or an argument is out of its range.
-        TypeError: the sampler has no such option, or a required one is missing.
+        TypeError: an option is unknown, or a required option is missing.
     """
     shared: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_samples": num_samples}
     counts = _class_counts(labels, num_classes).tolist()
@@ -368,5 +377,5 @@ def _normalised(weights: Tensor) -> Tensor:
 def _share(counts: Tensor, chosen: Tensor) -> Tensor:
     total = counts[chosen].sum()
     if total == 0:
-        raise InputError("class_counts: stage 2 expects images of preferred classes and of others; got only one kind")
+        raise InputError("class_counts: stage 2 expects images of preferred and of other classes, got only one kind")
     return counts / total

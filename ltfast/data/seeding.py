@@ -1,4 +1,4 @@
-"""Seeds derived from several numbers, and a block of code run under one."""
+"""Derives seeds from several integers, and runs a block of code with a given seed."""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from numpy.random import mtrand
 
 
 def derive_seed(purpose: str, *keys: int) -> int:
-    """A 63-bit seed that depends on the purpose and on every one of the integers `keys` and their order.
+    """Derive a 63-bit seed from the purpose and the integers `keys`, whose order matters.
 
-    Not numpy's SeedSequence: to that, keys that differ in zeros at the end are the same.
+    numpy's SeedSequence is not used, since it ignores trailing zeros of the keys.
     """
     text = " ".join([purpose, *map(str, keys)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -21,14 +21,14 @@ def derive_seed(purpose: str, *keys: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of `random`, numpy and torch (CPU), and put them back afterwards."""
+    """Seed the global generators of `random`, numpy and torch (CPU), and restore their states afterwards."""
     python_state, torch_state = random.getstate(), torch.get_rng_state()
-    # exchanged, not copied and restored: that would take longer than the other two together
+    # The generator is swapped: saving and restoring its state would take longer than the other two together.
     numpy_generator = mtrand.get_bit_generator()
     try:
         random.seed(seed)
         mtrand.set_bit_generator(np.random.PCG64(seed))
-        # not torch.manual_seed: that would reseed the GPU's generator too, which is the model's
+        # torch.manual_seed would also reseed the GPU's generator, which belongs to the model
         torch.default_generator.manual_seed(seed)
         yield
     finally:

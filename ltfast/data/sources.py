@@ -31,12 +31,12 @@ SOURCES = """\
   cifar10        downloaded by torchvision
   cifar100       downloaded by torchvision
   npz:FILE       arrays x_train, y_train, x_test, y_test
-  folder:DIR     DIR/train and DIR/test or DIR/val, a folder a class
-  list:FILE      a path and a label a line, as ImageNet_LT_train.txt; the images' folder is root
-  torch/NAME     torchvision's, through timm: torch/fashion_mnist, torch/places365, torch/imagenet, ...
-  hfds/NAME      Hugging Face's, through timm"""
+  folder:DIR     DIR/train and DIR/test or DIR/val, with one folder per class
+  list:FILE      one path and label per line, such as ImageNet_LT_train.txt; paths are relative to root
+  torch/NAME     torchvision's data sets, through timm: torch/fashion_mnist, torch/places365, torch/imagenet, ...
+  hfds/NAME      Hugging Face's data sets, through timm"""
 
-# of CIFAR-10; LDAM, BCL and ProCo use them for CIFAR-100 too
+# Statistics of CIFAR-10; LDAM, BCL and ProCo use them for CIFAR-100 too.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -46,7 +46,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class PackageError(UserError, ModuleNotFoundError):
-    """A package that a source needs is not installed."""
+    """A package required by a source is not installed."""
 
 
 def load(
@@ -57,43 +57,44 @@ def load(
     root: str | Path = "data",
     class_names: str | Path | None = None,
 ) -> DataBundle:
-    """Load a data set, and cut its training images to a long tail.
+    """Load a data set, and optionally subsample its training images to a long tail.
 
     Args:
         source: one of
 
-            - `digits`: scikit-learn's 1,797 grey 8 x 8 images; 110 a class for training, the other 697 for testing.
-            - `cifar10`, `cifar100`: torchvision's, from the folder `root`, downloaded to it if they are not there.
+            - `digits`: scikit-learn's 1,797 greyscale 8 x 8 images; 110 per class for training, the other 697 for
+              testing.
+            - `cifar10`, `cifar100`: torchvision's data sets, from the folder `root`; downloaded to it if missing.
             - `npz:FILE`: `x_train` and `x_test`, (N, H, H), (N, H, H, 1) or (N, H, H, 3) uint8; `y_train` and `y_test`,
               (N,) or (N, 1) integers. The classes are 0 to the largest training label.
-            - `folder:DIR`: `DIR/train`, and `DIR/test` or, where there is none, `DIR/val`; a folder a class in each,
-              the classes in the order of their names. See `ltfast.data.folder` for links and nested folders.
-            - `list:FILE`: the lists of ImageNet-LT, Places-LT and iNaturalist, `path label` a line, paths relative to
-              `root`. The label is what follows the last space or tab. The text is UTF-8, or what its byte-order mark
-              says. FILE's name has "train" in it; the test list is the file beside it with "test" instead or, where
-              there is none, "val" (`ImageNet_LT_train.txt`, `ImageNet_LT_test.txt`).
-            - `torch/NAME`, `hfds/NAME`: what `timm.data.create_dataset` names and has random access to, from the folder
-              `root`. The training split is "train"; the test split is torchvision's own and, for `hfds/`, "validation"
-              or, where there is none, "test".
+            - `folder:DIR`: `DIR/train` and `DIR/test` (or `DIR/val` if there is no `DIR/test`), each with one folder
+              per class. The classes are sorted by name. See `ltfast.data.folder` for links and nested folders.
+            - `list:FILE`: lists such as those of ImageNet-LT, Places-LT and iNaturalist, with one `path label` per line
+              and paths relative to `root`. The last space or tab separates the label. The encoding is UTF-8, unless a
+              byte-order mark gives another. FILE must have "train" in its name; the test list is the file in the same
+              folder with "test" (or else "val") instead (`ImageNet_LT_train.txt`, `ImageNet_LT_test.txt`).
+            - `torch/NAME`, `hfds/NAME`: data sets of `timm.data.create_dataset` with random access, from the folder
+              `root`. The training split is "train". The test split is torchvision's own; for `hfds/` it is
+              "validation", or "test" if there is no "validation".
 
-        imbalance: the count of the largest class over that of the smallest, at least 1; None takes the data as they
-            are. The test images are never cut.
-        profile: the tail's form, "exponential" or "pareto"; see `ltfast.data.long_tail`.
-        root: folder of the images or downloads; of use to `cifar10`, `cifar100`, `list:`, `torch/` and `hfds/`.
-        class_names: a text file with the names of the classes, a name a line, line k + 1 for label k. For sources
-            whose classes are numbers alone: `npz:`, `list:`, and `hfds/` without names.
+        imbalance: the ratio of the counts of the largest and the smallest class, at least 1; None keeps all images.
+            The test images are never subsampled.
+        profile: the shape of the long tail, "exponential" or "pareto"; see `ltfast.data.long_tail`.
+        root: folder of the images or downloads; used by `cifar10`, `cifar100`, `list:`, `torch/` and `hfds/`.
+        class_names: a text file with one class name per line, line k + 1 for label k, for sources whose classes are
+            only numbered: `npz:`, `list:`, and `hfds/` without names.
 
     Returns:
-        The bundle. `mean` and `std` are CIFAR-10's for `cifar10` and `cifar100`, computed from the (cut) training
-        images for other images in arrays, and ImageNet's for images in files, whose `image_size` is 224 and `channels`
-        3 (grey files are decoded to RGB).
+        The bundle. For `cifar10` and `cifar100`, `mean` and `std` are those of CIFAR-10. For other images in arrays,
+        they are computed from the (subsampled) training images. For images in files, they are those of ImageNet, and
+        `image_size` is 224 and `channels` 3 (greyscale files are decoded to RGB).
 
     Raises:
-        InputError: the source is unknown or malformed, there is one class alone, a class has no training images, the
-            long tail cannot be cut, or `class_names` does not fit.
+        InputError: the source is unknown or malformed, there is only one class, a class has no training images, the
+            images cannot be subsampled, or `class_names` does not match the classes.
         InputTypeError: an array has the wrong dtype.
         InputNotFoundError: a file or folder is missing, or could not be downloaded.
-        PackageError: `hfds/` without Hugging Face's package `datasets`.
+        PackageError: `hfds/` needs Hugging Face's package `datasets`, which is not installed.
     """
     splits = _splits(source, Path(root).expanduser())
     if class_names is not None:
@@ -118,30 +119,31 @@ def _size_and_statistics(source: str, train: ImageDataset) -> tuple[int, Statist
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> Statistics:
-    """The mean and standard deviation of each channel, pixel values in [0, 1].
+    """The mean and standard deviation of each channel, for pixel values in [0, 1].
 
     Args:
         images: (N, H, W) or (N, H, W, 3) uint8.
 
     Raises:
-        InputError: a channel is constant, so that it cannot be normalised.
+        InputError: a channel is constant and cannot be normalised.
     """
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(1 if images.ndim == 3 else images.shape[3]):
         pixels = images if images.ndim == 3 else images[..., channel]
-        # from a histogram: exact, and no copy of the images in floating point
+        # a histogram gives exact results without a floating-point copy of the images
         share = np.bincount(pixels.ravel(), minlength=256) / pixels.size
         mean.append(float(share @ levels))
         std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
         if np.count_nonzero(share) == 1:
-            raise InputError(f"images: expected some variation, channel {channel} is {mean[-1] * 255:.0f} everywhere")
+            value = f"{mean[-1] * 255:.0f}"
+            raise InputError(f"images: expected varying values, got {value} everywhere in channel {channel}")
     return tuple(mean), tuple(std)
 
 
 def _named(splits: Splits, path: Path, source: str) -> Splits:
     if splits.named:
-        raise InputError(f"expected none, as the classes of {source} have names, got {path}", name="class_names")
+        raise InputError(f"expected none, since the classes of {source} have names, got {path}", name="class_names")
     names = read_class_names(path)
     check_length(path, names, len(splits.train.class_names), source)
     train, test = (with_classes(images, images.labels, names) for images in (splits.train, splits.test))
@@ -151,14 +153,14 @@ def _named(splits: Splits, path: Path, source: str) -> Splits:
 def _check_classes(source: str, splits: Splits) -> None:
     train = splits.train
     if len(train.class_names) < 2:
-        raise InputError(f"{source}: expected at least 2 classes to tell apart, got one: {train.class_names[0]}")
+        raise InputError(f"{source}: expected at least 2 classes, got one: {train.class_names[0]}")
     empty = [label for label, count in enumerate(train.class_counts) if count == 0]
     if empty:
         names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
         numbered = source.startswith(("npz:", "list:"))
         hint = "; do its labels start at 1? They should start at 0" if numbered and empty == [0] else ""
         raise InputError(
-            f"{source}: expected training images of all {len(train.class_names)} classes, {len(empty)} have none: "
+            f"{source}: expected training images of all {len(train.class_names)} classes, but {len(empty)} have none: "
             f"{names}{hint}"
         )
 
@@ -181,11 +183,11 @@ def _splits(source: str, root: Path) -> Splits:
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
         raise InputError(
-            f"{source!r} is read in sequence, and random access is needed; expected one of\n{SOURCES}", name="source"
+            f"{source!r} has no random access, which is required; expected one of\n{SOURCES}", name="source"
         )
     near = get_close_matches(source, ("digits", "cifar10", "cifar100"), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"{source!r} is none of\n{SOURCES}{hint}", name="source")
+    raise InputError(f"{source!r} is unknown; expected one of\n{SOURCES}{hint}", name="source")
 
 
 def _digits() -> Splits:
@@ -205,8 +207,8 @@ def _digits() -> Splits:
 
 
 def _download(name: str, root: Path, dataset: Callable[[bool], Any], url: str | None = None) -> Any:
-    """`dataset(False)` where the files are there, or `dataset(True)`, which downloads; a failure says what to do."""
-    with suppress(OSError, RuntimeError):  # what torchvision raises for files that are not there
+    """Return `dataset(False)` if the files exist, otherwise `dataset(True)`, which downloads them."""
+    with suppress(OSError, RuntimeError):  # torchvision raises these for missing files
         return dataset(False)
     try:
         if url is not None and not reachable(url):
@@ -215,7 +217,7 @@ def _download(name: str, root: Path, dataset: Callable[[bool], Any], url: str | 
     except (OSError, RuntimeError) as error:
         raise InputNotFoundError(
             f"{name}: not in the folder {str(root)!r}, and could not be downloaded ({error}). Put its files there as "
-            "torchvision does, give the folder that has them as root, or give the images as npz:FILE or folder:DIR"
+            "torchvision does, set root to the folder with the files, or load the images with npz:FILE or folder:DIR"
         ) from error
 
 
@@ -230,7 +232,7 @@ def _cifar(name: str, root: Path) -> Splits:
 
 
 def _timm_torch(name: str, root: Path) -> Splits:
-    if name in ("torch/image_folder", "torch/folder"):  # timm's names of the parts, and the walk of folder:
+    if name in ("torch/image_folder", "torch/folder"):  # read as folder:, but with timm's names of the parts
         return read_folder(root, ("train", "training"), ("val", "valid", "eval", "evaluation", "validation"))
 
     def split(part: str) -> ImageDataset:
@@ -238,7 +240,7 @@ def _timm_torch(name: str, root: Path) -> Splits:
             data = _download(
                 name, root, lambda download: create_dataset(name, str(root), split=part, download=download)
             )
-        except AssertionError as error:  # timm's word for a name it does not know
+        except AssertionError as error:  # timm raises this for an unknown name
             raise InputError(f"{error}; expected one of\n{SOURCES}", name="source") from error
         if isinstance(getattr(data, "data", None), np.ndarray | Tensor):
             names = _names(data.classes)
@@ -248,19 +250,19 @@ def _timm_torch(name: str, root: Path) -> Splits:
             paths, targets = zip(*data.imgs, strict=True)
             return FileDataset(paths, _labels(targets, names, f"{name}: {part}"), names)
         raise InputError(
-            f"{name} has no list of its images and labels; give them as folder:DIR or list:FILE", name="source"
+            f"{name} does not list its images and labels; load them with folder:DIR or list:FILE", name="source"
         )
 
     return Splits(split("train"), split("validation"))
 
 
 def _names(classes: Sequence[str | tuple[str, ...]]) -> list[str]:
-    """ImageNet's classes have several names each."""
+    """The class names as strings: each class of ImageNet has several names, which are joined."""
     return [name if isinstance(name, str) else ", ".join(name) for name in classes]
 
 
 def _timm_hfds(name: str, root: Path) -> Splits:
-    hub_unreachable()  # asked now, for its libraries ask for minutes
+    hub_unreachable()  # if it is, switches the libraries to offline mode; they would retry for minutes
 
     def reader_of(part: str) -> Any:
         try:
@@ -279,7 +281,7 @@ def _timm_hfds(name: str, root: Path) -> Splits:
         _integers(reader.dataset[reader.label_key], f"{name}: {part}")
         for reader, part in ((train, "train"), (test, held_out))
     )
-    # the column of labels may have no names
+    # the label column may lack class names
     named = sorted(train.class_to_idx, key=train.class_to_idx.__getitem__)
     names = named or numbered_classes(train_labels, lambda position: f"{name}: train: image {position}")
 
@@ -290,14 +292,14 @@ def _timm_hfds(name: str, root: Path) -> Splits:
 
 
 def _labels(values: Any, names: Sequence[str], where: str) -> Tensor:
-    """(N,) int64, in [0, C)."""
+    """The labels as a tensor, (N,) int64, in [0, C)."""
     labels = _integers(values, where)
     check_labels(labels, len(names), "the number of classes", lambda position: f"{where}: image {position}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def _integers(values: Any, where: str) -> NDArray[np.integer[Any]]:
-    """(N,), N at least 1."""
+    """The labels as an integer array, (N,), N at least 1."""
     labels = np.asarray(values[:])
     if labels.ndim != 1 or len(labels) == 0 or not np.issubdtype(labels.dtype, np.integer):
         raise InputTypeError(f"{where}: expected integer labels of shape (N,), got {labels.dtype} {labels.shape}")

@@ -1,4 +1,4 @@
-"""What a reader of a source gives."""
+"""The result of reading a data source."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from ltfast.data.datasets import ImageDataset
 
 
 class Splits(NamedTuple):
-    """The two parts of a data set.
+    """The training and test part of a data set.
 
     Attributes:
         train, test: the images.
-        named: the classes have names; otherwise their names are the labels' numbers.
-        left_out: which files were left out and why, in a line; None if none were.
+        named: whether the classes have names; otherwise their names are the labels as strings.
+        left_out: one line about the files that were left out and why; None without any.
     """
 
     train: ImageDataset

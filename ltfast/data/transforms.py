@@ -1,7 +1,7 @@
-"""From an image to a normalised tensor: torchvision's and timm's transforms under the literature's names.
+"""Transforms from an image to a normalised tensor: those of torchvision and timm under their names in the literature.
 
-Where torchvision spends longer on calling than on an image of 32 pixels, Pillow is called directly; what is drawn, and
-with what probability, is torchvision's.
+For steps in which torchvision's call overhead exceeds the work on a 32-pixel image, Pillow is called directly, with the
+same distributions and probabilities.
 """
 
 import random
@@ -28,33 +28,34 @@ Transform = Callable[[Image.Image], Tensor]
 def train_transform(
     bundle: DataBundle, policy: Policy, image_size: int | None = None, channels: int | None = None
 ) -> Transform:
-    """The augmentation that a training image goes through.
+    """The training transform of an augmentation policy.
 
     Args:
-        bundle: whose images, mean and std these are.
+        bundle: the data, for the format of the images, their mean and std.
         policy: one of
 
-            - "none": as `eval_transform`.
-            - "basic": a random crop after padding by an eighth of the size. No flip: good for digits and letters.
-            - "cifar": "basic", which at 32 pixels pads 4, and a horizontal flip.
+            - "none": the same as `eval_transform`.
+            - "basic": a random crop after padding by an eighth of the size. It does not flip, which suits digits and
+              letters.
+            - "cifar": "basic", which pads 4 pixels at size 32, and a horizontal flip.
             - "cifar_autoaugment": "cifar", AutoAugment's CIFAR-10 policy and Cutout of half the size (16 of 32 pixels),
               as in ProCo.
             - "simclr": a random resized crop (scale 0.08 to 1), a flip, colour jitter 0.4, 0.4, 0.4, 0.1 with
-              probability 0.8, grey with probability 0.2, as in SimCLR at colour strength 0.5, BCL and ProCo.
-            - "imagenet": a random resized crop (scale 0.08 to 1), a flip, colour jitter 0.4, 0.4, 0.4, as
-              ImageNet-LT's authors.
-            - "mae": a random resized crop (scale 0.2 to 1, bicubic) and a flip, as masked autoencoders' pre-training.
-            - "randaugment": timm's rand-m9-mstd0.5-inc1 and random erasing 0.25, as masked autoencoders' fine-tuning.
+              probability 0.8, and greyscale with probability 0.2, as in SimCLR at colour strength 0.5, BCL and ProCo.
+            - "imagenet": a random resized crop (scale 0.08 to 1), a flip, and colour jitter 0.4, 0.4, 0.4, as in
+              ImageNet-LT.
+            - "mae": a random resized crop (scale 0.2 to 1, bicubic) and a flip, as in the pre-training of MAE.
+            - "randaugment": timm's rand-m9-mstd0.5-inc1 and random erasing 0.25, as in the fine-tuning of MAE.
 
-        image_size: height and width of the output, in pixels; None means the bundle's.
-        channels: of the output; None means the bundle's. Grey images can be asked for with 3 channels.
+        image_size: height and width of the output in pixels; None means the bundle's.
+        channels: channels of the output; None means the bundle's. Greyscale images can be converted to 3 channels.
 
     Returns:
         A callable from a PIL image to a (channels, image_size, image_size) float32 tensor, normalised with the bundle's
         mean and std. It draws from the global generators of torch, numpy and `random`.
 
     Raises:
-        ValueError: the policy is unknown, or a size or a number of channels out of its range.
+        ValueError: the policy is unknown, or the size or the number of channels is out of its range.
     """
     size, convert, mean, std = output_format(bundle, image_size, channels)
     fit = fit_steps(bundle, size)
@@ -98,10 +99,11 @@ def train_transform(
 
 
 def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: int | None = None) -> Transform:
-    """What a test image goes through: images in arrays are resized if need be, images in files have their short side
-    resized to 256 / 224 of the size and the centre cropped; then they are normalised.
+    """The evaluation transform, which is deterministic.
 
-    Args, returns, raises: as `train_transform`; nothing here is random.
+    Images in arrays are resized if their size differs. Images in files are resized so that the short side is 256 / 224
+    of the output size, and then cropped at the centre. Both are then normalised. For arguments, return value and errors
+    see `train_transform`.
     """
     size, convert, mean, std = output_format(bundle, image_size, channels)
     return Compose([convert, *fit_steps(bundle, size), NormalizedTensor(mean, std)])
@@ -110,7 +112,7 @@ def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: 
 def output_format(
     bundle: DataBundle, image_size: int | None, channels: int | None
 ) -> tuple[int, methodcaller, tuple[float, ...], tuple[float, ...]]:
-    """The output's size, the conversion to its channels, and its mean and std."""
+    """The size of the output, the conversion to its channels, and its mean and std."""
     size = bundle.image_size if image_size is None else image_size
     if size < 1:
         raise ValueError(f"image_size: expected at least 1 pixel, got {size}")
@@ -129,10 +131,11 @@ def fit_steps(bundle: DataBundle, size: int) -> list[Any]:
 
 
 class CentreCrop:
-    """torchvision's Resize of the short side to `short` pixels, and CenterCrop to (size, size), size at most `short`.
+    """torchvision's Resize of the short side to `short` pixels and CenterCrop to (size, size), with size <= short.
 
-    Of an image that is over four times as long as wide, only the part that the crop keeps is resized: 2 x 6000 pixels
-    would become 256 x 768,000. Its values are torchvision's to within one level, those of other images the same.
+    If an image's aspect ratio exceeds four, only the part inside the crop is resized, since 2 x 6000 pixels would
+    otherwise become 256 x 768,000. The pixel values then equal torchvision's to within one level; those of other images
+    are the same.
     """
 
     def __init__(self, short: int, size: int) -> None:
@@ -146,14 +149,14 @@ class CentreCrop:
         return image.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, right, bottom))
 
     def _kept(self, side: int, shortest: int) -> tuple[float, float]:
-        """The ends of what the crop keeps of a side, in pixels of the image."""
+        """The interval of a side that the crop keeps, in pixels of the image."""
         resized = self.short * side // shortest
         first = round((resized - self.size) / 2)
         return first * side / resized, (first + self.size) * side / resized
 
 
 class Sometimes:
-    """A step that is taken with probability `p`."""
+    """Applies a step with probability `p`."""
 
     def __init__(self, p: float, step: Callable[[Image.Image], Image.Image]) -> None:
         self.p = p
@@ -164,7 +167,7 @@ class Sometimes:
 
 
 class PaddedCrop:
-    """A random crop of (size, size) after padding by size // 8 with black, as torchvision's RandomCrop."""
+    """A random crop of (size, size) after black padding of size // 8, equivalent to torchvision's RandomCrop."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -176,8 +179,8 @@ class PaddedCrop:
 
 
 class ColorJitter:
-    """torchvision's ColorJitter: brightness, contrast and saturation by up to `strength` and the hue by up to `hue`
-    turns, in a random order."""
+    """torchvision's ColorJitter: changes brightness, contrast and saturation by up to `strength` and the hue by up to
+    `hue` turns, in random order."""
 
     def __init__(self, strength: float, hue: float = 0.0) -> None:
         self.strength = strength
@@ -197,7 +200,7 @@ def _brightness(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    """ImageEnhance's, whose mean takes three times as long."""
+    """Pillow's ImageEnhance.Contrast with a faster mean: Pillow's takes three times as long."""
     mean = int(np.asarray(image.convert("L")).mean() + 0.5)
     return Image.blend(Image.new(image.mode, image.size, (mean,) * len(image.getbands())), image, factor)
 
@@ -211,7 +214,7 @@ def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
     if shift == 0 or image.mode == "L":
         return image
     pixels = np.array(image.convert("HSV"))
-    pixels[..., 0] += np.uint8(shift % 256)  # a turn is 256: wraps around
+    pixels[..., 0] += np.uint8(shift % 256)  # a turn is 256, so uint8 wraps around
     return Image.frombytes("HSV", image.size, pixels.tobytes()).convert("RGB")
 
 
@@ -219,7 +222,7 @@ _JITTERS = (_brightness, _contrast, _saturation, _shift_hue)
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
-    """timm's, which asks for 0 bits too; Pillow 13 refuses that."""
+    """timm's posterize, extended to 0 bits, which timm's policy uses and Pillow 13 does not accept."""
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
@@ -228,8 +231,8 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 
 def _autoaugment(image: Image.Image) -> Image.Image:
-    """AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019), as ProCo applies it: grey fill, bicubic shear, and
-    rotation to the left alone."""
+    """AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019) as in ProCo: grey fill, bicubic shear, and only
+    anticlockwise rotation."""
     for name, p, tenth in random.choice(_CIFAR_POLICIES):
         if random.random() < p:
             image = _autoaugment_step(image, name, (tenth or 0) / 9)
@@ -237,7 +240,7 @@ def _autoaugment(image: Image.Image) -> Image.Image:
 
 
 def _autoaugment_step(image: Image.Image, name: str, level: float) -> Image.Image:
-    """The operation of torchvision's name at a level in [0, 1]."""
+    """Apply the operation with torchvision's `name` at a level in [0, 1]."""
     signed = random.choice((-level, level))
     grey = (128,) * len(image.getbands())
     width, height = image.size
@@ -259,12 +262,13 @@ def _autoaugment_step(image: Image.Image, name: str, level: float) -> Image.Imag
     return getattr(ImageOps, name.lower())(image)  # AutoContrast, Equalize, Invert
 
 
-_CIFAR_POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies  # torchvision's table is the paper's
+_CIFAR_POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies  # torchvision has the table of the paper
 
 
 def _cutout(image: Image.Image) -> Image.Image:
-    """A black square of half the size around a random pixel, cut off at the border (DeVries and Taylor, "Improved
-    Regularization of Convolutional Neural Networks with Cutout", 2017). torchvision erases inside the image only."""
+    """Draw a black square of half the image size around a random pixel, clipped at the border (DeVries and Taylor,
+    "Improved Regularization of Convolutional Neural Networks with Cutout", 2017). torchvision's erasing never crosses
+    the border."""
     image = image.copy()
     width, height = image.size
     half = width // 4
@@ -274,7 +278,7 @@ def _cutout(image: Image.Image) -> Image.Image:
 
 
 class NormalizedTensor:
-    """torchvision's PILToTensor, ToDtype and Normalize in one step: a fraction of their time on a small image."""
+    """torchvision's PILToTensor, ToDtype and Normalize in one step, which is much faster on small images."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         mean_, std_ = (np.array(values).reshape(-1, 1, 1) for values in (mean, std))

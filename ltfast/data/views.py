@@ -1,4 +1,4 @@
-"""Augmented views that depend on a seed and on nothing else.
+"""Augmented views that depend only on a seed and the position in the training.
 
 sampler = make_sampler("class_balanced", train.labels, num_classes=10, seed=0)
 batches = NumberedBatches(sampler, batch_size=256, drop_last=True)
@@ -22,19 +22,20 @@ from ltfast.errors import SettingError
 
 
 class SeededViews(Dataset[tuple[Any, ...]]):
-    """A data set of augmented views, `(view_1, ..., view_k, label)`, whose key is a pair `(draw, index)`.
+    """A data set of augmented views, `(view_1, ..., view_k, label)`, indexed by pairs `(draw, index)`.
 
-    `draw` numbers the draws of a whole training; all random numbers of a draw follow from it and the seed. So the views
-    depend neither on the number of workers nor on what was loaded before, and a repeated image gets new views. The
-    global generators of `random`, numpy and torch are left as they were.
+    `draw` numbers the draws of the whole training. The random numbers of a draw depend only on it and on the seed.
+    Therefore the views do not depend on the number of workers or on previous draws, and a repeated image gets new
+    views. The states of the global generators of `random`, numpy and torch are preserved.
     """
 
     def __init__(self, dataset: ImageDataset, transforms: Sequence[Callable[[Image.Image], Any]], *, seed: int) -> None:
-        """
+        """Create a data set of views.
+
         Args:
             dataset: the images.
-            transforms: one a view, applied in order; at least one.
-            seed: at least 0.
+            transforms: one per view, applied in order; at least one.
+            seed: the seed, at least 0.
 
         Raises:
             ValueError: there are no transforms, or the seed is negative.
@@ -51,14 +52,15 @@ class SeededViews(Dataset[tuple[Any, ...]]):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
-        """
+        """Load an image and return its views and label.
+
         Raises:
-            TypeError: the key is no pair.
+            TypeError: the key is not a pair.
             ImageNotFoundError: the image's file is missing.
             ImageDecodeError: the image's file cannot be read or decoded.
         """
         if not isinstance(key, tuple):
-            raise TypeError(f"key: expected a pair (draw, index), as NumberedBatches makes, got {key!r}")
+            raise TypeError(f"key: expected a pair (draw, index) from NumberedBatches, got {key!r}")
         draw, index = key
         image, label = self.dataset[index]
         with seeded(derive_seed("views", self.seed, draw)):
@@ -66,22 +68,23 @@ class SeededViews(Dataset[tuple[Any, ...]]):
 
 
 class NumberedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of `(draw, index)` pairs from a sampler's indices: the `batch_sampler` of a loader of `SeededViews`.
+    """Batches of `(draw, index)` pairs from a sampler's indices, to be used as `batch_sampler` for `SeededViews`.
 
-    A draw's number is its place in the stream of all epochs and processes, so it is unique, and the same on any number
-    of processes. `len()` is the number of batches of a whole epoch.
+    The number of a draw is its position in the stream over all epochs and processes. It is unique and does not depend
+    on the number of processes. `len()` is the number of batches in a complete epoch.
     """
 
     def __init__(
         self, sampler: EpochSampler | DualSampler, batch_size: int, drop_last: bool = False, start_draw: int = 0
     ) -> None:
-        """
+        """Create a batch sampler.
+
         Args:
-            sampler: this process's share of the images.
-            batch_size: images of a batch of this process, at least 1; even for a dual sampler.
-            drop_last: leave out an epoch's last batch if it is not full.
+            sampler: the sampler of this process.
+            batch_size: images per batch in this process, at least 1; even for a dual sampler.
+            drop_last: whether to drop the last batch of an epoch if it is incomplete.
             start_draw: the number of the first draw, at least 0. A later stage of the same training starts where the
-                former ended, at `former.start_draw + former.draws_per_epoch * epochs`.
+                previous one ended, at `previous.start_draw + previous.draws_per_epoch * epochs`.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -100,14 +103,14 @@ class NumberedBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def draws_per_epoch(self) -> int:
-        """The draws of one epoch, over all processes."""
+        """The number of draws per epoch, over all processes."""
         return len(self.sampler) * self.sampler.world_size
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Set the sampler to `epoch` and leave out its first `skip` batches, without loading their images.
+        """Set the sampler to `epoch` and skip its first `skip` batches without loading their images.
 
         Raises:
-            ValueError: `epoch` is negative, or `skip` not in [0, number of batches].
+            ValueError: `epoch` is negative, or `skip` is not in [0, number of batches].
         """
         if not 0 <= skip <= len(self):
             raise ValueError(f"skip: expected a number of batches in [0, {len(self)}], got {skip}")
@@ -119,7 +122,7 @@ class NumberedBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first = self.start_draw + self.sampler.epoch * self.draws_per_epoch
-        width = 2 if isinstance(self.sampler, DualSampler) else 1  # processes take turns by pairs, or by images
+        width = 2 if isinstance(self.sampler, DualSampler) else 1  # a dual stream is split over the processes by pairs
         turns = range(self.sampler.rank * width, self.draws_per_epoch, self.sampler.world_size * width)
         draws = (first + turn + i for turn in turns for i in range(width))
         numbered = zip(draws, self.sampler, strict=True)

@@ -1,4 +1,4 @@
-"""Losses for long-tailed data: ``nn.Module``s that hold counts, a queue or an estimator, and call ``ltfast.ops``."""
+"""Losses for long-tailed data: modules that store class counts, a queue or statistics, and call ``ltfast.ops``."""
 
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss

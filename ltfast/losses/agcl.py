@@ -12,35 +12,36 @@ from ltfast.ops.core.collectives import class_ranges, rank
 
 
 class AGCLLoss(nn.Module):
-    """Cosines -> asymmetric Gaussian-clouded logit loss, for a cosine classifier.
+    """Asymmetric Gaussian-clouded logit loss for a cosine classifier.
 
-    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. During training each
-    logit is lowered by a random amount, the more so the rarer its class, and confident negatives weigh little; the
-    formula is in ``ltfast.ops.agcl``. In evaluation mode (``eval()``) nothing is drawn: the loss has no noise.
+    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. During training, random noise
+    lowers each logit, more so for rarer classes, and confident negatives get a small weight; ``ltfast.ops.agcl`` gives
+    the formula. In evaluation mode (``eval()``) the loss has no noise.
 
-    It needs cosines, as ``ltfast.models.CosineClassifier`` gives them, and multiplies them by ``scale``. Values outside
-    [-1, 1] bring a warning, once for each loss object: looked for now and then on a CPU, and under ``LTFAST_CHECKS=1``
-    on a GPU.
+    The input must be cosines, such as the output of ``ltfast.models.CosineClassifier``; the loss multiplies them by
+    ``scale``. Values outside [-1, 1] cause a warning, once per loss object. They are checked on some calls on a CPU,
+    and on a GPU only with ``LTFAST_CHECKS=1``.
 
     Args:
         class_counts: (C,), training images of each class, in the order of the labels.
-        scale: what cosines are multiplied by.
-        margin: taken from the label's cosine ("official" only).
+        scale: factor that multiplies the cosines.
+        margin: subtracted from the label's cosine ("official" only).
         noise_mul: width of the noise for the rarest class, in units of the cosine.
-        gamma_pos, gamma_neg: focusing exponents of the label's term and of the others'.
+        gamma_pos, gamma_neg: focusing exponents of the label's term and of the other classes' terms.
         label_smoothing: s in the weights 1 - s + s/C and s/C of the two terms ("official" only).
-        variant: "official" is the authors' code; "paper" is equations 6 to 8: both terms weigh 1, no margin,
-            and the clouds' widths log n_max - log n_c are not brought to [0, 1].
-        ignore_index: labels of this value are left out: their loss is 0 under "none", and the mean is over the others.
+        variant: "official" follows the authors' code. "paper" follows equations 6 to 8: both terms have weight 1, there
+            is no margin, and the cloud widths log n_max - log n_c are not normalised to [0, 1].
+        ignore_index: labels with this value are ignored: their loss is 0 for "none", and the mean excludes them.
         reduction: "mean", "sum" or "none".
-        class_parallel: whether the classes are split over the processes of ``torch.distributed``, as
-            ``ltfast.models.ClassParallelCosineClassifier`` splits them: cosine is then (W B, C_r), the joined batch's
-            for this process's classes, and target (B,), this process's; ``ltfast.ops.class_parallel_agcl`` has more.
+        class_parallel: whether the classes are split over the processes of ``torch.distributed``, as in
+            ``ltfast.models.ClassParallelCosineClassifier``. The cosines are then (W B, C_r), those of the global batch
+            for this process's classes, and the target is (B,), this process's labels. See
+            ``ltfast.ops.class_parallel_agcl``.
 
     Shapes: cosine (B, C), any float dtype; target (B,), integer labels; the loss is float32 (float64 for float64).
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
 
     Examples:
         >>> loss = AGCLLoss(class_counts=[500, 50, 5])(torch.rand(8, 3), torch.randint(3, (8,)))
@@ -87,7 +88,7 @@ class AGCLLoss(nn.Module):
         self.watch = Watch()
 
     def clouds(self) -> Tensor | None:
-        """(C,), the width of each class's cloud; None where nothing is drawn: in evaluation mode, or all are 0."""
+        """The noise width of each class, (C,); None if there is no noise (in evaluation mode, or all widths are 0)."""
         return self.class_noise if self.noisy and self.training else None
 
     def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

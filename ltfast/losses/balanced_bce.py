@@ -8,25 +8,25 @@ from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class BalancedBCELoss(nn.Module):
-    """Logits -> balanced binary cross-entropy.
+    """Balanced binary cross-entropy loss.
 
-    Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023: a binary cross-entropy for each class,
-    with the log-odds of the class prior added to its logit. Summed over the classes, mean over the batch.
+    Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023: one binary cross-entropy per class, with
+    the log-odds of the class prior added to the logit. The loss is summed over the classes and reduced over the batch.
 
     Args:
         class_counts: (C,), training images of each class, in the order of the labels; at least two classes.
         tau: strength of the prior.
         label_smoothing: for integer labels, in [0, 1).
-        target_threshold: targets over it become 1, the others 0; None leaves them.
-        ignore_index: labels (not soft targets) of this value are left out: their loss is 0 under "none", and the mean
-            is over the others.
+        target_threshold: targets above this value become 1, the others 0; None keeps the targets unchanged.
+        ignore_index: labels (not soft targets) with this value are ignored: their loss is 0 for "none", and the mean
+            excludes them.
         reduction: "mean", "sum" or "none".
 
     Shapes: logits (B, C), any float dtype; target (B,) integer labels or (B, C) probabilities (MixUp, CutMix); the loss
     is float32 (float64 for float64).
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     bias: Tensor
@@ -42,7 +42,7 @@ class BalancedBCELoss(nn.Module):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
-        # One class would have the prior 1 and infinite log-odds.
+        # A single class would have prior 1 and infinite log-odds.
         counts = parse_class_counts(class_counts, at_least=2)
         check_number("tau", tau)
         check_reduction(reduction)

@@ -7,30 +7,34 @@ from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.ops.core.checks import check_integer
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
-MANY, FEW = 100, 20  # over 100 images: many; under 20: few; medium between
+MANY, FEW = 100, 20  # many: more than 100 images; few: fewer than 20; medium: the rest
 
 
 class CompensationLoss(nn.Module):
-    """Logits -> compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
+    """Compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
 
-    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage prefers one group
-    of classes in its sampling and lifts the other logits during training, so that the network itself leans to
-    the group: alpha is 1 in stage 1 (many); in stage 2 it is ``rho`` for preferred classes and ``1 - rho`` for the
-    others, the shares of the stage's sampling (one rho for all classes would cancel in the softmax); in stage 3 (few)
-    it is the list of class frequencies reversed, the rarest class's frequency for the commonest.
+    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage samples one group of
+    classes more often and raises the logits of the other classes during training, which biases the network itself
+    towards the group:
+
+    - Stage 1 (many): alpha is 1.
+    - Stage 2 (medium): alpha is ``rho`` for the preferred classes and ``1 - rho`` for the others, the sampling shares
+      of the stage. (The same rho for all classes would cancel in the softmax.)
+    - Stage 3 (few): alpha is the reversed list of class frequencies; the most common class gets the frequency of the
+      rarest.
 
     Args:
         class_counts: (C,), training images of each class, in the order of the labels.
         stage: 1, 2 or 3.
         rho: share of the preferred classes in stage 2, in (0, 1).
-        preferred: the classes that stage 2 prefers; None means those with 20 to 100 images.
-        ignore_index: labels (not probabilities) of this value are left out, and the mean is over the others.
+        preferred: the preferred classes of stage 2; None selects the classes with 20 to 100 images.
+        ignore_index: labels (not probabilities) with this value are ignored; the mean excludes them.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
-    probabilities of the logits' shape; a scalar, the mean over the labels.
+    probabilities of the logits' shape. The loss is a scalar, the mean over the labels.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
     """
 
     log_alpha: Tensor

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of logits that are shifted by a value a class: PyTorch's does the work."""
+"""Softmax cross-entropy with a per-class shift of the logits, computed by PyTorch's function."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,26 +21,26 @@ def shifted_cross_entropy(
         logits: (B, C) or (B, C, d1, ...), float32, float64, bfloat16 or float16.
         shift: (C,), added to the logits of each class.
         target: (B,) or (B, d1, ...) integer labels, or probabilities of the logits' shape.
-        weight: (C,), of each class, or None.
-        ignore_index: labels of this value have no part in the loss.
-        names: what messages call the logits and the target.
+        weight: (C,), the weight of each class, or None.
+        ignore_index: labels with this value are ignored.
+        names: names of the logits and the target in error messages.
 
     Returns:
-        The mean over the labels, a scalar.
+        A scalar, the mean over the labels.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
     """
     _check(logits, target, len(shift), *names)
     if weight is not None and weight.shape != shift.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), a value a class")
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), one value per class")
     scores = logits + shift.view(-1, *[1] * (logits.dim() - 2))
     weight = None if weight is None else weight.to(scores.dtype)
     if target.is_floating_point():
         return F.cross_entropy(scores, target.to(scores.dtype), weight=weight)
     try:
         return F.cross_entropy(scores, target.long(), weight=weight, ignore_index=ignore_index)
-    except IndexError as error:  # PyTorch's, which names nothing
+    except IndexError as error:  # PyTorch's message does not name the argument
         raise ValueError(f"{names[1]} has a label out of range: expected labels in [0, {len(shift)})") from error
 
 
@@ -50,9 +50,9 @@ def _check(logits: Tensor, target: Tensor, classes: int, name: str, target_name:
             raise TypeError(f"{what} is a {type(tensor).__name__}: expected a tensor")
     shape = tuple(logits.shape)
     if logits.dim() < 2 or shape[1] != classes:
-        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...), the classes in dimension 1")
+        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...), with the classes in dimension 1")
     if 0 in shape:
-        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...), none of them 0")
+        raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}, ...) without a dimension of size 0")
     if logits.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
     labels = (shape[0], *shape[2:])
@@ -63,6 +63,6 @@ def _check(logits: Tensor, target: Tensor, classes: int, name: str, target_name:
             f"{labels}, or floating-point probabilities {shape}"
         )
     if target.shape != (shape if soft else labels):
-        expected = f"{shape}, as the {name}" if soft else f"{labels}, a label for each of the {name}"
+        expected = f"{shape}, the shape of the {name}" if soft else f"{labels}, one label for each row of the {name}"
         raise ValueError(f"{target_name} has shape {tuple(target.shape)}: expected {expected}")
     check_device(target, logits, target_name)

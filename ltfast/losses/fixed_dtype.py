@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 
 class FixedDtype(nn.Module):
-    """Buffers that move with the module but keep their dtype under ``model.half()``: sums in half precision stop
-    growing, and a queue's dtype is its own."""
+    """A module whose buffers keep their dtype under ``model.half()`` but still move between devices.
+
+    Sums in half precision stop growing, and a queue's dtype is chosen separately.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         return super()._apply(lambda tensor: self._move(fn, tensor), recurse)

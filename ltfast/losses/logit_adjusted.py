@@ -6,21 +6,21 @@ from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
 class LogitAdjustedLoss(nn.Module):
-    """Logits -> logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
+    """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
 
-    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10; also "balanced softmax" (Ren et
-    al., NeurIPS 2020) at ``tau=1``. PyTorch's own cross-entropy does the work.
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10. With ``tau=1`` it is the balanced
+    softmax (Ren et al., NeurIPS 2020). PyTorch's own cross-entropy computes it.
 
     Args:
         class_counts: (C,), training images of each class, in the order of the labels.
         tau: strength of the adjustment.
-        ignore_index: labels (not probabilities) of this value are left out, and the mean is over the others.
+        ignore_index: labels (not probabilities) with this value are ignored; the mean excludes them.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
-    probabilities of the logits' shape; a scalar, the mean over the labels.
+    probabilities of the logits' shape. The loss is a scalar, the mean over the labels.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
     """
 
     adjustment: Tensor

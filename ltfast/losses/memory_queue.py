@@ -12,35 +12,36 @@ from ltfast.ops.queue_softmax import merge
 
 
 class MemoryQueue(ShardedState):
-    """The keys of the last batches, the newest in the place of the oldest (He et al., "MoCo", CVPR 2020), with a label
-    beside each, as supervised contrastive losses need.
+    """A first-in, first-out queue of the keys of the last batches (He et al., "MoCo", CVPR 2020) with their labels, for
+    supervised contrastive losses.
 
         queue = MemoryQueue(128, 65536, num_classes=1000)
         for images, labels in batches:
             loss = contrastive_loss(query, key, labels, queue)
             queue.enqueue(key, labels)
 
-    It starts empty: only keys that were put in count. The sum of each class's keys is kept up to date, in float64, so
-    that no loss compares labels with the whole queue.
+    The queue starts empty, and losses use only the slots that are filled. It maintains the sum of the keys of each
+    class in float64, so losses need not compare labels with the whole queue.
 
     Args:
         feature_dim: D, at least 1.
-        size: the most keys it holds, at least 1.
-        num_classes: C. Labels are then in [0, C), and there are C class sums. None takes any labels of 0 or more and
-            keeps sums of the classes in the queue alone, but each ``enqueue`` then waits for the GPU.
-        dtype: of the keys: float32, bfloat16, float16 or float64. It stays when the module's dtype changes.
-        sharded: under ``torch.distributed`` with W processes, each keeps every W-th key, and together they hold those
-            that each would hold otherwise. Every query meets the keys of all. Each process then receives, of b queries
-            a process and B keys, (W - 1) b (2 D + 1) values in ``attend`` and about 2 (W - 1) B (D + 1) in ``enqueue``;
-            the gradient needs no exchange, and can be differentiated no further. All processes must call ``attend`` and
-            ``enqueue`` equally often, with batches of one size.
+        size: maximum number of keys, at least 1.
+        num_classes: C. Labels must then be in [0, C), and there are C class sums. None accepts all labels of 0 or more
+            and keeps sums only for the classes in the queue, but each ``enqueue`` then synchronises with the GPU.
+        dtype: dtype of the keys: float32, bfloat16, float16 or float64. It is kept when the module's dtype changes.
+        sharded: whether to split the queue over the W processes of ``torch.distributed``. Each process then stores
+            every W-th key, and each query is compared with the keys of all processes. With b queries and B keys per
+            process, each process receives (W - 1) b (2 D + 1) values in ``attend`` and about 2 (W - 1) B (D + 1) in
+            ``enqueue``. The backward pass needs no communication; it cannot be differentiated again. All processes must
+            call ``attend`` and ``enqueue`` equally often, with batches of the same size.
 
-    In ``state_dict``: ``keys`` (size, D), ``labels`` (size,), how many are ``filled`` and the next one's ``position``.
-    If ``sharded`` with several processes, all of them must call ``collect()`` before it; the state is that of a queue
-    that is not, and either takes up the other's.
+    ``state_dict`` holds ``keys`` (size, D), ``labels`` (size,), the number of ``filled`` slots, and the ``position`` of
+    the next key. If the queue is sharded over several processes, all of them must call ``collect()`` before
+    ``state_dict()``. The state does not depend on ``sharded``: both kinds of queue can load it.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range, or there are fewer keys than processes.
+        ValueError: an argument is out of its range, or there are fewer keys than processes.
+        TypeError: the dtype is not supported.
     """
 
     keys: Tensor
@@ -72,61 +73,63 @@ class MemoryQueue(ShardedState):
         if sharded:
             processes = world_size()
             if size < processes:
-                raise ValueError(f"size is {size}: expected at least {processes}, a key a process")
-            # in turn, so that the processes have equally many while the queue fills
+                raise ValueError(f"size is {size}: expected at least {processes}, one key per process")
+            # round-robin, so that all processes have the same number of keys while the queue fills
             self.share_out(size, [slice(number, size, processes) for number in range(processes)])
-        # this process's places: the first of the whole queue's, and how far they are apart
+        # This process stores the slots first, first + step, ... of the whole queue.
         self.first, self.step = (rank(), self.processes) if sharded else (0, 1)
         places = len(range(self.first, size, self.step))
         self.hold("keys", torch.zeros(places, feature_dim, dtype=dtype))
         self.hold("labels", torch.zeros(places, dtype=torch.int64))
-        # tensors, so that nothing waits for a GPU and nothing is compiled or captured anew as the queue fills
+        # Tensors, not integers: they need no GPU synchronisation, recompilation or new capture as the queue fills.
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-        # a row a class: the sum of its keys, and in one more column their number
+        # one row per class: the sum of its keys, and their number in the last column
         sums = torch.zeros(num_classes or 1, feature_dim + 1, dtype=torch.float64)
         self.register_buffer("sums", sums, persistent=False)
-        # each row's label in ascending order, the free rows last; with a given number of classes the row is the label
+        # The label of each row in ascending order, free rows last. With a given number of classes, row c is class c.
         classes = torch.full((1,), _FREE) if num_classes is None else None
         self.register_buffer("classes", classes, persistent=False)
 
     def __len__(self) -> int:
-        """The number of keys in it, in all processes; waits for a GPU."""
+        """The number of keys in the queue, over all processes. Reading it synchronises with the GPU."""
         return int(self.filled)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Add a batch; under ``torch.distributed`` those of all processes, in their order, as many from each.
+        """Add a batch of keys.
 
-        A key that is not finite goes in as zeros: an overflow in one step of half-precision training would otherwise
-        make the loss NaN for as long as it stays.
+        Under ``torch.distributed``, the batches of all processes are added in rank order; they must have the same size.
+        A non-finite key is stored as zeros: an overflow in one step of half-precision training would otherwise make the
+        loss NaN until the key leaves the queue.
 
         Args:
-            keys: (B, D), any float dtype. Of more keys than fit, the last ones stay.
+            keys: (B, D), any float dtype. If there are more keys than fit, the last ones are kept.
             labels: (B,), integers of 0 or more, below ``num_classes``.
 
         Raises:
-            ValueError, TypeError: a bad argument, named. Labels are not checked on a GPU where ``num_classes`` is set.
+            ValueError, TypeError: an argument is invalid; the message names it. On a GPU, label values are not checked
+                if ``num_classes`` is set.
         """
         self.check_processes()
         self._check(keys, labels)
         keys = keys.to(self.keys.dtype)
         keys = keys.where(keys.isfinite().all(dim=1, keepdim=True), 0)
-        number = min(len(keys) * world_size(), self.size)  # that stay
-        # Those of them that may come here, with one to spare where the ring closes. Every process hands out as many,
-        # though some have a place less than others: it is then the first place again, with the same key, not counted.
+        number = min(len(keys) * world_size(), self.size)  # keys that are kept
+        # An upper bound on the new keys per process, plus one where the ring wraps around. All processes must exchange
+        # the same number, though some have one slot less: those send their first slot twice, and count it once.
         share = number if self.step == 1 else min(-(-self.size // self.step), -(-number // self.step) + 1)
         turn = torch.arange(share, device=keys.device)
         place = ((self.position - self.first + self.step - 1) // self.step + turn) % len(self.keys)
         in_whole = self.first + place * self.step
         row = (in_whole - self.position) % self.size
         comes = row < number
-        gone = (comes & (turn < len(self.keys)) & (in_whole < self.filled)).double()  # what was filled was counted
+        gone = (comes & (turn < len(self.keys)) & (in_whole < self.filled)).double()  # only filled slots were counted
         old_keys, old_labels = self.keys[place], self.labels[place]
         if self.step == 1:
             keys, labels = gather_together(keys, labels.long())
             gone_keys, gone_labels = old_keys, old_labels
-        else:  # the sums are of all keys: what falls out anywhere is taken from them everywhere
+        else:  # the sums cover all keys: each process subtracts the keys that leave in any process
             keys, labels, gone_keys, gone_labels, gone = gather_together(
                 keys, labels.long(), old_keys, old_labels, gone
             )
@@ -145,10 +148,10 @@ class MemoryQueue(ShardedState):
             self.changed()
 
     def attend(self, *queries: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:
-        """``ltfast.ops.queue_softmax`` over the keys, for several sets of queries (B_i, D) in one launch.
+        """Apply ``ltfast.ops.queue_softmax`` over the keys to several sets of queries (B_i, D) in one launch.
 
         Returns:
-            For each set its log-sum-exp (B_i,) and weighted mean of the keys (B_i, D).
+            For each set, the log-sum-exp (B_i,) and the softmax-weighted mean of the keys (B_i, D).
         """
         self.check_processes()
         joined = torch.cat(queries)
@@ -164,7 +167,7 @@ class MemoryQueue(ShardedState):
         """The sum of the keys of each label's class, (B, D) float64, and their number, (B,) float64.
 
         Raises:
-            ValueError: a label is out of range; on a GPU they are not checked.
+            ValueError: a label is out of range. Labels are not checked on a GPU.
         """
         if not labels.is_cuda and not torch.compiler.is_compiling():
             self.check_labels(labels)
@@ -181,17 +184,17 @@ class MemoryQueue(ShardedState):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         keys, labels = (state_dict.get(prefix + name) for name in ("keys", "labels"))
-        self.sums.zero_()  # and so the rows are free
+        self.sums.zero_()  # this also frees all rows
         if keys is None or labels is None or len(keys) != self.size or len(labels) != self.size:
-            return  # it was refused, or is when all is read
-        filled, step = len(self), 2**20  # a queue of millions is not converted whole
+            return  # load_state_dict reports the error
+        filled, step = len(self), 2**20  # blocks, so that a large queue is not converted to float64 at once
         for start in range(0, filled, step):
             part = slice(start, min(start + step, filled))
             some = keys[part].to(self.sums.device, self.keys.dtype).double()
             self._count(some, labels[part].to(self.sums.device), some.new_ones(len(some)))
 
     def _count(self, keys: Tensor, labels: Tensor, numbers: Tensor) -> None:
-        """Add keys to the sums of their classes, and ``numbers`` to the counts."""
+        """Add the keys to the sums of their classes, and ``numbers`` to the classes' counts."""
         if self.classes is not None:
             row, found = _find(self.classes, labels)
             if not found.all():
@@ -206,20 +209,20 @@ class MemoryQueue(ShardedState):
             raise ValueError(f"keys has shape {tuple(keys.shape)}: expected (batch, {self.feature_dim})")
         if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
             kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels is of {kind}: expected a tensor of integer labels")
+            raise TypeError(f"labels is of type {kind}: expected a tensor of integer labels")
         if labels.shape != keys.shape[:1]:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(keys)},), a label a key")
+            raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(keys)},), one label per key")
         for name, tensor in (("keys", keys), ("labels", labels)):
             if tensor.device != self.keys.device:
-                raise ValueError(f"{name} is on {tensor.device}: expected it where the queue is, on {self.keys.device}")
+                raise ValueError(f"{name} is on {tensor.device}: expected the device of the queue, {self.keys.device}")
         if self.num_classes is None or not (labels.is_cuda or torch.compiler.is_compiling()):
             self.check_labels(labels)
 
     def check_labels(self, labels: Tensor) -> None:
-        """Read the labels.
+        """Check the label values.
 
         Raises:
-            ValueError: one is out of range.
+            ValueError: a label is out of range.
         """
         if self.num_classes is not None:
             check_label_values(labels, self.num_classes, "labels")
@@ -231,13 +234,14 @@ _FREE = torch.iinfo(torch.int64).max
 
 
 def _find(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of each label among the sorted classes, and whether it is there."""
+    """The index of each label in the sorted classes, and whether it is present."""
     row = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
     return row, classes[row] == labels
 
 
 def _with_classes(classes: Tensor, sums: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes that have keys, joined by those of the labels, and their sums; rows double, as long lists do."""
+    """The union of the classes that have keys and of the labels, with their sums. The number of rows grows by doubling,
+    so that growing is rare."""
     held = sums[:, -1] > 0
     wanted = torch.cat([classes[held], labels]).unique()
     rows = len(classes) if len(wanted) <= len(classes) else max(len(wanted), 2 * len(classes))
@@ -248,7 +252,7 @@ def _with_classes(classes: Tensor, sums: Tensor, labels: Tensor) -> tuple[Tensor
 
 
 class _ShardedSoftmax(torch.autograd.Function):
-    """``ltfast.ops.queue_softmax`` over the keys of all processes, of which the first ``here`` of these are in use."""
+    """``ltfast.ops.queue_softmax`` over the keys of all processes. In this one, the first ``here`` keys are valid."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, here: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -263,6 +267,6 @@ class _ShardedSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True: the gradient of a sharded queue's log-sum-exp has none of its own")
+            raise RuntimeError("create_graph=True: a sharded queue's log-sum-exp cannot be differentiated twice")
         (mean,) = ctx.saved_tensors
         return (mean * (grad_lse / ctx.temperature)[:, None]).to(ctx.dtype), None, None, None

@@ -9,22 +9,22 @@ from ltfast.ops.queue_softmax import merge
 
 
 class PBSDLoss(nn.Module):
-    r"""Features of length 1 -> patch-based self-distillation (Xuan and Zhang, "Decoupled Contrastive Learning for
-    Long-Tailed Recognition", AAAI 2024): a patch that was cropped out and sent through the network is to be as similar
-    to each key as the same patch pooled from the whole image's feature map.
+    r"""Patch-based self-distillation loss on L2-normalised features (Xuan and Zhang, "Decoupled Contrastive Learning
+    for Long-Tailed Recognition", AAAI 2024). It matches the similarities of a cropped patch to all keys with those of
+    the same patch pooled from the feature map of the whole image.
 
     .. math::
 
         L = -\sum_t p_t(c) \log p_t(s) = \mathrm{lse}(s) - s \cdot \mathrm{mean}(c) / \tau, \qquad
         \frac{\partial L}{\partial s} = \frac{\mathrm{mean}(s) - \mathrm{mean}(c)}{\tau}
 
-    with p the softmax over the image's own key and the queue, c the pooled and s the cropped patch's feature. No
-    gradient reaches the pooled features.
+    Here p is the softmax over the image's own key and the queue, c the feature of the pooled patch and s that of the
+    cropped patch. The pooled features receive no gradient.
 
     Args:
         temperature: tau, over 0.
 
-    Features, keys or queued keys that are not of length 1 bring a warning, as in ``SupConQueueLoss``.
+    Features, keys or queued keys that are not L2-normalised cause a warning, as in ``SupConQueueLoss``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -44,27 +44,29 @@ class PBSDLoss(nn.Module):
         queue: MemoryQueue,
         attended: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """The mean over images and patches.
+        """Compute the mean loss over images and patches.
 
         Args:
-            pooled: (B, L, D) of length 1, any float dtype: L patches of each image, pooled from its feature map.
-            cropped: (B, L, D) of length 1: the same patches, cropped and sent through the network.
-            key: (B, D) of length 1: each image's own key, without gradient.
-            queue: of width D; it may be empty.
-            attended: ``queue.attend`` of ``pooled.flatten(0, 1)`` and ``cropped.flatten(0, 1)``, where they went
-                through the queue together with others.
+            pooled: (B, L, D), any float dtype: features of L patches per image, pooled from its feature map;
+                L2-normalised.
+            cropped: (B, L, D): features of the same patches, cropped and passed through the network; L2-normalised.
+            key: (B, D): each image's own key, L2-normalised and without gradient.
+            queue: a queue of keys of width D; it may be empty.
+            attended: the result of ``queue.attend`` for ``pooled.flatten(0, 1)`` and ``cropped.flatten(0, 1)``, if it
+                is already computed.
 
         Returns:
             A scalar, float32 (float64 for float64).
 
         Raises:
-            ValueError, TypeError: a bad argument, named.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         for name, patches in (("pooled", pooled), ("cropped", cropped)):
             if not isinstance(patches, Tensor):
                 raise TypeError(f"{name} is a {type(patches).__name__}: expected a tensor")
             if patches.dim() != 3 or patches.shape[1] == 0:
-                raise ValueError(f"{name} has shape {tuple(patches.shape)}: expected (batch, patches, width), none 0")
+                shape = tuple(patches.shape)
+                raise ValueError(f"{name} has shape {shape}: expected (batch, patches, width), not empty")
         check_matrix(key, "key", "(batch, width)")
         if key.shape != (len(pooled), pooled.shape[2]):
             raise ValueError(f"key has shape {tuple(key.shape)}: expected {(len(pooled), pooled.shape[2])}")
@@ -80,11 +82,11 @@ class PBSDLoss(nn.Module):
     def from_attended(
         self, c: Tensor, s: Tensor, own: Tensor, of_c: tuple[Tensor, Tensor], of_s: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """The loss of each patch, from the softmax over the queue and each patch's own key (N, D)."""
+        """The loss of each patch, (N,), from the softmax over the queue and each patch's own key (N, D)."""
         c, s = c.to(own.dtype), s.to(own.dtype)
         with torch.no_grad():
             target = merge(of_c, ((c * own).sum(1) / self.temperature, own))[1]
-            target = target + (c - c)  # with an empty queue it would hide that c is not finite
+            target = target + (c - c)  # propagates non-finite values of c, which an empty queue would hide
         lse = torch.logaddexp(of_s[0], (s * own).sum(1) / self.temperature)
         return lse - (s * target).sum(1) / self.temperature
 

@@ -12,55 +12,56 @@ from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import class_ranges, gather, gather_together, world_size
 
 _LARGEST_KAPPA = 1e5
-_START = 0.9  # the length of the mean of a class that was not seen yet
+_START = 0.9  # length of the mean of a class without features
 
 
 class ProCoLoss(ShardedState):
-    """Features of length 1 -> probabilistic contrastive loss: every class a von Mises-Fisher distribution on the sphere
-    of features.
+    """Probabilistic contrastive loss on L2-normalised features.
 
-    Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The direction of the
-    mean of a class's features is the distribution's, and its length R gives the concentration
-    kappa = D R / (1 - R^2), at most 1e5. A feature's logit for a class is then the expectation of a contrastive loss
-    over all features that the class could have; the formula is in ``ltfast.ops.vmf``. In a script:
+    Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024. The features of each
+    class are modelled by a von Mises-Fisher distribution on the unit sphere. Its direction is that of the mean of the
+    class's features, and the length R of the mean gives the concentration kappa = D R / (1 - R^2), at most 1e5. The
+    logit of a feature for a class is the expectation of a contrastive loss over the class's distribution;
+    ``ltfast.ops.vmf`` gives the formula. Usage:
 
         for epoch in range(epochs):
             proco.start_epoch()
             for images, labels in batches:
                 features = F.normalize(head(backbone(images)))
-                proco.update(features, labels)  # with two views: of both, before the loss of either
+                proco.update(features, labels)  # with two views: update with both before computing either loss
                 loss = proco(features, labels)
 
-    The means are over the features of this epoch so far and of the epoch before. (The authors' two estimators: the one
-    in use, and a second that began with this epoch and takes its place at the next.) A class of which neither has seen
-    anything has a random direction and R = 0.9. These directions depend on C and D alone, so that they are the same on
-    every process and after a restart.
+    The means are over the features of the current epoch so far and of the previous epoch. (The authors use two
+    estimators for this: the current one, and a second one that starts at each epoch and replaces the current one at the
+    next.) A class without features in both epochs has a random direction and R = 0.9. These directions depend only on C
+    and D, so they are the same on every process and after a restart.
 
     Args:
         num_classes: C, at least 1.
         feature_dim: D, at least 2.
         temperature: tau, over 0.
-        class_counts: (C,), training images of each class, in the order of the labels: their log-frequencies are added
-            to the logits of the loss (logit adjustment), but not to those of ``logits``; None adds nothing.
-        ignore_index: features of this label are left out, of the statistics and of the loss, whose mean is over the
-            others.
-        class_parallel: under ``torch.distributed``, each process has the statistics of its own share of the classes
-            (``ltfast.ops.core.collectives.class_ranges``), for more classes than one device holds: memory C_r x D.
-            The loss is as it would be otherwise; ``ltfast.ops.class_parallel_vmf_cross_entropy`` has more. ``logits``
-            gives those of the joined batch for these classes. All processes must call each method equally often, with
-            batches of one size, and ``collect()`` before ``state_dict()``, which is that of the whole loss.
+        class_counts: (C,), training images of each class, in the order of the labels. The log-frequencies are added to
+            the logits in the loss (logit adjustment), but not in ``logits``. None adds nothing.
+        ignore_index: features with this label are excluded from the statistics, the loss and its mean.
+        class_parallel: whether to split the classes over the processes of ``torch.distributed``
+            (``ltfast.ops.core.collectives.class_ranges``), for more classes than fit on one device: each process stores
+            C_r x D statistics. The loss does not change; see ``ltfast.ops.class_parallel_vmf_cross_entropy``.
+            ``logits`` returns the logits of the global batch for this process's classes. All processes must call each
+            method equally often, with batches of the same size, and must call ``collect()`` before ``state_dict()``,
+            which returns the state of the whole loss.
 
-    Shapes: features (B, D) of length 1, any float dtype; labels (B,), int64; the loss is float32 (float64 for float64).
+    Shapes: features (B, D), any float dtype, L2-normalised; labels (B,), int64; the loss is float32 (float64 for
+    float64).
 
-    The statistics are buffers and stay float32. Under ``torch.distributed`` ``update`` adds up the batches of all
+    The statistics are buffers and stay float32. Under ``torch.distributed``, ``update`` sums over the batches of all
     processes, which must call it equally often.
 
-    Warnings, each once for a loss object: features that are not of length 1; a loss in training mode with gradient
-    before any ``update``; the largest kappa for every class. They are looked for now and then on a CPU, and under
-    ``LTFAST_CHECKS=1`` on a GPU.
+    The loss warns, once per object for each kind of warning, about features that are not L2-normalised, about a loss
+    with gradient in training mode before any ``update``, and if every class has the largest kappa. It checks some calls
+    on a CPU, and on a GPU only with ``LTFAST_CHECKS=1``.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     sums: Tensor
@@ -97,10 +98,10 @@ class ProCoLoss(ShardedState):
         check_integer("ignore_index", ignore_index)
         self.ignore_index = ignore_index
         self.num_classes, self.feature_dim, self.temperature = num_classes, feature_dim, temperature
-        # a generator of its own: the same on every process, whatever their seeds
+        # A separate generator gives the same directions on every process, independent of the seeds.
         generator = torch.Generator("cpu").manual_seed(0)
         start = torch.randn(num_classes, feature_dim, generator=generator, device="cpu", dtype=torch.float32)
-        self.first = 0  # class
+        self.first = 0  # first class of this process
         if class_parallel:
             ranges = class_ranges(num_classes)
             own = self.share_out(num_classes, [slice(classes.start, classes.stop) for classes in ranges])
@@ -111,7 +112,7 @@ class ProCoLoss(ShardedState):
             self.log_prior = None
         else:
             self.hold("log_prior", log_prior, persistent=False)
-        # of this epoch, and of the one before or, where that saw nothing of a class, its start
+        # Sums of this epoch and of the previous one. The latter holds the start of a class without features there.
         self.hold("sums", torch.zeros_like(start))
         self.hold("counts", start.new_zeros(len(start), dtype=torch.int64))
         self.hold("past_sums", self.start.clone())
@@ -124,7 +125,7 @@ class ProCoLoss(ShardedState):
 
     @torch.no_grad()
     def start_epoch(self) -> None:
-        """Begin an epoch: forget all but the features of the epoch that ends."""
+        """Start an epoch: from now on, the statistics use the epoch that ends and the new one."""
         self.past_sums.copy_(torch.where(self.counts[:, None] > 0, self.sums, self.start))
         self.past_counts.copy_(self.counts)
         self.sums.zero_()
@@ -133,28 +134,28 @@ class ProCoLoss(ShardedState):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add a batch to the statistics; a call of the loss does not.
+        """Add a batch to the statistics; computing the loss does not.
 
-        A feature that is not finite is left out: an overflow in one step of half-precision training would otherwise
-        make every loss NaN until the end of the next epoch.
+        Non-finite features are skipped: an overflow in one step of half-precision training would otherwise make every
+        loss NaN until the end of the next epoch.
 
         Args:
-            features: (N, D) of length 1, any float dtype.
+            features: (N, D), any float dtype, L2-normalised.
             labels: (N,), integers in [0, C), or ``ignore_index``.
 
         Raises:
-            ValueError, TypeError: a bad argument, named.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         self._check(features)
         check_labels(labels, features, "labels", classes=self.num_classes, ignore_index=self.ignore_index)
         kept = labels.long() != self.ignore_index
         labels = labels.where(kept, 0)
-        # one more column holds 1 where a feature counts: its sums are the counts, and one collective adds up both
+        # An extra column is 1 for each valid feature. Its sums are the counts, so one collective reduces both.
         counts = features.sum(dim=1, keepdim=True, dtype=torch.float32).isfinite() & kept[:, None]
         rows = torch.cat([features.where(counts, 0), counts.to(features.dtype)], dim=1)
         if self.processes > 1:
             rows, labels = gather_together(rows, labels.long())
-            if labels.device.type == "cpu":  # in all processes alike: none is left waiting for another
+            if labels.device.type == "cpu":  # all processes check all labels, so none waits for one that has raised
                 check_label_values(labels, self.num_classes, "labels")
             labels = labels - self.first
             here = (labels >= 0) & (labels < len(self.sums))
@@ -169,10 +170,10 @@ class ProCoLoss(ShardedState):
             self.updated = True
 
     def logits(self, features: Tensor) -> Tensor:
-        """Expected contrastive logits, (B, C), float32 (float64 for float64), without the classes' log-frequencies.
+        """The expected contrastive logits, (B, C), float32 (float64 for float64), without the log-frequencies.
 
         Raises:
-            ValueError, TypeError: a bad argument, named.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         self._check(features)
         directions, kappa = self._distributions(features)
@@ -181,10 +182,10 @@ class ProCoLoss(ShardedState):
         return ops.vmf_logits(features, directions, kappa, temperature=self.temperature)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits, with the classes' log-frequencies; ``update`` is called by you, before it.
+        """Compute the mean cross-entropy of the logits plus log-frequencies. Call ``update`` with the batch first.
 
         Raises:
-            ValueError, TypeError: a bad argument, named.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         self._check(features)
         directions, kappa = self._distributions(features)
@@ -208,12 +209,12 @@ class ProCoLoss(ShardedState):
         if features.shape[1] != self.feature_dim:
             raise ValueError(f"features has shape {tuple(features.shape)}: expected (batch, {self.feature_dim})")
         if features.device != self.sums.device:
-            raise ValueError(f"features is on {features.device}: expected it where the loss is, on {self.sums.device}")
+            raise ValueError(f"features is on {features.device}: expected the device of the loss, {self.sums.device}")
         if self.feature_watch.due(features):
             self.feature_watch.lengths("ProCoLoss", features=features)
 
     def _distributions(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Directions and concentrations that stay as they are when ``update`` comes before the backward pass."""
+        """Directions and concentrations, copied if a backward pass follows: ``update`` may run before it."""
         if features.requires_grad and torch.is_grad_enabled():
             if self.training and self.statistics_watch.due(self.kappa):
                 self._look_at_statistics()
@@ -222,22 +223,23 @@ class ProCoLoss(ShardedState):
 
     def _look_at_statistics(self) -> None:
         seen = self.counts + self.past_counts
-        if not self.updated and not seen.any():  # neither here nor in the run that a checkpoint is from
+        if not self.updated and not seen.any():  # no update in this process, nor before a loaded checkpoint
             self.statistics_watch.warn(
-                "ProCoLoss: a loss is computed, and update() was never called, so that every class has a random "
-                "direction; expected update(features, labels) before the loss of each batch"
+                "ProCoLoss: update() was never called before the loss, so every class has a random direction; "
+                "call update(features, labels) before the loss of each batch"
             )
         elif seen.max() > 1 and (self.kappa >= _LARGEST_KAPPA).all():
             self.statistics_watch.warn(
-                f"ProCoLoss: every class has the largest concentration, {_LARGEST_KAPPA:.0e}; expected features of "
-                "length 1 that differ within a class. They are longer, or the network gives one feature for all images"
+                f"ProCoLoss: every class has the largest concentration, {_LARGEST_KAPPA:.0e}; expected L2-normalised "
+                "features that differ within a class. Normalise the features, and check that the network does not map "
+                "all images to one feature"
             )
 
     def _estimate(self) -> None:
-        """Directions and concentrations from both epochs' sums."""
+        """Compute the directions and concentrations from the sums of both epochs."""
         if self.processes > 1:
             self.changed()
-        # what a class started with counts for nothing once it is seen
+        # the start of a class is dropped once the class has features
         kept = (self.past_counts > 0) | (self.counts == 0)
         torch.addcmul(self.sums, self.past_sums, kept[:, None].float(), out=self.directions)
         lengths = torch.linalg.vector_norm(self.directions, dim=1)

@@ -9,34 +9,39 @@ from ltfast.ops.core.collectives import rank, world_size
 
 
 class ShardedState(FixedDtype):
-    """Tensors of whose rows each process may hold a share.
+    """A module whose tensors may be sharded by rows over the processes.
 
-    Shares move with the module but are no buffers: ``DistributedDataParallel`` overwrites those with the first
-    process's. A checkpoint holds the tensors whole, the same for any number of processes; each takes its share up:
+    Shards move with the module but are not buffers, since ``DistributedDataParallel`` overwrites buffers with those of
+    the first process. A checkpoint holds the whole tensors, independent of the number of processes; on loading, each
+    process takes its own rows. To save one:
 
         module.collect()  # in every process
         if rank == 0:
             torch.save(module.state_dict(), path)
 
-    Where nothing is shared out, or there is one process, the tensors are buffers and ``collect`` does nothing.
+    Without sharding, or with one process, the tensors are buffers and ``collect`` does nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = False  # whether it was asked for
-        self.processes = 1  # that have a share
+        self.shared = False  # whether sharding was requested
+        self.processes = 1  # number of shards
         self._rows: Sequence[slice] = ()
         self._number = 0
-        self._held: dict[str, bool] = {}  # whether a checkpoint holds it
+        self._held: dict[str, bool] = {}  # name of each sharded tensor -> whether it is saved in a checkpoint
         self._whole: dict[str, Tensor] | None = None
 
     def share_out(self, number: int, rows: Sequence[slice]) -> slice:
-        """Of so many rows those of each process; back come this one's. Before the first ``hold``."""
+        """Set the ``number`` of rows and the rows of each process, before the first ``hold``.
+
+        Returns:
+            The rows of this process.
+        """
         self.shared, self.processes, self._rows, self._number = True, world_size(), rows, number
         return rows[rank()]
 
     def hold(self, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
-        """Keep this process's rows as an attribute."""
+        """Store this process's rows as the attribute ``name``."""
         if self.processes == 1:
             self.register_buffer(name, tensor, persistent)
         else:
@@ -45,8 +50,10 @@ class ShardedState(FixedDtype):
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Bring the rows of all processes together in the host memory of each, for ``state_dict``, which raises a
-        RuntimeError without it. All processes must call it. What it has collected serves until the rows change."""
+        """Gather the rows of all processes in the host memory of each process, as ``state_dict`` requires.
+
+        All processes must call it. The gathered rows are reused until the rows change.
+        """
         if not self._held or self._whole is not None:
             return
         self.check_processes()
@@ -58,23 +65,24 @@ class ShardedState(FixedDtype):
                 part = own
                 if process != rank():
                     part = own.new_empty(len(range(self._number)[rows]), *own.shape[1:])
-                distributed.broadcast(part.view(-1).view(torch.uint8), process)  # not every backend has bfloat16
+                distributed.broadcast(part.view(-1).view(torch.uint8), process)  # some backends lack bfloat16
                 whole[rows] = part.cpu()
             self._whole[name] = whole
 
     def changed(self) -> None:
-        """Forget what was collected."""
+        """Discard the collected rows, which are out of date."""
         self._whole = None
 
     def check_processes(self) -> None:
-        """
+        """Check that the number of processes is the one for which the rows were sharded.
+
         Raises:
-            RuntimeError: there are others or none than when the rows were shared out.
+            RuntimeError: it is a different number.
         """
         if self.shared and world_size() != self.processes:
             raise RuntimeError(
-                f"the {type(self).__name__} was shared out to {self.processes} processes, and there are "
-                f"{world_size()} now: make it after torch.distributed is set up"
+                f"the {type(self).__name__} is sharded over {self.processes} processes, but there are "
+                f"{world_size()} now: create it after torch.distributed is initialised"
             )
 
     def _saved(self) -> list[str]:
@@ -90,7 +98,7 @@ class ShardedState(FixedDtype):
         if self._held:
             if self._whole is None:
                 raise RuntimeError(
-                    f"the rows of the {type(self).__name__} lie in {self.processes} processes: call its collect() in "
+                    f"the {type(self).__name__} is sharded over {self.processes} processes: call its collect() in "
                     "each of them before state_dict()"
                 )
             destination.update({prefix + name: whole for name, whole in self._whole.items()})

@@ -1,5 +1,5 @@
-"""Warnings about inputs of the right shape that are not what a loss is for: plain logits where it needs cosines,
-features that are not normalised. A training on them raises nothing, and ends badly."""
+"""Warnings about inputs with the right shape but the wrong meaning: logits instead of cosines, or features that are not
+normalised. Training on them raises no error but gives poor results."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from ltfast.ops.core.torch_internals import is_plain
 from ltfast.ops.core.warn import warn_caller
 
 _EVERY = 64
-ENOUGH_KEYS = 1024  # of a queue, to look at
+ENOUGH_KEYS = 1024  # number of queued keys to check
 
 
 class Watch:
-    """Decides when a loss looks at the values of its input, and warns once.
+    """Decides when a loss checks the values of its input, and warns once.
 
-    It looks at calls 1, 2, 4, ..., 64 and at each 64th after that, until it has warned. It never looks while a compiler
-    traces, inside ``torch.func``, or at tensors on a GPU, where reading waits for what is queued. ``LTFAST_CHECKS=1``
-    makes it look at every call, on GPUs too, but for the capture of a CUDA graph.
+    It checks calls 1, 2, 4, ..., 64 and every 64th call after that, until it has warned. It skips calls under
+    compilation or inside ``torch.func``, and tensors on a GPU, since reading them synchronises. With
+    ``LTFAST_CHECKS=1`` it checks every call, on GPUs too, except during the capture of a CUDA graph.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Watch:
         self.warned = False
 
     def due(self, tensor: Tensor) -> bool:
-        """Whether to look at the values now; counts the call."""
+        """Count the call, and return whether to check the values of this call."""
         if torch.compiler.is_compiling() or self.warned:
             return False
         self.calls += 1
@@ -37,12 +37,12 @@ class Watch:
         return is_plain(tensor)
 
     def warn(self, message: str) -> None:
-        """Warn where the loss was called, outside of ltfast and PyTorch."""
+        """Warn at the user's call of the loss, outside ltfast and PyTorch."""
         self.warned = True
         warn_caller(message)
 
     def cosines(self, loss: str, name: str, cosine: Tensor) -> None:
-        """Warn of a finite value outside [-1, 1]."""
+        """Warn about a finite value outside [-1, 1]."""
         limit = 1 + _tolerance(cosine.dtype)
         cosine = cosine.detach()
         low, high = torch.aminmax(cosine)
@@ -52,12 +52,12 @@ class Watch:
         if size > limit:
             self.warn(
                 f"{loss}: {name} has a value of size {size:.3g}; expected cosines, in [-1, 1], which the loss "
-                "multiplies by its scale. Plain logits ruin the training: make the last layer an "
-                "ltfast.models.CosineClassifier, or take LogitAdjustedLoss, which is for logits"
+                "multiplies by its scale. It does not train on plain logits: make the last layer an "
+                "ltfast.models.CosineClassifier, or use LogitAdjustedLoss, which takes logits"
             )
 
     def lengths(self, loss: str, **features: Tensor) -> None:
-        """Warn of a finite row, (..., D), that is not of length 1; a row of zeros is an empty place."""
+        """Warn about a finite row of (..., D) whose length is not 1. Rows of zeros are unused slots of a queue."""
         for name, rows in features.items():
             lengths = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=accumulator(rows.dtype)).flatten()
             off = (lengths - 1).abs()
@@ -71,5 +71,5 @@ class Watch:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """For rounding, that of products in lower precision before it included."""
+    """Allows for rounding, including that of earlier operations in lower precision."""
     return max(0.01, 4 * torch.finfo(dtype).eps)

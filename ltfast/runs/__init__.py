@@ -1,1 +1,1 @@
-"""What is done with a finished run: it is restored from its checkpoint, and looked into."""
+"""Restores runs from their checkpoints, and analyses them."""

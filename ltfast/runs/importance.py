@@ -1,4 +1,5 @@
-"""What the parameters of a trained method matter to: figure 1 (b) and the weights' table of Cong et al., AAAI 2024."""
+"""The importance of a trained network's parameters to class groups: figure 1 (b) and the table of weights of Cong et
+al., AAAI 2024."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,27 +30,28 @@ def measure(
     per_class: bool = False,
     root: str | Path | None = None,
 ) -> dict[str, Any]:
-    """How much a trained run's parameters matter to each group of classes: `parameter_importance`, the mean over the
-    parameters, summed over batches of all training images of the group.
+    """Measure the importance of a trained run's parameters to each class group.
 
-    The loss is the cross-entropy of what the run predicts; the parameters are those that it depends on. It is a sum,
-    for training is one: what a group asks of the parameters grows with its images. (The mean over batches shows
-    something else: it is the larger the less has been learned of a group.)
+    The importance is `parameter_importance`, averaged over the parameters and summed over batches of all training
+    images of the group. The loss is the cross-entropy of the run's predictions; only parameters on which the loss
+    depends count. The batches are summed, as in training, so that the importance grows with the number of images. (The
+    mean over batches measures something else: it is larger for groups that are learned less well.)
 
     Args:
-        checkpoint: the file, or the run's folder.
-        run: its workers load images.
-        images: training images of a group or class that are looked at, at most; the sum is estimated from them.
-        batch_size: their number a batch.
-        per_class: of each class too.
-        root: folder of the images; None means the run's own.
+        checkpoint: the checkpoint file, or the run's folder.
+        run: settings of the execution; its workers load the images.
+        images: maximum number of training images per group or class, from which the sum is estimated.
+        batch_size: images per batch.
+        per_class: whether to measure each class too.
+        root: folder of the images; None means that of the run.
 
     Returns:
-        `method`; `importance`, a number for each group, None where it has no images; `per_class`, for each class's
-        name, or None; `weights`, of the sub-models for the test images of each group, or None.
+        `method`; `importance`, a number for each group, None for a group without images; `per_class`, a number for each
+        class name, or None; `weights`, the mean weights of the sub-models for the test images of each group, or None.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: see `restore`.
+        InputNotFoundError, CheckpointError, InputError: see `restore`. A CheckpointError also means that the training
+            images have changed.
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     settings, facts = trained.settings, trained.facts
@@ -69,7 +71,7 @@ def measure(
     changed = [part for part in changed_data(facts, now) if not part.startswith(ignored)]
     if changed or bundle.class_counts != facts["class_counts"]:
         raise CheckpointError(
-            f"data: {facts['source']} does not have the training images of {checkpoint} any more. "
+            f"data: the training images of {facts['source']} have changed since {checkpoint} was trained. "
             f"What differs: {', '.join(changed or ['the images of each class'])}"
         )
     size = trained.image_size

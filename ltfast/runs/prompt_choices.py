@@ -1,4 +1,4 @@
-"""Which group prompts the classes choose."""
+"""The group prompts that the classes choose."""
 
 from pathlib import Path
 
@@ -14,26 +14,27 @@ from ltfast.runs.restore import restore
 def choices(
     checkpoint: Path, *, run: RunSettings, batch_size: int = 256, root: str | Path | None = None
 ) -> tuple[list[str], list[list[float]]]:
-    """Which keys the test images of each class choose, in a trained run.
+    """Count the prompt keys that the test images of each class choose in a trained run.
 
     Args:
-        checkpoint: the file, or the run's folder.
-        run: its workers load images.
-        batch_size: test images a batch.
-        root: folder of the images; None means the run's own.
+        checkpoint: the checkpoint file, or the run's folder.
+        run: settings of the execution; its workers load the images.
+        batch_size: test images per batch.
+        root: folder of the images; None means that of the run.
 
     Returns:
-        The names of the classes that have test images, those with the most training images first; and a row for each:
-        the share of each key among its images' choices.
+        The names of the classes that have test images, sorted by decreasing number of training images, and one row per
+        class with the fraction of each key among the choices of its images.
 
     Raises:
-        InputNotFoundError, CheckpointError, InputError: see `restore`; or the run is another method's.
+        InputNotFoundError, CheckpointError, InputError: see `restore`. An InputError also means that the run is not a
+            finished run of method lpt.
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
     if not isinstance(predictor, GroupStage):
         raise InputError(
-            f"expected a finished run of method lpt, got {trained.settings['method']}'s", name="checkpoint"
+            f"expected a finished run of method lpt, got one of {trained.settings['method']}", name="checkpoint"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = predictor.to(device).eval().network

@@ -1,4 +1,4 @@
-"""A trained method from its checkpoint."""
+"""Restores a trained method from its checkpoint."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds, ready to be evaluated.
+    """A restored run, ready for evaluation.
 
     Attributes:
         plan: the stages, on the CPU, and the test batches.
-        predictor: the run's; of a run that is not finished, the last stage that was trained.
-        source: whose test images these are.
-        settings: the run's.
-        facts: what `facts_of` told of the training data.
-        image_size: height and width in pixels of the images that it takes.
-        unfinished: where the run is, and what is evaluated, in words; None if it is finished.
-        left_out: which files were left out of the data, in words; None if none were.
+        predictor: the predictor of the run; for an unfinished run, the last stage that was trained.
+        source: the source of the test images.
+        settings: the settings of the run.
+        facts: the description of the training data from `facts_of`.
+        image_size: height and width of the predictor's images in pixels.
+        unfinished: a message with the state of an unfinished run and what is evaluated; None for a finished run.
+        left_out: one line about the files that were left out of the data; None without any.
     """
 
     plan: Plan
@@ -49,7 +49,7 @@ class Trained:
 
 
 def facts_of(bundle: DataBundle, source: str, root: str | Path, *, sizes: bool = True) -> dict[str, Any]:
-    """What `restore` needs to know of the training data, as plain values; `sizes`: see `ImageDataset.digests`."""
+    """A description of the training data in plain values, for `restore`. For `sizes` see `ImageDataset.digests`."""
     return {
         "source": _absolute_source(source),
         "root": _absolute(root),
@@ -77,33 +77,33 @@ def restore(
     rank: int = 0,
     world_size: int = 1,
 ) -> Trained:
-    """The trained stages of a run, and test batches whose labels are the training's.
+    """Restore the trained stages of a run, with test batches whose labels are those of the training set.
 
-    Classes are matched by name where the training and the data both have names, and by number where neither has.
-    There is a warning if the run's own test images have changed.
+    Classes are matched by name if both the training set and the data have names, and by number if neither has. A
+    warning is issued if the run's own test images have changed.
 
     Args:
-        checkpoint: the file, or the run's folder.
-        run: how to evaluate; the seed is the training's.
-        batch_size: test images a batch.
-        source: the data whose test images to use; None means the run's own.
-        root: folder of the images, as for `ltfast.data.load`; None means the run's own.
-        class_names: a text file with a name a line, line k + 1 for label k: the classes of the data or the training,
-            whichever has numbers alone.
-        aggregate: how a method with sub-models weights them; None means the run's own way.
-        skip_broken: leave out test images that cannot be decoded; None means as the run did.
-        rank, world_size: this process, and how many there are.
+        checkpoint: the checkpoint file, or the run's folder.
+        run: settings of the execution; its seed is replaced by that of the run.
+        batch_size: test images per batch.
+        source: the source of the test images; None means that of the run.
+        root: folder of the images, as for `ltfast.data.load`; None means that of the run.
+        class_names: a text file with one class name per line, line k + 1 for label k, for the side (data or training
+            set) whose classes are only numbered.
+        aggregate: the weighting of the sub-models, for a method that has them; None means that of the run.
+        skip_broken: whether to skip test images that cannot be decoded; None means the run's setting.
+        rank, world_size: the rank of this process, and the number of processes.
 
     Raises:
-        InputNotFoundError: there is no checkpoint, or no data.
-        CheckpointError: the checkpoint cannot be read or used, or no stage of it that gives class scores is trained.
-        InputError: the test images are of classes that the training did not have, the classes cannot be matched, the
-            channels are not the training's, or the method cannot `aggregate` so.
+        InputNotFoundError: the checkpoint or the data are missing.
+        CheckpointError: the checkpoint cannot be read or used, or no trained stage gives class scores.
+        InputError: test images have classes that are not in the training set, the classes cannot be matched, the number
+            of channels differs from the training, or the method does not support `aggregate`.
     """
     try:
         saved = load_checkpoint(checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(str(error).partition("; delete it")[0]) from error  # good advice to a training alone
+        raise CheckpointError(str(error).partition("; delete it")[0]) from error  # that advice applies only to training
     settings, facts = _checked_content(checkpoint, saved)
     source = facts["source"] if source is None else source
     own = _absolute_source(source) == facts["source"]
@@ -120,7 +120,7 @@ def restore(
         digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
         if changed := changed_data(facts, {"digests": digests}):
             warnings.warn(
-                f"{source} has changed since the run was tested on it, so accuracies may differ from the run's. "
+                f"{source} has changed since the run was evaluated on it, so accuracies may differ from the run's. "
                 f"What differs: {', '.join(changed)}",
                 stacklevel=2,
             )
@@ -128,7 +128,7 @@ def restore(
         bundle,
         source,
         facts["class_names"],
-        facts.get("named", not facts["source"].startswith(("npz:", "list:"))),  # an older checkpoint does not say
+        facts.get("named", not facts["source"].startswith(("npz:", "list:"))),  # older checkpoints lack it
         own=own,
         class_names=None if class_names is None else Path(class_names).expanduser(),
     )
@@ -136,10 +136,10 @@ def restore(
     test = with_classes(bundle.test, labels, classes)
     if bundle.channels != facts["channels"]:
         raise InputError(
-            f"expected {facts['channels']} channels, as in the training, got {bundle.channels} in {source}", name="data"
+            f"expected {facts['channels']} channels, as in training, got {bundle.channels} in {source}", name="data"
         )
 
-    # a stand-in with the training's labels and the test images: building a method never asks for an image of it
+    # A placeholder with the training labels and test images: building a method does not load any of its images.
     counts = torch.tensor(facts["class_counts"])
     train = with_classes(test, torch.repeat_interleave(torch.arange(len(counts)), counts), classes)
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
@@ -149,9 +149,9 @@ def restore(
     values = {name: value for name, value in settings.items() if name in names}
     if aggregate is not None:
         if "aggregate" not in names:
-            raise SettingError("aggregate", f"none, for method {method!r} has no sub-models", aggregate)
+            raise SettingError("aggregate", f"none, since method {method!r} has no sub-models", aggregate)
         values["aggregate"] = aggregate
-    whole = saved.get("whole", True)  # or without the pretrained backbone, which stayed as it was
+    whole = saved.get("whole", True)  # False: without the pretrained backbone, which was frozen
     try:
         chosen = settings_of(method, values)
         size = unless_auto(chosen.image_size, facts["image_size"])
@@ -160,7 +160,7 @@ def restore(
             bundle,
             BuildContext(replace(run, seed=settings["seed"]), rank, world_size, batch_size),
         )
-    except (ValueError, RuntimeError) as error:  # torch's word for a network that is too large is the second
+    except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a network that is too large
         raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
     check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
@@ -169,20 +169,20 @@ def restore(
         return Trained(plan, plan.predictor, source, settings, facts, size, None, bundle.left_out)
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
     where = (
-        f"the run is not finished, it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
+        f"the run is not finished: it is at stage {number + 1} of {len(plan.stages)} ({current.name}), "
         f"epoch {epoch + 1} of {current.optimisation.epochs}"
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    unfinished = f"{where}; stage {stage.name} is evaluated as it is"
+    unfinished = f"{where}; stage {stage.name} is evaluated in its current state"
     return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
 
 
 def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings and facts of a checkpoint.
+    """Check the settings and facts of a checkpoint, and return them.
 
     Raises:
-        CheckpointError: one is missing, or is no setting of the method; or the facts do not fit together.
+        CheckpointError: a setting or fact is missing or invalid, or the facts are inconsistent.
     """
     settings, facts = dict(saved["settings"]), dict(saved["facts"])
     check_content(checkpoint, record({"method": one_of(METHODS)}), settings, "settings")
@@ -206,6 +206,6 @@ def _absolute(path: str | Path) -> str:
 
 
 def _absolute_source(source: str) -> str:
-    """The same data in any current folder."""
+    """The source with an absolute path, so that it does not depend on the current folder."""
     kind, _, name = source.partition(":")
     return f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "list") else source

@@ -53,8 +53,9 @@ def test_a_run_on_names_evaluates_numbers_that_are_named(pets, order, source, ca
     assert len(set(own["per_class"])) > 1  # so that the order shows
     words = ["--data", source, "--root", "pets"]
     error = refused(capsys, "eval", "--checkpoint", "run", *words)
-    assert f"--class-names: expected a file with a name for each class of {source}, which has numbers alone" in error
-    assert "it would take 0 for 'cat', 1 for 'dog', 2 for 'emu'" in error
+    expected = f"expected a file with a name for each class of {source}, whose classes are only numbered"
+    assert f"--class-names: {expected}" in error
+    assert "the match would be 0 for 'cat', 1 for 'dog', 2 for 'emu'" in error
     other = evaluated(*words, "--class-names", "names.txt")
     assert other["class_names"] == list(NAMES)
     assert [other[key] for key in ("top1", "per_class")] == [own[key] for key in ("top1", "per_class")]
@@ -67,7 +68,7 @@ def test_a_run_on_numbers_evaluates_names(pets, order, capsys):
     assert own["class_names"] == ["0", "1", "2"]
     assert evaluated("--data", "npz:d.npz")["per_class"] == own["per_class"]  # numbers match numbers
     error = refused(capsys, "eval", "--checkpoint", "run", "--data", "folder:pets")
-    assert "--class-names: expected a file with a name for each class of the training" in error
+    assert "--class-names: expected a file with a name for each class of the training set" in error
     other = evaluated("--data", "folder:pets", "--class-names", "names.txt")
     assert other["class_names"] == list(order)
     assert other["per_class"] == own["per_class"]
@@ -97,10 +98,10 @@ def test_names_that_a_training_is_told_are_the_runs(pets, order, capsys):
 def test_names_where_there_are_names_are_refused(pets, order, capsys):
     words = [*TRAIN, "--data", "folder:pets", "--out", "run"]
     error = refused(capsys, *words, "--class-names", "names.txt")
-    assert "--class-names: expected none, as the classes of folder:pets have names, got names.txt" in error
+    assert "--class-names: expected none, since the classes of folder:pets have names, got names.txt" in error
     assert main(words) == 0
     error = refused(capsys, "eval", "--checkpoint", "run", "--class-names", "names.txt")
-    assert "--class-names: expected none, as the classes of folder:" in error
+    assert "--class-names: expected none, since the classes of folder:" in error
 
 
 def test_classes_that_the_training_did_not_have_are_refused_by_name(pets, capsys):
@@ -109,8 +110,8 @@ def test_classes_that_the_training_did_not_have_are_refused_by_name(pets, capsys
     for part in ("train", "test"):
         (pets / part / "dog").rename(pets / part / "ant")
     error = refused(capsys, "eval", "--checkpoint", "run")
-    assert "--data: expected the classes of the training, got test images of 'ant' besides in folder:" in error
-    assert "the training has 'cat', 'dog', 'emu'" in error
+    assert "--data: expected only classes of the training set, got test images of 'ant' in folder:" in error
+    assert "the training set has 'cat', 'dog', 'emu'" in error
     for part in ("train", "test"):
         (pets / part / "ant").rename(pets / part / "cow")
     for path in (pets / "test" / "cow").iterdir():

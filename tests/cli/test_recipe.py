@@ -78,7 +78,7 @@ def test_words_that_yaml_reads_as_something_else_are_refused_by_line(word, tmp_p
 @pytest.mark.parametrize("word", WORDS)
 def test_the_command_line_refuses_them_too(word, capsys):
     assert main(["train", "--out", "o", "--epochs", word]) == 2
-    assert f"--epochs: expected int, got {word}, which YAML 1.1 takes for " in capsys.readouterr().err
+    assert f"--epochs: expected int, got {word}, which YAML 1.1 reads as " in capsys.readouterr().err
     assert main(["train", "--out", "o", f"--milestones=5,{word}"]) == 2
     assert f"--milestones: expected int,int,..., got {word}, which" in capsys.readouterr().err
     for words in (
@@ -93,7 +93,7 @@ def test_the_command_line_refuses_them_too(word, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: 1\n\nepochs: 2\n", ":3: expected one value for epochs, got another than in line 1"),
+        ("epochs: 1\n\nepochs: 2\n", ":3: expected one value for epochs, got another one; the first is in line 1"),
         ("epoch: 2\n", ":1: epoch: expected a setting of method ce; did you mean epochs?"),
         (
             "queue_size: 9\n",
@@ -127,9 +127,9 @@ def test_the_command_line_refuses_them_too(word, capsys):
         ("a: " + "[" * 20_000, ":1: expected decimal numbers, .*, got a list or names and values inside another"),
         ("{a: " * 5_000, ":1: expected decimal numbers, .*, got a list or names and values inside another"),
         ("? [1]\n: 2\n", ":1: expected the name of a setting before the colon"),
-        ("- 1\n", ":1: expected names and values, a pair a line (epochs: 30)"),
-        ("", ": expected names and values, a pair a line (epochs: 30), got an empty file"),
-        ("# nothing\n", ": expected names and values, a pair a line (epochs: 30), got an empty file"),
+        ("- 1\n", ":1: expected names and values, one pair per line (epochs: 30)"),
+        ("", ": expected names and values, one pair per line (epochs: 30), got an empty file"),
+        ("# nothing\n", ": expected names and values, one pair per line (epochs: 30), got an empty file"),
         ("a: 1\n---\nb: 2\n", ":2: expected YAML: but found another document"),
         ("a: [1,\n", ":2: expected YAML: "),
         ('data: "\\e]0;pwned\\a"\n', r":1: expected data: text on one line, .*, got '\x1b]0;pwned\x07'"),
@@ -172,9 +172,10 @@ def test_nested_aliases_end_at_once(tmp_path, capsys):
 
 def test_what_is_no_file_is_not_read(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for good
-    for name, got in ((tmp_path, "a folder"), (tmp_path / "pipe", "no file"), ("/dev/zero", "no file")):
+    other = "a device or pipe"
+    for name, got in ((tmp_path, "a folder"), (tmp_path / "pipe", other), ("/dev/zero", other)):
         assert main(["train", "--out", "o", "--config", str(name)]) == 2
-        assert f"--config {name}: expected a recipe's file, got {got}" in capsys.readouterr().err
+        assert f"--config {name}: expected a recipe file, got {got}" in capsys.readouterr().err
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in (tmp_path / "loop", "x\0y", "y" * 5000):
         assert main(["train", "--out", "o", "--config", str(name)]) == 2

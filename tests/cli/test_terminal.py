@@ -145,8 +145,7 @@ def test_an_output_that_cannot_be_written_loses_text_and_says_why(capsys, monkey
         monkeypatch.setattr(sys, "stdout", Full())
         assert main([command]) == status
         assert capsys.readouterr().err == (
-            "ltfast: standard output cannot be written: [Errno 28] No space left on device; what goes to files is "
-            "written\n"
+            "ltfast: standard output cannot be written: [Errno 28] No space left on device; output files are written\n"
         )
 
 

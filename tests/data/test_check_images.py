@@ -85,7 +85,7 @@ def test_good_images_stay_as_they_are(bundle, skip_broken, capsys):
     ("fault", "error", "message"),
     [
         (no_image, ImageDecodeError, "expected an image in one of the formats"),
-        (deep, ImageDecodeError, "expected 8 bits a channel, got mode I;16"),
+        (deep, ImageDecodeError, "expected 8 bits per channel, got mode I;16"),
         (huge, ImageDecodeError, "400000000 pixels"),
         (pipe, ImageDecodeError, "expected a regular file"),
         (missing, ImageNotFoundError, "no image file"),
@@ -149,7 +149,7 @@ def test_a_class_without_images_is_refused_by_name(bundle, paths):
     for path in paths[1::2]:
         cut_off(path)
     with pytest.raises(
-        InputError, match=r"expected training images of all 2 classes; of 1, none .*: bee \(cannot"
+        InputError, match=r"expected training images of all 2 classes; for 1 of them, no image .*: bee \(cannot"
     ) as e:
         check_images(bundle, skip_broken=True)
     assert str(paths[1]) in str(e.value)
@@ -157,7 +157,7 @@ def test_a_class_without_images_is_refused_by_name(bundle, paths):
     assert test.class_counts == [2, 0]  # as good as a class without test images
     for path in paths[::2]:
         cut_off(path)
-    with pytest.raises(InputError, match="of 2, none can be decoded: ant, bee "):
+    with pytest.raises(InputError, match="for 2 of them, no image can be decoded: ant, bee "):
         check_images(bundle, skip_broken=True)
     with pytest.raises(InputError, match=r"none of the 4 test images can be decoded: cannot decode image .*0\.png"):
         check_images(bundle, skip_broken=True, splits=["test"])

@@ -122,7 +122,7 @@ def test_a_folder_is_no_image(tmp_path):
 def test_sixteen_bits_are_refused_not_clipped(tmp_path):
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     data = FileDataset([tmp_path / "deep.png"], torch.tensor([0]), NAMES)
-    with pytest.raises(ImageDecodeError, match=r"deep\.png: expected 8 bits a channel, got mode I;16"):
+    with pytest.raises(ImageDecodeError, match=r"deep\.png: expected 8 bits per channel, got mode I;16"):
         data[0]
 
 

@@ -119,7 +119,7 @@ def test_paths_with_unusual_characters(listed, tmp_path):
 
 
 def test_windows_paths_are_refused_by_line(listed):
-    with pytest.raises(InputError, match=r"train\.txt:2: expected / between folders and file, got 'cat\\\\a b\.png'"):
+    with pytest.raises(InputError, match=r"train\.txt:2: expected / as separator, got 'cat\\\\a b\.png'"):
         listed("x.png 0\ncat\\a b.png 1\n")
     # where a backslash is part of the name, it is
     assert listed("x.png 0\na\\b.png 1\n", names=["x.png", "a\\b.png"]).class_counts == [1, 1]
@@ -219,7 +219,7 @@ def forged(path, name, header, body=b"", size=None):
 def test_a_header_that_claims_another_size_is_refused_before_it_is_allocated(tmp_path, shape, monkeypatch):
     forged(tmp_path / "d.npz", "x_train", shape, bytes(36))
     monkeypatch.setattr(npy, "read_array", lambda *args, **kwargs: pytest.fail("read"))
-    with pytest.raises(InputError, match=r"d\.npz: x_train cannot be read \(its header claims .* and it has 36\)"):
+    with pytest.raises(InputError, match=r"d\.npz: x_train cannot be read \(its header claims .* but it has 36\)"):
         load(f"npz:{tmp_path}/d.npz")
 
 
@@ -294,9 +294,9 @@ def test_class_names_are_read(tmp_path):
         ("ant\n\nbee\n", r"names\.txt:2: expected the name of class 1, got an empty line"),
         ("ant\nbee\n\n", r"names\.txt:3: expected the name of class 2, got an empty line"),
         ("ant\nbee\nant\n", r"names\.txt:3: expected each name once, got 'ant' as in line 1"),
-        ("ant\n", r"names\.txt:2: expected the name of class 1, as npz:\S+ has 2 classes, got the end of the file"),
-        ("ant\nbee\ncat\ndog\n", r"names\.txt:3: expected no more names, as npz:\S+ has 2 classes, got 'cat'"),
-        ("", r"names\.txt: expected the name of a class a line, got an empty file"),
+        ("ant\n", r"names\.txt:2: expected the name of class 1, since npz:\S+ has 2 classes, got the end of the file"),
+        ("ant\nbee\ncat\ndog\n", r"names\.txt:3: expected no more names, since npz:\S+ has 2 classes, got 'cat'"),
+        ("", r"names\.txt: expected one class name per line, got an empty file"),
         (None, r"class_names: no file \S+names\.txt"),
     ],
 )
@@ -324,6 +324,6 @@ def test_classes_that_have_names_take_no_others(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\n")
     assert load("digits").named
     with pytest.raises(
-        InputError, match=r"class_names: expected none, as the classes of digits have names, got \S+names"
+        InputError, match=r"class_names: expected none, since the classes of digits have names, got \S+names"
     ):
         load("digits", class_names=tmp_path / "names.txt")

@@ -161,7 +161,7 @@ def test_as_many_as_fit():
 
 
 def test_a_class_without_images():
-    with pytest.raises(ValueError, match="labels: expected images of every class, class 1 has none"):
+    with pytest.raises(ValueError, match="labels: expected images of every class, but class 1 has none"):
         long_tail_indices(torch.tensor([0, 2]), 3, 1)
 
 

@@ -83,8 +83,8 @@ def test_without_patches():
         ({"policy": "moco"}, "policy: expected one of basic, cifar, dscl, got 'moco'"),
         ({"patches": -1}, "patches: expected at least 0, got -1"),
         ({"patch_size": 0}, "patch_size: expected at least 1 pixel, got 0"),
-        ({"scale": (0.6, 0.1)}, r"scale: expected two rising shares in \(0, 1\], got \(0.6, 0.1\)"),
-        ({"scale": (0.0, 0.1)}, "scale: expected two rising shares"),
+        ({"scale": (0.6, 0.1)}, r"scale: expected two ascending fractions in \(0, 1\], got \(0.6, 0.1\)"),
+        ({"scale": (0.0, 0.1)}, "scale: expected two ascending fractions"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):

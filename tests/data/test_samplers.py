@@ -202,7 +202,7 @@ def arguments(**changed):
         ("group_preferred", {}, TypeError, "stage"),
         ("group_preferred", {"stage": 4}, ValueError, "stage: expected 1, 2 or 3, got 4"),
         ("group_preferred", {"stage": 2, "rho": 1.5}, ValueError, r"rho: expected a value in \[0, 1\], got 1.5"),
-        ("group_preferred", {"stage": 2}, ValueError, "class_counts: stage 2 expects images of preferred classes"),
+        ("group_preferred", {"stage": 2}, ValueError, "class_counts: stage 2 expects images of preferred and of other"),
         ("group_preferred", {"stage": 2, "preferred": [-1]}, ValueError, r"preferred: expected classes in \[0, 2\)"),
         ("effective_number", {"beta": 1.0}, ValueError, r"beta: expected a value in \[0, 1\), got 1.0"),
     ],

@@ -146,7 +146,7 @@ def test_bad_arguments(colour_bundle, views):
         SeededViews(colour_bundle.train, [], seed=0)
     with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
         SeededViews(colour_bundle.train, [three_random_numbers], seed=-1)
-    with pytest.raises(TypeError, match=r"key: expected a pair \(draw, index\), as NumberedBatches makes, got 3"):
+    with pytest.raises(TypeError, match=r"key: expected a pair \(draw, index\) from NumberedBatches, got 3"):
         views[3]
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         batches_of(views, batch_size=0)

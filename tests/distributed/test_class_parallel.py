@@ -197,7 +197,7 @@ def test_what_cannot_be_done_is_said():
             f"the checkpoint is of classes {other}: expected {own}, this process's",
             "num_classes is 1: expected at least 2, a class a process",
             "num_classes is 1: expected at least 2, a class a process",
-            "the rows of the ProCoLoss lie in 2 processes: call its collect() in each of them before state_dict()",
+            "the ProCoLoss is sharded over 2 processes: call its collect() in each of them before state_dict()",
             "target[3] is 7: expected a label in [0, 5)",
             "target[3] is 7: expected a label in [0, 5)",
             "labels[3] is 7: expected a label in [0, 5)",

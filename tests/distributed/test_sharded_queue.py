@@ -154,12 +154,12 @@ def misuse(rank, processes):
 def test_what_cannot_be_done_is_said():
     for messages in run_processes(misuse, 2, 2):
         expected = [
-            "the rows of the MemoryQueue lie in 2 processes: call its collect() in each of them before state_dict()",
-            "the rows of the MemoryQueue lie in 2 processes: call its collect() in each of them before state_dict()",
-            "size is 1: expected at least 2, a key a process",
+            "the MemoryQueue is sharded over 2 processes: call its collect() in each of them before state_dict()",
+            "the MemoryQueue is sharded over 2 processes: call its collect() in each of them before state_dict()",
+            "size is 1: expected at least 2, one key per process",
             "size mismatch for keys: (8, 4), expected (9, 4)",
             'Missing key(s) in state_dict: "keys"',
-            "create_graph=True: the gradient of a sharded queue's log-sum-exp has none of its own",
+            "create_graph=True: a sharded queue's log-sum-exp cannot be differentiated twice",
         ]
         assert len(messages) == len(expected)
         for message, part in zip(messages, expected, strict=True):

@@ -26,9 +26,9 @@ def fails(words, capsys):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ([12], "expected at least 2 classes to tell apart, got one: 0"),
-        ([1], "expected at least 2 classes to tell apart, got one: 0"),
-        ([4, 0, 4], "expected training images of all 3 classes, 1 have none: 1"),
+        ([12], "expected at least 2 classes, got one: 0"),
+        ([1], "expected at least 2 classes, got one: 0"),
+        ([4, 0, 4], "expected training images of all 3 classes, but 1 have none: 1"),
     ],
 )
 def test_one_class_one_image_and_an_empty_class_are_refused(counts, message, tmp_path, capsys):

@@ -96,7 +96,7 @@ def test_without_restarts_a_dead_process_ends_the_others_at_once(launched):
     # whichever torchrun sees first: the killed one, or the other that has noticed
     assert ends["alone"]["end"] in ("rank 1 failed: -9", "rank 0 failed: 1")
     assert ends["alone"]["seconds"] < 60  # gloo's own patience is half an hour
-    assert "ltfast: error: another process of this run has ended, and has said why if it could" in errors
+    assert "ltfast: error: another process of this run has ended; see its own message for the reason" in errors
     assert (folder / "alone" / "checkpoint.pt").exists()
     assert not list((folder / "alone").glob("metrics.json"))
 

@@ -260,9 +260,9 @@ def test_bad_input():
         with pytest.raises(ValueError, match="base_temperature is 0: expected a number over 0"):
             loss(base_temperature=0)
     loss = DSCLLoss()
-    with pytest.raises(ValueError, match=r"query has shape \(3, 5\): expected \(batch, 4\), as the queue"):
+    with pytest.raises(ValueError, match=r"query has shape \(3, 5\): expected \(batch, 4\), the queue's width"):
         loss(torch.randn(3, 5), torch.randn(3, 5), labels, queue)
-    with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\), as the queries"):
+    with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\), the queries' shape"):
         loss(query, query[:2], labels, queue)
     with pytest.raises(ValueError, match=r"labels has shape \(2,\): expected \(3,\), a label a row"):
         loss(query, query, labels[:2], queue)
@@ -270,9 +270,9 @@ def test_bad_input():
         loss(query, query, labels - 1, queue)
     with pytest.raises(ValueError, match=r"labels\[2\] is 2: expected a label in \[0, 2\)"):
         loss(query, query, labels, MemoryQueue(4, 8, num_classes=2))
-    with pytest.raises(ValueError, match=r"pooled has shape \(3, 4\): expected \(batch, patches, width\), none 0"):
+    with pytest.raises(ValueError, match=r"pooled has shape \(3, 4\): expected \(batch, patches, width\), not empty"):
         PBSDLoss()(query, query, query, queue)
-    with pytest.raises(ValueError, match=r"pooled has shape .3, 4.: expected .6, 4., as the queries"):
+    with pytest.raises(ValueError, match=r"pooled has shape .3, 4.: expected .6, 4., the queries' shape"):
         PBSDLoss()(query[:, None], torch.randn(3, 2, 4), query, queue)
     with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\)"):
         PBSDLoss()(query[:, None], query[:, None], query[:2], queue)

@@ -117,8 +117,8 @@ def test_bad_input():
     keys, labels = torch.randn(2, 3), torch.tensor([0, 1])
     for change, kind, message in (
         ((keys[:, :2], labels), ValueError, r"keys has shape \(2, 2\): expected \(batch, 3\)"),
-        ((keys, labels[:1]), ValueError, r"labels has shape \(1,\): expected \(2,\), a label a key"),
-        ((keys, labels.float()), TypeError, r"labels is of torch\.float32: expected a tensor of integer labels"),
+        ((keys, labels[:1]), ValueError, r"labels has shape \(1,\): expected \(2,\), one label per key"),
+        ((keys, labels.float()), TypeError, r"labels is of type torch\.float32: expected a tensor of integer labels"),
         ((keys, labels + 3), ValueError, r"labels\[1\] is 4: expected a label in \[0, 4\)"),
         ((keys, labels - 1), ValueError, r"labels\[0\] is -1: expected a label in \[0, 4\)"),
     ):

@@ -185,7 +185,7 @@ def test_a_loss_without_statistics(call):
         return loss(features, LABELS) if call == "forward" else loss.logits(features)
 
     loss = ProCoLoss(CLASSES, WIDTH)
-    with pytest.warns(UserWarning, match=r"update\(\) was never called.*expected update\(features, labels\)") as caught:
+    with pytest.warns(UserWarning, match=r"update\(\) was never called.*call update\(features, labels\)") as caught:
         repeat(20, lambda: train(loss))
     assert len(caught) == 1
     for loss in (ProCoLoss(CLASSES, WIDTH), ProCoLoss(CLASSES, WIDTH).eval()):

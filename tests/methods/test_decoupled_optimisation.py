@@ -240,7 +240,7 @@ def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--config", "ce/digits", "--epochs", "1", "--out", str(tmp_path / "ce")]) == 0
     assert main(["eval", "--checkpoint", str(tmp_path / "ce"), "--aggregate", "group"]) == 2
-    assert "--aggregate: expected none, for method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
+    assert "--aggregate: expected none, since method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_importance_is_reported(digits_run, tmp_path, capsys):
     assert rows[runs[1]]["weights"] is None
     assert all(len(value) == 3 and sum(value) == pytest.approx(1) for value in weights.values())
     assert main(["report", "importance", runs[0], "--out", str(tmp_path / "picture.txt")]) == 2
-    assert "--out: expected a .png, .pdf or .svg file's name" in capsys.readouterr().err
+    assert "--out: expected the name of a .png, .pdf or .svg file" in capsys.readouterr().err
     assert main(["report", "importance", str(tmp_path / "nothing"), "--out", str(out)]) == 2
 
 

@@ -48,29 +48,29 @@ def test_labels_as_in_the_training(trained, trained_named, names, named, labels,
             ["a", "c"],
             True,
             [0, 1],
-            "data: expected the classes of the training, got test images of 'c'",
+            "data: expected only classes of the training set, got test images of 'c'",
         ),
-        (numbers(2), False, numbers(3), False, [2], "data: .* got test images of '2' besides in npz:x; .* '0', '1'$"),
-        (["b", "a"], True, numbers(2), False, [0], r"class_names: .* of npz:x, .* it would take 0 for 'b', 1 for 'a'$"),
+        (numbers(2), False, numbers(3), False, [2], "data: .* got test images of '2' in npz:x; .* '0', '1'$"),
+        (["b", "a"], True, numbers(2), False, [0], r"class_names: .* of npz:x, .* would be 0 for 'b', 1 for 'a'$"),
         (
             numbers(2),
             False,
             ["b", "a"],
             True,
             [0],
-            "class_names: .* of the training, .* it would take 0 for 'b', 1 for",
+            "class_names: .* of the training set, .* the match would be 0 for 'b', 1 for",
         ),
         # the folders 0 to 11 in the order of their names: class 2 is 10
-        (sorted(numbers(12)), True, numbers(12), False, [2], "it would take 0 for '0', 1 for '1', 2 for '10', "),
+        (sorted(numbers(12)), True, numbers(12), False, [2], "the match would be 0 for '0', 1 for '1', 2 for '10', "),
         (
             ["a", "b", "a"],
             True,
             ["a", "b"],
             True,
             [0],
-            "data: cannot match classes by name, as the training has 2 classes",
+            "data: cannot match classes by name, since the training set has 2 classes",
         ),
-        (["a", "b"], True, ["a", "a"], True, [0], "data: cannot match classes by name, as npz:x has 2 classes 'a'"),
+        (["a", "b"], True, ["a", "a"], True, [0], "data: cannot match classes by name, since npz:x has 2 classes 'a'"),
     ],
 )
 def test_classes_that_cannot_be_matched(trained, trained_named, names, named, labels, message):
@@ -86,10 +86,10 @@ def test_a_file_names_the_side_that_has_numbers(tmp_path):
     assert match(["a", "b", "c"], True, numbers(2), False, [0, 1], file=file) == (["a", "b", "c"], [2, 0])
     assert match(numbers(3), False, ["a", "b", "c"], True, [0, 1, 2], file=file) == (["c", "a", "b"], [1, 2, 0])
     assert match(numbers(3), False, numbers(3), False, [0, 1, 2], file=file) == (["c", "a", "b"], [0, 1, 2])
-    with pytest.raises(InputError, match=r"names\.txt:4: .* class 3, as npz:x has 4 classes, got the end of the file"):
+    with pytest.raises(InputError, match=r"names\.txt:4: .* class 3, since npz:x has 4 classes, got the end"):
         match(["a", "b", "c"], True, numbers(4), False, [3], file=file)
     with pytest.raises(
-        InputError, match=r"names\.txt:3: expected no more names, as the training has 2 classes, got 'b'"
+        InputError, match=r"names\.txt:3: expected no more names, since the training set has 2 classes, got 'b'"
     ):
         match(numbers(2), False, ["a", "b"], True, [0], file=file)
     with pytest.raises(InputError, match="class_names: expected none"):
@@ -98,5 +98,5 @@ def test_a_file_names_the_side_that_has_numbers(tmp_path):
 
 def test_the_runs_own_numbers_have_the_names_that_it_was_told():
     assert match(["b", "a"], True, numbers(2), False, [0, 1], own=True) == (["b", "a"], [0, 1])
-    with pytest.raises(InputError, match="data: expected the 2 classes of the training, got 3 in npz:x"):
+    with pytest.raises(InputError, match="data: expected the 2 classes of the training set, got 3 in npz:x"):
         match(["b", "a"], True, numbers(3), False, [0], own=True)

@@ -122,4 +122,4 @@ def test_bad_usage(tmp_path, capsys):
     assert main(["export", "--checkpoint", str(tmp_path / "nothing")]) == 2
     assert "checkpoint: there is no" in capsys.readouterr().err
     assert main(["export", "--checkpoint", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "--out: expected a file's name" in capsys.readouterr().err
+    assert "--out: expected a file name" in capsys.readouterr().err
