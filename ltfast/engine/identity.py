@@ -37,6 +37,24 @@ def run_identity(
     return {**execution, **settings, **data, "ltfast": __version__, "torch": torch.__version__}
 
 
+def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings.
+
+    Raises:
+        CheckpointError: a setting differs; the message names each that does.
+    """
+    differ = [
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
+            "Run with the settings it was started with, or choose another --out"
+        )
+
+
 def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """The parts of the data that are not what they were, in words.
 
@@ -54,7 +72,7 @@ def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     return [f"{name} ({detail})" if name == "class names" else name for name in parts]
 
 
-def check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_same_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other data.
 
     Args:

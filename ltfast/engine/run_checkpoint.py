@@ -14,7 +14,6 @@ from ltfast.engine.checkpoint import (
     CheckpointError,
     check_content,
     check_position,
-    check_settings,
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -23,7 +22,7 @@ from ltfast.engine.checkpoint import (
 )
 from ltfast.engine.console import Console
 from ltfast.engine.finite import check_parameters, check_state
-from ltfast.engine.identity import check_data
+from ltfast.engine.identity import check_same_data, check_same_settings
 from ltfast.engine.position import Position
 from ltfast.engine.schema import like
 from ltfast.engine.stage import Plan
@@ -72,8 +71,8 @@ class RunCheckpoint:
         if not os.path.lexists(self.path):
             return None
         saved = load_checkpoint(self.path)
-        check_settings(self.path, saved["settings"], self.settings)
-        check_data(self.path, saved["facts"], self.facts)
+        check_same_settings(self.path, saved["settings"], self.settings)
+        check_same_data(self.path, saved["facts"], self.facts)
         if "digests" in self.facts and "digests" not in saved["facts"]:
             console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")
         check_position(self.path, saved["position"], self.plan, steps_per_epoch)

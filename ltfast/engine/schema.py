@@ -201,7 +201,7 @@ def like(example: Any) -> Schema:
     return check
 
 
-def settings(of: type) -> Mapping[str, Schema]:
+def settings_schema(of: type) -> Mapping[str, Schema]:
     """What is expected of each field of a dataclass of settings, by its type."""
     return {name: _of_type(hint) for name, hint in get_type_hints(of).items()}
 

@@ -133,7 +133,7 @@ def test_eval_takes_batch_size_workers_and_precision(run, tmp_path, monkeypatch)
 
 
 def test_eval_of_an_unfinished_run_says_so(run, tmp_path, monkeypatch, capsys):
-    from ltfast.methods.ce import SupervisedStage
+    from ltfast.methods.supervised_stage import SupervisedStage
 
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     saved["position"] = {"stage": 0, "epoch": 1, "step": 3}
