@@ -20,7 +20,8 @@ import torch
 from ltfast.benchmark.run import machine
 from ltfast.data import ArrayDataset, DataBundle, class_groups
 from ltfast.engine import RunSettings
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.accelerator import make_accelerator
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, settings_of
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ltfast.benchmark.results import FLOORS, largest
-from ltfast.engine.picture import as_text, picture, shown
+from ltfast.engine.picture import as_text, picture, short_name
 
 
 @picture
@@ -34,7 +34,7 @@ def speedups(results: Mapping[str, Any]) -> Figure:
         y += 0.8
     axis.axvline(1, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="times as long as ltfast, which is 1", ylim=(y - 0.4, -1))
-    names = [shown(case, 80) for _, case in ticks]
+    names = [short_name(case, 80) for _, case in ticks]
     axis.set_yticks([at for at, _ in ticks], names, fontsize=7, **as_text(names))
     handles = [Patch(color=colour[name]) for name in others]
     figure.legend(handles, others, fontsize=7, loc="outside upper center", ncols=5, frameon=False)
@@ -98,5 +98,5 @@ def _noted(figure: Figure, results: Mapping[str, Any]) -> Figure:
     about = results["machine"]
     note = f"{about['machine']}, {about['threads']} threads, PyTorch {about['torch']}, commit {about['commit']}"
     figure.set_dpi(130)
-    figure.supxlabel(shown(note, 200), fontsize=6, color="grey", **as_text([note]))
+    figure.supxlabel(short_name(note, 200), fontsize=6, color="grey", **as_text([note]))
     return figure

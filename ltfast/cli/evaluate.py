@@ -53,10 +53,11 @@ def evaluate(argv: Sequence[str]) -> int:
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
     from ltfast.data import class_groups
-    from ltfast.engine import identity, loop, metrics, report
+    from ltfast.engine import identity, metrics, report
+    from ltfast.engine.accelerator import make_accelerator
     from ltfast.runs.restore import restore
 
-    accelerator = loop.make_accelerator(run.precision)
+    accelerator = make_accelerator(run.precision)
     trained = restore(
         checkpoint,
         run=run,

@@ -94,11 +94,12 @@ def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
     from ltfast.data import check_images, class_groups, load
     from ltfast.engine import identity, loop, report, seeding
+    from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS, BuildContext
     from ltfast.runs.restore import facts_of
 
-    accelerator = loop.make_accelerator(run.precision, deterministic=run.deterministic)
+    accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
     with accelerator.main_process_first():  # only the first process downloads
         bundle = load(
             args["data"],

@@ -219,21 +219,3 @@ def save_adapted(path: Path, adapted: Adapted) -> None:
     left_out = adapted.left_out(adapted.network)
     state = {name: value.contiguous() for name, value in adapted.network.state_dict().items() if name not in left_out}
     replace_file(path, lambda file: file.write(save(state, {"format": "pt"})))
-
-
-def check_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under other settings.
-
-    Raises:
-        CheckpointError: a setting differs; the message names each that does.
-    """
-    differ = [
-        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
-        for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
-    ]
-    if differ:
-        raise CheckpointError(
-            f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
-            "Run with the settings it was started with, or choose another --out"
-        )

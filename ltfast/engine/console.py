@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich import console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ltfast.terminal import shown
 
@@ -21,3 +22,15 @@ class Console(console.Console):
     def print(self, *objects: Any, **options: Any) -> None:
         lines = (shown(x) if isinstance(x, str) else x for x in objects)
         super().print(*lines, **{"markup": False, **options})
+
+    def progress(self) -> Progress:
+        """Progress bars, which are shown on a terminal alone and vanish when they are done."""
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self,
+            transient=True,
+            disable=not self.is_terminal,
+        )

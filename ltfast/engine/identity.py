@@ -10,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, pad_across_processes
 
+from ltfast import __version__
 from ltfast.engine.checkpoint import CheckpointError
+from ltfast.engine.settings import RunSettings
 from ltfast.errors import InputError
 
 SAME_COMMAND = "Start all of them with the same command and data"  # what to do about processes that differ
+_SHOWN = 5  # differences, and processes of each
 
 
 def same_folder(out: Path) -> str:
@@ -21,7 +24,35 @@ def same_folder(out: Path) -> str:
     return f"All processes need one folder --out {out}, on a file system that they share"
 
 
-_SHOWN = 5  # differences, and processes of each
+def run_identity(
+    run: RunSettings, settings: Mapping[str, Any], facts: Mapping[str, Any], class_counts: Sequence[int]
+) -> dict[str, Any]:
+    """What must be the same in all processes of a run: not the number of those that load images.
+
+    Args:
+        run, settings, facts, class_counts: see `ltfast.engine.loop.train`.
+    """
+    execution = {name: value for name, value in vars(run).items() if name != "workers"}
+    data = {"class_counts": list(class_counts), **facts.get("digests", {})}
+    return {**execution, **settings, **data, "ltfast": __version__, "torch": torch.__version__}
+
+
+def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings.
+
+    Raises:
+        CheckpointError: a setting differs; the message names each that does.
+    """
+    differ = [
+        f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
+            "Run with the settings it was started with, or choose another --out"
+        )
 
 
 def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -41,7 +72,7 @@ def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     return [f"{name} ({detail})" if name == "class names" else name for name in parts]
 
 
-def check_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_same_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other data.
 
     Args:

@@ -47,7 +47,7 @@ def picture(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], 
     return write
 
 
-def shown(name: str, most: int = 30) -> str:
+def short_name(name: str, most: int = 30) -> str:
     """A name on one line of at most so many characters; what cannot be printed, a control character say, is a mark."""
     # the two joiners stay: letters of several scripts depend on them
     kept = (c if c.isprintable() or c.isspace() or c in "\u200c\u200d" else "\N{REPLACEMENT CHARACTER}" for c in name)

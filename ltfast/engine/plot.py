@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from ltfast.engine.picture import as_text, picture, shown
+from ltfast.engine.picture import as_text, picture, short_name
 
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _RUNS = ("#9aa5b1", "#4878a8", "#c4513f", "#d08c28", "#5a9367", "#8466a8")  # the first run is the baseline
@@ -78,7 +78,7 @@ def plot_per_class(
                 fontsize=10,
                 color="white" if inside else _INK,
             )
-        names = [shown(class_names[c]) for c in order]
+        names = [short_name(class_names[c]) for c in order]
         crowded = max(map(len, names)) * len(order) > 100
         labels = [f"{name}{' · ' if crowded else chr(10)}{counts[c]:,}" for name, c in zip(names, order, strict=True)]
         placed: dict[str, Any] = {
@@ -119,7 +119,7 @@ def plot_comparison(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     width = 0.84 / len(rows)
-    labels = [shown(Path(name).name) for name in rows]
+    labels = [short_name(Path(name).name) for name in rows]
     for i, (row, label) in enumerate(zip(rows.values(), labels, strict=True)):
         values = [row["per_class"][c] or 0.0 for c in order] if named else [row[group] or 0.0 for group in _COLOURS]
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(columns))]
@@ -157,7 +157,7 @@ def plot_importance(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             x = i + (j - (len(values) - 1) / 2) * 0.26
             axes.bar(x, share, width=0.24, color=_COLOURS[group], zorder=2)
             axes.annotate(f"{share:.0f}", (x, share), (0, 2), textcoords="offset points", ha="center", fontsize=9)
-    names = methods if unique else [f"{row['method']}\n{shown(Path(name).name)}" for name, row in rows.items()]
+    names = methods if unique else [f"{row['method']}\n{short_name(Path(name).name)}" for name, row in rows.items()]
     axes.set_xticks(range(len(rows)), names, **as_text(names))
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="share of the parameters' importance (%)")
     axes.grid(axis="y", color=_GRID, zorder=0)
@@ -183,7 +183,7 @@ def plot_choices(shares: Sequence[Sequence[float]], class_names: Sequence[str]) 
     axes = figure.add_subplot()
     image = axes.imshow([[100 * share for share in row] for row in shares], cmap="Blues", vmin=0, aspect="auto")
     axes.set_xticks(range(keys), [str(i + 1) for i in range(keys)] if keys <= _NAMED else [""] * keys)
-    names = [shown(name) for name in class_names] if named else []
+    names = [short_name(name) for name in class_names] if named else []
     axes.set_yticks(range(len(names)), names, **as_text(names))
     axes.set(xlabel="key", ylabel="class, the most training images first")
     axes.tick_params(length=0, colors=_INK)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"run: {path} is no metrics file: {error}") from error
     return metrics
+
+
+def finished_report(out: Path, settings: Mapping[str, Any], class_counts: Sequence[int]) -> dict[str, Any] | None:
+    """What `metrics.json` in a run's folder holds; None unless it is of a run of these settings and class counts."""
+    with suppress(FileNotFoundError, ValueError):
+        report = read_metrics(out)
+        whole = len(report["per_class"]) == len(class_counts)
+        if whole and (report["settings"], report["class_counts"]) == (settings, list(class_counts)):
+            return report
+    return None
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:

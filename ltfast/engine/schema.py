@@ -17,6 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from ltfast.engine.finite import is_finite
+
 Schema = Callable[[Any, str], None]
 
 _MAX = sys.float_info.max
@@ -199,12 +201,7 @@ def like(example: Any) -> Schema:
     return check
 
 
-def is_finite(value: Tensor) -> bool:
-    """Whether a tensor has no NaN and nothing infinite; waits for a GPU."""
-    return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
-
-
-def settings(of: type) -> Mapping[str, Schema]:
+def settings_schema(of: type) -> Mapping[str, Schema]:
     """What is expected of each field of a dataclass of settings, by its type."""
     return {name: _of_type(hint) for name, hint in get_type_hints(of).items()}
 

@@ -137,6 +137,20 @@ class Stage(Predictor):
         return []
 
 
+def freeze_untrained(stage: Stage) -> None:
+    """Let gradients reach the parameters that the stage trains, and no others."""
+    for parameter in stage.parameters():
+        parameter.requires_grad_(False)
+    for parameter in stage.trained():
+        parameter.requires_grad_(True)
+
+
+def replicated_names(stage: Stage) -> set[str]:
+    """The names of the buffers that `replicated` gives."""
+    own = {id(buffer) for buffer in stage.replicated()}
+    return {name for name, buffer in stage.named_buffers() if id(buffer) in own}
+
+
 @dataclass(frozen=True)
 class Adapted:
     """A network on a backbone that no stage trains and that can be had again: a finished run keeps the rest alone.

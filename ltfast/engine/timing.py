@@ -1,15 +1,17 @@
 """The time that the losses of a run take."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_batch_size
+from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor, nn
 
-from ltfast.engine.stage import Stage
+from ltfast.engine.seeding import seed_everything
+from ltfast.engine.stage import Stage, freeze_untrained
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,38 @@ class LossTime:
     loss_ms: float  # of the loss modules alone
     step_ms: float  # of the networks and the losses
     step_images: int
+
+
+def time_last_losses(
+    stages: Sequence[Stage], accelerator: Accelerator, *, seed: Sequence[int], say: Callable[[str], None]
+) -> dict[str, float | None]:
+    """The times of the last stage that has losses, on its first batch.
+
+    Args:
+        stages: a trained plan's.
+        accelerator: the device and the precision.
+        seed: for `seed_everything`, before the losses are called.
+        say: is given the reason why the losses cannot be timed.
+
+    Returns:
+        The fields of a `LossTime`. They are None if the losses cannot be timed or there are none; under several
+        processes too: a loss may exchange values with the others, which have no part in this.
+    """
+    times = None
+    try:
+        timed = [stage for stage in stages if stage.losses()]
+        if timed and accelerator.num_processes == 1:
+            stage = timed[-1]
+            freeze_untrained(stage)
+            stage.to(accelerator.device)
+            batch = send_to_device(next(stage.batches.epoch(0, 0)), accelerator.device)
+            stage.batches.close()
+            seed_everything(*seed)
+            times = time_losses(stage, batch, accelerator)
+    except Exception as error:  # a method's own code; the trained run deserves its report
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"the loss was not timed: {reason}")
+    return dict.fromkeys(field.name for field in fields(LossTime)) if times is None else asdict(times)
 
 
 def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime | None:

@@ -3,37 +3,16 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
-from ltfast.engine import Batches, Optimisation, Plan, Stage
+from ltfast.engine import Plan
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings.ce import Settings
+from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
-
-
-class SupervisedStage(Stage):
-    """A network and a loss: `loss(network(images), labels)`."""
-
-    def __init__(
-        self, name: str, batches: Batches, optimisation: Optimisation, *, network: nn.Module, loss: nn.Module
-    ) -> None:
-        super().__init__(name, batches, optimisation)
-        self.network = network
-        self.loss = loss
-
-    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels = batch
-        return self.loss(self.network(images), labels), {}
-
-    def predict(self, *views: Tensor) -> Tensor:
-        (images,) = views
-        return self.network(images)
-
-    def losses(self) -> Sequence[nn.Module]:
-        return [self.loss]
 
 
 def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
@@ -67,8 +46,8 @@ def build(
     """
     # seconds to import, and --help needs none of it
     from ltfast.data import train_transform
-    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.models import ImageClassifier
 
     settings = settings.chosen(bundle)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, check
-from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import unless_auto
 from ltfast.methods.settings.decoupled_optimisation import Settings
+from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -29,7 +29,7 @@ IMPORTANCE_IMAGES = 2048  # of a group: its importance, and the accuracy that th
 CANDIDATES = tuple(share / 10 for share in range(10))
 
 
-class GroupStage(SupervisedStage):
+class SubModelStage(SupervisedStage):
     """Trains the weights that earlier stages have left; those that they have kept stay as they are, bit for bit."""
 
     network: "SubModels"
@@ -74,7 +74,7 @@ class GroupStage(SupervisedStage):
         return self.network(views[0])
 
 
-class PruningStage(GroupStage):
+class PruningStage(SubModelStage):
     r"""Prunes what matters little to the group, a step at each epoch's start, and trains what is left.
 
     After epoch t of T the share pruned is :math:`\gamma (1 - (1 - t / T)^3)` (Zhu and Gupta, "To prune, or not to
@@ -104,7 +104,7 @@ class PruningStage(GroupStage):
             num_classes: C.
             share: of the free weights, pruned in the end; None searches it.
             accumulate: batches an optimiser step: the importance is measured on as many images at a time.
-            options: see `GroupStage`.
+            options: see `SubModelStage`.
         """
         super().__init__(name, batches, optimisation, **options)
         self.images = images
@@ -122,7 +122,7 @@ class PruningStage(GroupStage):
         self.network.prune(self._importance(), float(self.share) * (1 - left**3))
 
     def _importance(self) -> list[Tensor]:
-        from ltfast.engine.importance import parameter_importance
+        from ltfast.engine.parameter_importance import parameter_importance
 
         self.network.eval()
         return parameter_importance(
@@ -236,8 +236,8 @@ def build(
     # seconds to import, and --help needs none of it
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
-    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
@@ -273,7 +273,7 @@ def build(
             bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, context=context
         )
 
-    stages: list[GroupStage] = []
+    stages: list[SubModelStage] = []
     start_draw = 0
     for number, name in enumerate(names):
         classes = every[name]
@@ -302,7 +302,7 @@ def build(
             )
             start_draw += batches.batches.draws_per_epoch * optimisation.epochs
             if not pruning:
-                stages.append(GroupStage(name, batches, optimisation, **options))
+                stages.append(SubModelStage(name, batches, optimisation, **options))
                 continue
 
             stages.append(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, Stage, check
 from ltfast.errors import InputError
-from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings.dscl import Settings
+from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
@@ -154,8 +154,8 @@ def build(
     # seconds to import, and --help needs none of it
     from ltfast.data import PatchViews, train_transform
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-    from ltfast.methods.batch_norm import check_batch_norm
     from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -175,7 +175,7 @@ def build(
     )
     with_patches = settings.pbsd_weight > 0
     if with_patches:
-        _check_patches(network, settings.backbone, size, chosen.patch_size, bundle.channels)
+        _check_patch_size(network, settings.backbone, size, chosen.patch_size, bundle.channels)
     together = context.normalised_together(settings.batch_size)
     check_batch_norm(network, (bundle.channels, size, size), together, "batch_size")
     if with_patches:
@@ -231,7 +231,7 @@ def build(
     return Plan([contrast, classifier], test)
 
 
-def _check_patches(network: nn.Module, backbone: str, size: int, patch_size: int, channels: int) -> None:
+def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: int, channels: int) -> None:
     """Whether the backbone takes patches of this size, and its map's channels are its features'.
 
     Raises:

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.errors import SettingError
-from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.settings.livt import Settings
+from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from timm.data import Mixup
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Weights = Callable[[], Mapping[str, Tensor]]
 
 
-class Pretraining(Stage):
+class PretrainingStage(Stage):
     """A masked autoencoder's loss; the labels are not looked at."""
 
     evaluated = False
@@ -68,7 +68,7 @@ class Pretraining(Stage):
         return self.autoencoder(images), {}
 
 
-class FineTuning(SupervisedStage):
+class FineTuningStage(SupervisedStage):
     """The loss of mixed images and targets, as `prepare` gives them."""
 
     network: "VisionTransformer"
@@ -119,7 +119,7 @@ class FineTuning(SupervisedStage):
         return self.mix(images.clone(), labels)  # it mixes in place
 
 
-def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
+def make_soft_target_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
     """`--loss`, of scores and dense targets.
 
     Raises:
@@ -176,7 +176,7 @@ def build(
             context=context,
         )
         stages.append(
-            Pretraining("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
+            PretrainingStage("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
         )
         initial = autoencoder.encoder.state_dict
         start_draw = batches.batches.draws_per_epoch * settings.pretrain_epochs
@@ -191,12 +191,12 @@ def build(
         settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
     )
     stages.append(
-        FineTuning(
+        FineTuningStage(
             "finetune",
             batches,
             settings,
             network=_transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path),
-            loss=make_loss(settings, bundle.class_counts),
+            loss=make_soft_target_loss(settings, bundle.class_counts),
             mix=mix if settings.mixes else None,
             label_smoothing=settings.label_smoothing,
             layer_decay=settings.layer_decay,

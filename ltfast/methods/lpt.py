@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check
-from ltfast.methods.ce import SupervisedStage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.settings.lpt import Settings
+from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
     from ltfast.models import PromptedClassifier
 
 
-class SharedStage(SupervisedStage):
+class SharedPromptStage(SupervisedStage):
     """The first phase: shared prompts and the classifier."""
 
     network: "PromptedClassifier"
@@ -49,7 +49,7 @@ class SharedStage(SupervisedStage):
         return []  # the second phase's are the method's
 
 
-class GroupStage(Stage):
+class GroupPromptStage(Stage):
     """The second phase: group prompts, their keys and the classifier.
 
     The loss is the class-balanced half's, and `eta (E - e) / E` times the other half's in epoch e of E, and one minus
@@ -96,7 +96,7 @@ class GroupStage(Stage):
             keys[: len(queries)] = queries
         self.network.group_norm.load_state_dict(self.network.norm.state_dict())
 
-    def train(self, mode: bool = True) -> "GroupStage":
+    def train(self, mode: bool = True) -> "GroupPromptStage":
         super().train(mode)
         self.network.norm.eval()  # queries stay as the first phase has them
         self.share.fill_(self.eta * (1 - self.epoch / self.optimisation.epochs))
@@ -168,7 +168,7 @@ def build(
     first_batches = train_batches(
         bundle, transforms, batch_size=settings.batch_size, sampler=settings.sampler, context=context
     )
-    first = SharedStage(
+    first = SharedPromptStage(
         "shared",
         first_batches,
         settings,
@@ -184,7 +184,7 @@ def build(
         start_draw=first_batches.batches.draws_per_epoch * settings.epochs,
         context=context,
     )
-    second = GroupStage(
+    second = GroupPromptStage(
         "group",
         second_batches,
         settings.of_group_phase(),

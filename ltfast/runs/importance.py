@@ -13,7 +13,7 @@ from ltfast.data.long_tail import Profile
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import CheckpointError, check_content
 from ltfast.engine.identity import changed_data
-from ltfast.engine.importance import parameter_importance
+from ltfast.engine.parameter_importance import parameter_importance
 from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext

@@ -6,7 +6,7 @@ import torch
 
 from ltfast.engine import RunSettings
 from ltfast.errors import InputError
-from ltfast.methods.lpt import GroupStage
+from ltfast.methods.lpt import GroupPromptStage
 from ltfast.runs.restore import restore
 
 
@@ -32,7 +32,7 @@ def choices(
     """
     trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
-    if not isinstance(predictor, GroupStage):
+    if not isinstance(predictor, GroupPromptStage):
         raise InputError(
             f"expected a finished run of method lpt, got one of {trained.settings['method']}", name="checkpoint"
         )

@@ -189,7 +189,7 @@ def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[s
     for field in fields(METHODS[settings["method"]].settings):
         if field.default == "auto" and settings.get(field.name, "auto") is None:
             settings[field.name] = "auto"  # older checkpoints have None there
-    known = {**schema.settings(RunSettings), **schema.settings(METHODS[settings["method"]].settings)}
+    known = {**schema.settings_schema(RunSettings), **schema.settings_schema(METHODS[settings["method"]].settings)}
     check_content(checkpoint, record({"seed": known["seed"]}, known), settings, "settings")
     check_content(checkpoint, record(dict.fromkeys(_FACTS, anything)), facts, "facts")
     for name, length in (

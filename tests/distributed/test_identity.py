@@ -9,8 +9,9 @@ import torch
 from distributed.harness import run_processes
 from ltfast.data import ArrayDataset, DataBundle
 from ltfast.engine import RunSettings
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.identity import check_processes
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.loop import train
 from ltfast.errors import InputError
 from ltfast.methods import METHODS, BuildContext, settings_of
 

@@ -13,7 +13,8 @@ from distributed.harness import run_processes
 from ltfast.data import ArrayDataset, DataBundle, class_groups
 from ltfast.data.transforms import NormalizedTensor
 from ltfast.engine import RunSettings, report
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.accelerator import make_accelerator
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settings_of
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from distributed.harness import run_processes
 from ltfast.data import class_groups
 from ltfast.engine import RunSettings, loop, report
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import make_accelerator
 from ltfast.engine.seeding import seed_everything
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
 from ltfast.methods import METHODS, BuildContext, settings_of

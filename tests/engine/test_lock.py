@@ -6,7 +6,7 @@ import shutil
 import pytest
 import toy
 
-from ltfast.engine import loop, report
+from ltfast.engine import report, timing
 from ltfast.engine.lock import FolderError, locked
 from ltfast.errors import UserError
 
@@ -14,7 +14,7 @@ from ltfast.errors import UserError
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(report, "plot_per_class", lambda path, *_: path.write_bytes(b"picture"))
-    monkeypatch.setattr(loop, "time_losses", lambda *_: None)
+    monkeypatch.setattr(timing, "time_losses", lambda *_: None)
 
 
 @pytest.mark.parametrize("what", ["link", "dangling", "fifo", "folder"])
@@ -106,7 +106,7 @@ def test_a_folder_deleted_after_the_last_checkpoint_gets_no_report(when, tmp_pat
     if when == "test":
         stage.predict = predict
     else:
-        monkeypatch.setattr(loop._Run, "_time_losses", lambda self: taken())
+        monkeypatch.setattr(timing, "time_losses", lambda *_: taken())
     with pytest.raises(FolderError, match="deleted or replaced"):
         toy.toy_train(out, plan)
     assert list(out.iterdir()) == [out / ".lock"]

@@ -10,9 +10,10 @@ import torch
 import toy
 
 from ltfast.engine import Optimisation, Plan, Predictor, RunSettings
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from ltfast.engine.finite import TrainingError
 from ltfast.engine.lock import _lock, locked
-from ltfast.engine.loop import TrainingError, make_accelerator
 from ltfast.engine.seeding import seed_everything
 
 

@@ -9,7 +9,7 @@ from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 
 from ltfast.engine import plot, report
-from ltfast.engine.picture import as_text, picture, shown
+from ltfast.engine.picture import as_text, picture, short_name
 
 NAMES = ["Ba$$in", "$x^{$", "a\tb\nc", "x" * 300, "\x07\x1b[31m", "שלום", "\udcff", r"\$1", "%s", "", "<b>&amp;"]
 COUNTS = list(range(len(NAMES), 0, -1))
@@ -62,7 +62,7 @@ def test_a_name_with_dollars_is_drawn_with_them():
     ],
 )
 def test_a_name_is_shown_on_one_short_line(name, expected):
-    assert shown(name) == expected
+    assert short_name(name) == expected
 
 
 def test_characters_take_the_fonts_that_have_them(monkeypatch):

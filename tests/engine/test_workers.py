@@ -13,7 +13,8 @@ import toy
 
 from ltfast.data import class_groups, load
 from ltfast.engine import RunSettings
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.accelerator import make_accelerator
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import BuildContext, ce
 

@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ltfast.engine import Optimisation, Plan, RunSettings, Stage
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 
 COUNTS = [24, 12, 4]

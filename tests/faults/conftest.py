@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ltfast.cli import main
-from ltfast.engine import loop
+from ltfast.engine import timing
 from ltfast.engine.checkpoint import load_checkpoint
 
 METHODS = ("ce", "do", "dscl", "livt", "lpt", "proco")
@@ -27,7 +27,7 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _command_line(monkeypatch):
     """Each command makes an accelerator of its own."""
-    monkeypatch.setattr(loop, "time_losses", lambda *arguments: None)  # half of a tiny run's time
+    monkeypatch.setattr(timing, "time_losses", lambda *arguments: None)  # half of a tiny run's time
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,8 +8,9 @@ import torch
 from engine import toy
 from faults.conftest import METHODS, tiny, tiny_npz
 from ltfast.cli import main
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import TrainingError, make_accelerator
+from ltfast.engine.finite import TrainingError
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,8 +10,9 @@ from torch import nn
 from ltfast.data import class_groups
 from ltfast.data.transforms import NormalizedTensor
 from ltfast.engine import Plan, RunSettings, report
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settings_of
 from methods.conftest import tiny_bundle

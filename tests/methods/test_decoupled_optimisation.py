@@ -11,7 +11,8 @@ import ltfast
 from ltfast.cli import main
 from ltfast.data import class_groups
 from ltfast.engine import RunSettings
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.accelerator import make_accelerator
+from ltfast.engine.loop import train
 from ltfast.losses import CompensationLoss
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.decoupled_optimisation import CANDIDATES, Aggregation, PruningStage

@@ -13,8 +13,9 @@ import ltfast
 from ltfast.cli import main
 from ltfast.data import load
 from ltfast.engine import RunSettings
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.loop import train
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.encoders import pretrained_encoder
 from ltfast.models import PromptedClassifier

@@ -10,8 +10,9 @@ import torch._inductor.config
 from torch import nn
 
 from ltfast.engine import Optimisation, Plan, RunSettings, Stage
+from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
-from ltfast.engine.loop import make_accelerator, train
+from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.losses import BalancedBCELoss
 

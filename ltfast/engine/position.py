@@ -1,0 +1,32 @@
+"""Where a run is: stage, epoch and step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ltfast.engine.stage import Stage
+
+
+@dataclass
+class Position:
+    """A place in a run; everything before it is done."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    """Optimiser steps done in this epoch."""
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}, step {self.step}"
+
+    def global_step(self, stages: Sequence[Stage], steps_per_epoch: Sequence[int]) -> int:
+        """The optimiser steps done in the whole run.
+
+        Args:
+            stages: the run's.
+            steps_per_epoch: optimiser steps of an epoch of each stage.
+        """
+        before = zip(stages[: self.stage], steps_per_epoch, strict=False)
+        done = sum(stage.optimisation.epochs * steps for stage, steps in before)
+        if self.stage < len(stages):
+            done += self.epoch * steps_per_epoch[self.stage] + self.step
+        return done

@@ -1,0 +1,138 @@
+"""The checkpoint of a run: what a run writes into it, and how it goes on from there."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from ltfast.engine.checkpoint import (
+    CHECKPOINT,
+    WEIGHTS,
+    CheckpointError,
+    check_content,
+    check_position,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    save_adapted,
+    save_checkpoint,
+)
+from ltfast.engine.console import Console
+from ltfast.engine.finite import check_parameters, check_state
+from ltfast.engine.identity import check_same_data, check_same_settings
+from ltfast.engine.position import Position
+from ltfast.engine.schema import like
+from ltfast.engine.stage import Plan
+
+
+class RunCheckpoint:
+    """Loads and saves the state of a run.
+
+    Args:
+        out: the run's folder.
+        plan: its stages.
+        settings: all that decides the result; a checkpoint of other settings is refused.
+        facts: of the data, see `ltfast.engine.loop.train`.
+        accelerator: the processes, of which the first writes, and the scaler of fp16.
+        check_folder: called before anything is written; raises if the folder is no longer this run's.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        plan: Plan,
+        *,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        accelerator: Accelerator,
+        check_folder: Callable[[], None],
+    ) -> None:
+        self.path = out / CHECKPOINT
+        self.plan, self.settings, self.facts = plan, settings, facts
+        self.accelerator, self.check_folder = accelerator, check_folder
+        self.modules = nn.ModuleList(plan.stages)
+
+    def load(self, steps_per_epoch: Sequence[int], console: Console) -> dict[str, Any] | None:
+        """Put the checkpoint's weights into the stages.
+
+        Args:
+            steps_per_epoch: optimiser steps of an epoch of each stage.
+            console: is told what the checkpoint does not say.
+
+        Returns:
+            What the checkpoint holds; None if there is none.
+
+        Raises:
+            CheckpointError: it is damaged or belongs to another run.
+        """
+        if not os.path.lexists(self.path):
+            return None
+        saved = load_checkpoint(self.path)
+        check_same_settings(self.path, saved["settings"], self.settings)
+        check_same_data(self.path, saved["facts"], self.facts)
+        if "digests" in self.facts and "digests" not in saved["facts"]:
+            console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")
+        check_position(self.path, saved["position"], self.plan, steps_per_epoch)
+        load_weights(self.path, self.plan, saved["model"])
+        starts = saved["position"]["epoch"] == saved["position"]["step"] == 0
+        if (saved["optimizer"] is None) != starts:
+            expected = "expected a state inside of a stage, and none where it starts"
+            raise CheckpointError(f"checkpoint {self.path}: optimizer: {expected}, got the other")
+        return saved
+
+    def load_optimizer(self, saved: Mapping[str, Any], optimizer: Any) -> None:
+        """Put the state of what `load` returned into Accelerate's optimiser, and into the scaler of fp16.
+
+        Raises:
+            CheckpointError: it is not of this optimiser and these parameters.
+        """
+        load_optimizer(self.path, optimizer.optimizer, saved["optimizer"])
+        scaler = self.accelerator.scaler
+        if scaler is not None and saved["scaler"]:
+            check_content(self.path, like(scaler.state_dict()), saved["scaler"], "scaler")
+            scaler.load_state_dict(saved["scaler"])
+
+    def save(self, position: Position, optimizer: Any | None, *, loss_sum: float, train_seconds: float) -> None:
+        """Write the checkpoint; of a finished run also what adapts a frozen backbone. All processes must call it.
+
+        Args:
+            position: where the run is.
+            optimizer: Accelerate's, inside of a stage; None where a stage starts or the run is finished.
+            loss_sum: of the steps of this epoch.
+            train_seconds: of the run.
+
+        Raises:
+            TrainingError: a weight is not finite, and the last checkpoint is kept.
+            FolderError: the folder is no longer this run's.
+            OSError: a file cannot be written, and the last checkpoint is whole.
+        """
+        check_parameters(self.modules.parameters(), self.path)
+        for stage in self.plan.stages:
+            stage.before_save()
+        if not self.accelerator.is_main_process:
+            return
+        self.check_folder()
+        weights = self.modules.state_dict()
+        check_state(weights, self.path)
+        scaler = self.accelerator.scaler
+        adapted = self.plan.adapted if position.stage == len(self.plan.stages) else None
+        left_out = set() if adapted is None else adapted.left_out(self.modules)
+        if adapted is not None:
+            save_adapted(self.path.with_name(WEIGHTS), adapted)
+        save_checkpoint(
+            self.path,
+            {
+                "settings": self.settings,
+                "facts": dict(self.facts),
+                "position": vars(position),
+                "loss_sum": loss_sum,
+                "train_seconds": train_seconds,
+                "model": {name: value for name, value in weights.items() if name not in left_out},
+                "whole": not left_out,
+                "optimizer": optimizer.state_dict() if optimizer is not None else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+        )
