@@ -8,7 +8,7 @@ Classification", ICLR 2023, equations 6 to 8).
     L_i = -\bigl(a^+ (1 - p_y)^{\gamma^+} \log p_y + a^- \sum_{c \ne y} p_c^{\gamma^-} \log p_c\bigr),
     \quad p = \mathrm{softmax}(v_i)
 
-The weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}` are differentiated through. With
+The gradient includes the weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}`. With
 :math:`f_c = \partial L / \partial \log p_c`, :math:`\partial L / \partial v_c = f_c - p_c \sum_k f_k`: one read of a
 row's logits gives its loss and its gradient.
 """
@@ -50,26 +50,26 @@ def agcl(
     """Asymmetric Gaussian-clouded logit loss; see the module's docstring for the formula.
 
     Args:
-        cosine: (B, C), float32, float64, bfloat16 or float16: logits before ``scale``, usually cosines. Any strides.
-            Differences of scaled logits saturate at 2^100; a logit of -inf leaves its class out.
+        cosine: (B, C), float32, float64, bfloat16 or float16: the logits before their product with ``scale``, usually
+            cosines. Any strides. Differences of scaled logits saturate at 2^100; a logit of -inf excludes its class.
         target: (B,), integer labels in [0, C), or ``ignore_index``.
-        class_noise: (C,): the width w_c of each class's cloud; None for no noise.
-        scale: s, over 0.
-        margin: m, taken from the logit of the label.
+        class_noise: (C,), the noise width w_c of each class; None for no noise.
+        scale: s, positive.
+        margin: m, subtracted from the logit of the label.
         weight_pos, weight_neg: a+ and a-.
         gamma_pos, gamma_neg: the focusing exponents, 0 or more.
-        ignore_index: rows of this label have the loss 0 and no gradient, and are not in the mean, as in
+        ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``.
         reduction: "mean" over the batch, "sum", or "none".
-        generator: where the seed of the noise comes from; None for PyTorch's global generator. It lives on
-            the device of ``cosine``.
+        generator: the generator, on the device of ``cosine``, that draws the seed of the noise; None for the global
+            generator of PyTorch.
 
     Returns:
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they make the
-            row NaN, and raise under ``LTFAST_CHECKS=1``.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
+            Triton they make the row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
     settings = AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)

@@ -6,8 +6,8 @@ r"""Balanced binary cross-entropy of LiVT (Xu et al., "Learning Imbalanced Data 
     L_i = \sum_c w_c \bigl[ (1 - t_{ic}) z_{ic} + (1 + (q_c - 1) t_{ic}) \log(1 + e^{-z_{ic}}) \bigr]
 
 with the bias :math:`b_c = \tau (\log \pi_c - \log(1 - \pi_c))` of the class prior :math:`\pi`, class weights w and
-positive weights q. Labels are smoothed inside the kernel and never written out as one-hot rows; one read of the logits
-gives loss and gradient.
+positive weights q. The
+kernel smooths the labels and never stores them as one-hot rows. One read of the logits gives the loss and the gradient.
 """
 
 from collections.abc import Sequence
@@ -39,25 +39,25 @@ def balanced_bce(
     """Binary cross-entropy of ``logits + bias``, summed over the classes; see the module's docstring for the formula.
 
     Args:
-        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. They saturate at +-1e30; infinite ones
-            make their row's loss NaN.
+        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. Logits saturate at +-1e30; infinite ones make
+            the loss of their row NaN.
         target: (B,) integer labels in [0, C) or ``ignore_index``, or (B, C) probabilities of any float dtype (MixUp,
-            CutMix), which get no gradient.
+            CutMix), which have no gradient.
         bias: (C,): b_c, added to the logits.
         weight: (C,): w_c, or None for 1.
         pos_weight: (C,): q_c, the weight of the positive term, or None for 1.
-        label_smoothing: in [0, 1); labels become 1 - s + s/C and s/C. Soft targets are taken as they are.
-        target_threshold: targets over it become 1, the others 0 (after smoothing); None leaves them.
-        ignore_index: rows of this label (soft targets have none) have the loss 0 and no gradient, and are not in the
-            mean, as in ``nn.CrossEntropyLoss``.
-        reduction: "mean" over the batch (the sum over the classes stays), "sum", or "none".
+        label_smoothing: s in [0, 1): labels become 1 - s + s/C and s/C. Soft targets are not changed.
+        target_threshold: after smoothing, targets above it become 1 and the others 0; None for no threshold.
+        ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
+            ``nn.CrossEntropyLoss``. Soft targets are never ignored.
+        reduction: "mean" over the batch (of the sums over the classes), "sum", or "none".
 
     Returns:
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they make the
-            row NaN, and raise under ``LTFAST_CHECKS=1``.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
+            Triton they make the row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the logits were changed in place after the loss.
     """
     settings = BalancedBceSettings(label_smoothing, target_threshold, ignore_index, reduction)
@@ -76,7 +76,7 @@ def check_arguments(
     *,
     name: str = "logits",
 ) -> None:
-    """Refuse tensors that the loss cannot take, with an error that names them; ``name`` is the logits'."""
+    """Raise an error that names the tensor that the loss cannot take; ``name`` is the name of the logits."""
     checks.check_logits(logits, name)
     if isinstance(target, Tensor) and target.dim() == 2:
         checks.check_probabilities(target, logits)

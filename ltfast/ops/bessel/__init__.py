@@ -5,8 +5,8 @@ r"""The modified Bessel function of the first kind of any real order: its logari
     \mathrm{log\_iv}(\nu, x) = \log I_\nu(x), \qquad A_\nu(x) = I_{\nu+1}(x) / I_\nu(x)
 
 :math:`A_\nu` with :math:`\nu = D/2 - 1` is the mean resultant length of a von Mises-Fisher distribution on the sphere
-in D dimensions. Both come from one expansion (debye.py) without overflow or underflow, and from these identities come
-their derivatives:
+in D dimensions. One expansion (debye.py) gives both without overflow or underflow, and these identities give their
+derivatives:
 
 .. math::
 
@@ -32,7 +32,8 @@ __all__ = ["bessel_ratio", "log_iv"]
 def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
     r"""The logarithm of the modified Bessel function, :math:`\log I_\nu(x)`, elementwise.
 
-    Exact to 1e-12 relative to max(1, \|value\|) in float64 and to 5e-7 in float32 (which is computed in float64).
+    The error relative to max(1, \|value\|) is below 1e-12 in float64, and below 5e-7 in float32, which is computed in
+    float64.
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
@@ -42,7 +43,7 @@ def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
         The shape of nu and x broadcast, the dtype of x. Three times differentiable in x; -inf at x = 0 for nu > 0.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
 
     Source: F. W. J. Olver, DLMF 10.41.3.
     """
@@ -52,7 +53,7 @@ def log_iv(nu: float | Tensor, x: Tensor) -> Tensor:
 def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
     r"""The ratio of modified Bessel functions :math:`I_{\nu+1}(x) / I_\nu(x)`, elementwise; in [0, 1).
 
-    Exact to 1e-12 relative in float64 and to 5e-7 in float32 (which is computed in float64).
+    The relative error is below 1e-12 in float64, and below 5e-7 in float32, which is computed in float64.
 
     Args:
         nu: the order, 0 or more; a number, or a tensor that broadcasts with x.
@@ -62,7 +63,7 @@ def bessel_ratio(nu: float | Tensor, x: Tensor) -> Tensor:
         The shape of nu and x broadcast, the dtype of x. Twice differentiable in x.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
     return _call("bessel_ratio", nu, x)
 
@@ -105,7 +106,7 @@ def _evaluate(name: str, nu: Tensor, x: Tensor, backend: str) -> Tensor:
 
 
 def _is_compiled() -> bool:
-    """A compiler takes no function with a jvp of its own, so it gets the op; but not where jvp or vmap is needed."""
+    """A compiler cannot trace a function with a custom jvp, so it gets the op; but not where jvp or vmap is needed."""
     transformed = in_transform() or in_forward_mode()
     return torch.compiler.is_compiling() and not transformed
 
@@ -190,7 +191,7 @@ def _register(name: str) -> Callable[..., Tensor]:
     @torch.library.custom_op(f"ltfast::{name}", mutates_args=())
     @OPS[name].guarded
     def op(nu: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
-        """``backend`` is "reference" where that is compiled, or in a derivative the function's own."""
+        """``backend`` is "reference" if that is compiled; in a derivative it is the backend of the function."""
         backend = backend or OPS[name].resolve(x.device)
         kernels = reference if backend == "reference" else OPS[name].kernels.of(backend, x.device)
         return getattr(kernels, name)(nu.contiguous(), x.contiguous())

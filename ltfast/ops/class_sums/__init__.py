@@ -1,8 +1,8 @@
 r"""Sums of feature vectors by class: :math:`S_c = \sum_{i: y_i = c} z_i`, and how many there are.
 
-What running class means, prototypes and supervised contrastive losses need of a batch. Every sum is taken in the order
-of the rows, so the result is the same bits at every call. (``index_add_`` adds atomically on a GPU; a product with a
-one-hot matrix, as published code has it, builds N x C values or even N x C x D.)
+Running class means, prototypes and supervised contrastive losses need these sums of a batch. Every sum is taken in the
+order of the rows, so the result is bit-for-bit the same at every call. (``index_add_`` adds atomically on a GPU. A
+product with a one-hot matrix, as in published code, stores N x C or even N x C x D values.)
 """
 
 from types import ModuleType
@@ -21,7 +21,7 @@ __all__ = ["class_sums"]
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The sum of the features of each class, and the number of them.
+    """The sum of the features of each class, and their number.
 
     Args:
         features: (N, D), float32, float64, bfloat16 or float16. Any strides.
@@ -33,8 +33,8 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
         the features. The counts, (C,) int64.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they belong to no
-            class, and raise under ``LTFAST_CHECKS=1``.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
+            Triton they belong to no class, and raise under ``LTFAST_CHECKS=1``.
     """
     checks.check_matrix(features, "features", "(number, width)")
     checks.check_integer("num_classes", num_classes)

@@ -1,4 +1,4 @@
-"""The GPU kernel: a program walks the labels for one class and some columns, so every sum is in the rows' order."""
+"""The GPU kernel: a program walks over the labels for one class and some columns, and adds in their order."""
 
 import torch
 import triton

@@ -1,7 +1,7 @@
-"""Which implementation of an op runs: its device decides, ``backend`` or ``LTFAST_BACKEND`` overrides.
+"""The choice of the implementation of an op: the device decides, and ``backend`` or ``LTFAST_BACKEND`` override it.
 
 ``reference``  plain PyTorch, any device, differentiable any number of times
-``native``     C++ on the CPU; of a few ops also CUDA C++ on a GPU
+``native``     C++ on the CPU; for a few ops also CUDA C++ on a GPU
 ``triton``     Triton on a GPU, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1``)
 """
 
@@ -30,25 +30,25 @@ _NO_TRITON: str | None = None
 if importlib.util.find_spec("triton") is None:
     _NO_TRITON = "the package triton is not installed"
 elif tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
-    # each version of PyTorch has its own of Triton: products of float64 came with 3.5
+    # each version of PyTorch requires its own version of Triton, and 3.5 is the first with products of float64
     _NO_TRITON = f"its kernels need PyTorch 2.9 (Triton 3.5), this is PyTorch {torch.__version__}"
 _VARIABLE = os.environ.get("LTFAST_BACKEND") or None
 _thread = threading.local()  # (not a ContextVar, which torch.compile cannot trace)
 
 
 class BackendUnavailableError(RuntimeError):
-    """The backend that was asked for cannot run here; the message says why."""
+    """The requested backend cannot run here; the message says why."""
 
 
 def native() -> ModuleType:
-    """The compiled module, for ``ops/*/native.py``."""
+    """The compiled module ``ltfast._native``."""
     if _native is None:
         raise BackendUnavailableError(f"backend 'native' cannot run: {_NO_NATIVE}")
     return _native
 
 
 def why_not(name: str, device: torch.device, *, in_cuda: bool = False) -> str | None:
-    """The reason why a backend cannot run on a device, or None where it can.
+    """The reason why a backend cannot run on a device, or None if it can.
 
     Args:
         in_cuda: whether the op has native kernels in CUDA C++ too.
@@ -73,7 +73,7 @@ def why_not(name: str, device: torch.device, *, in_cuda: bool = False) -> str | 
 
 
 def default_backend(device: torch.device) -> str:
-    """The backend that a device gets when nobody asks for another."""
+    """The backend of a device without an override."""
     if device.type == "cuda" and _NO_TRITON is None:
         return "triton"
     if device.type == "cpu" and _native is not None:
@@ -82,7 +82,7 @@ def default_backend(device: torch.device) -> str:
 
 
 def resolve(device: torch.device, *, in_cuda: bool = False) -> str:
-    """The backend that an op called now on this device runs.
+    """The backend on which an op that is called now on this device runs.
 
     Args:
         in_cuda: see ``why_not``.
@@ -104,10 +104,10 @@ def _override() -> str | None:
 
 
 def resolve_kernel(device: torch.device, *, in_cuda: bool = False) -> str:
-    """Like ``resolve``, from inside a custom op, which has kernels only.
+    """Like ``resolve``, for a call from inside a custom op, which has kernels only.
 
     Raises:
-        BackendUnavailableError: the choice is the reference: it is no kernel, ``ltfast.ops`` calls it directly.
+        BackendUnavailableError: the choice is the reference, which is no kernel: ``ltfast.ops`` calls it directly.
     """
     name = resolve(device, in_cuda=in_cuda)
     if name == "reference":
@@ -119,12 +119,12 @@ def resolve_kernel(device: torch.device, *, in_cuda: bool = False) -> str:
 
 
 def is_overridden() -> bool:
-    """Whether ``backend`` or ``LTFAST_BACKEND`` chooses."""
+    """Whether ``backend`` or ``LTFAST_BACKEND`` overrides the choice."""
     return _override() is not None
 
 
 def why_reference(device_type: str) -> str:
-    """The reason why a device gets the reference where nobody asks for it."""
+    """The reason why a device runs the reference without an override."""
     missing = {"cpu": _NO_NATIVE, "cuda": f"backend 'triton' cannot run: {_NO_TRITON}"}
     return missing.get(device_type, f"no kernels exist for {device_type}")
 
@@ -155,7 +155,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def choice(device: torch.device) -> str:
-    """What an op would run on a device now, in words: a backend's name, or why the override cannot run."""
+    """The name of the backend of a device now, or the reason why the override cannot run."""
     try:
         return resolve(device)
     except BackendUnavailableError as error:
@@ -163,7 +163,7 @@ def choice(device: torch.device) -> str:
 
 
 def describe() -> list[dict[str, str]]:
-    """What is available here, a row a backend: name, status ("available" or the reason why not), detail."""
+    """The available backends, a row for each: name, status ("available" or the reason why not), detail."""
     cuda = torch.cuda.is_available()
     rows = [{"name": "reference", "status": "available", "detail": f"PyTorch {torch.__version__}"}]
     reason = why_not("native", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Argument checks that the ops share. None of them reads a tensor's values, so none synchronises a GPU.
+"""Argument checks that the ops share. They do not read the values of a tensor, so they never synchronise a GPU.
 
 ``LTFAST_CHECKS=1`` adds those that must: labels on a GPU. (On a CPU labels are always checked; in Triton's kernels a
 label out of range makes that row's loss and gradient NaN.)
@@ -22,7 +22,7 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
 
 
 def check_matrix(logits: Tensor, name: str, shape: str) -> None:
-    """A matrix of floating-point numbers, not empty; ``shape`` says what its sides are."""
+    """Check for a non-empty matrix of floating-point numbers; ``shape`` names its sides in the message."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"{name} is a {type(logits).__name__}: expected a tensor")
     if logits.dim() != 2:
@@ -34,7 +34,7 @@ def check_matrix(logits: Tensor, name: str, shape: str) -> None:
 
 
 def check_classes(logits: Tensor, classes: int, name: str = "logits") -> None:
-    """A column for each of a loss's class counts; what is no matrix at all is left to ``check_logits``."""
+    """Check for one column for each class count of a loss. Leaves anything but a matrix to ``check_logits``."""
     if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] != classes:
         shape = tuple(logits.shape)
         raise ValueError(f"{name} has shape {shape}: expected (batch, {classes}), a column for each of class_counts")
@@ -48,7 +48,7 @@ def check_labels(
     classes: int | None = None,
     ignore_index: int | None = None,
 ) -> None:
-    """Integer labels, one a row; ``classes`` where the columns are not the classes."""
+    """Check for integer labels, one for each row; ``classes`` is their number if it differs from the columns."""
     if ignore_index is not None:
         check_integer("ignore_index", ignore_index)
     if not isinstance(target, Tensor):
@@ -63,8 +63,8 @@ def check_labels(
 
 
 def check_label_values(target: Tensor, num_classes: int, name: str = "target", ignore_index: int | None = None) -> None:
-    """Read the labels and refuse any outside [0, num_classes) but ``ignore_index``; inside ``vmap`` those of the
-    whole batch."""
+    """Read the labels and refuse any outside [0, num_classes), except ``ignore_index``. Inside ``vmap`` the labels of
+    the whole batch are read."""
     target = unwrapped(target).long()  # uint8 would wrap num_classes
     wrong = (target < 0) | (target >= num_classes)
     bad = (wrong if ignore_index is None else wrong & (target != ignore_index)).nonzero()
@@ -80,7 +80,7 @@ def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:
 
 
 def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None:
-    """One value a class."""
+    """Check for a vector with one value for each class."""
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value a class")
     if vector.shape != logits.shape[1:]:
@@ -127,13 +127,13 @@ def check_reduction(reduction: str) -> None:
 def check_reference_labels(
     target: Tensor, num_classes: int, name: str = "target", ignore_index: int | None = None
 ) -> None:
-    """What the CPU kernels check themselves, where the reference runs instead of them."""
+    """Check the labels where the reference runs instead of a CPU kernel, which checks them itself."""
     if type(target) is Tensor and target.device.type == "cpu" and not torch.compiler.is_compiling():
         check_label_values(target, num_classes, name, ignore_index)
 
 
 def check_probabilities(target: Tensor, logits: Tensor, name: str = "target") -> None:
-    """A dense soft target."""
+    """Check for a dense soft target."""
     if target.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {target.dtype}: expected floating-point probabilities")
     if target.shape != logits.shape:

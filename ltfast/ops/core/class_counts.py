@@ -1,4 +1,4 @@
-"""Reading the counts that everything for long-tailed data starts from."""
+"""Parses class counts, which all methods for long-tailed data start from."""
 
 from collections.abc import Iterable, Mapping, Set
 from numbers import Integral, Real
@@ -75,7 +75,7 @@ def read_class_counts(class_counts: ClassCounts, *, name: str = "class_counts") 
 
 
 def _labels(class_counts: Mapping[int, int], name: str) -> range:
-    """Of a mapping, which has exactly these."""
+    """The counts of a mapping, which must have exactly these classes as keys."""
     for label in class_counts:
         if isinstance(label, bool) or not isinstance(label, Integral):
             raise TypeError(f"{name} has the label {label!r}: expected the integers 0 to C - 1")

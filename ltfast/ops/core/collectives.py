@@ -1,4 +1,4 @@
-"""What ops, losses and models need of ``torch.distributed``; without it, or with one process, nothing happens."""
+"""Communication between the processes of ``torch.distributed``. Without it, or with one process, nothing is sent."""
 
 from itertools import pairwise
 from typing import Any
@@ -18,10 +18,11 @@ def rank() -> int:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in their order; as many of each. Gradients go back to where the rows came from."""
+    """The rows of all processes, in the order of the ranks; each process contributes equally many. Gradients return to
+    the process whose row it is."""
     if world_size() == 1:
         return tensor
-    if torch.compiler.is_compiling():  # which cannot see into the others
+    if torch.compiler.is_compiling():  # the compiler cannot see the other processes
         return compiled_gather(tensor)
     _refuse_transforms(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
@@ -45,8 +46,8 @@ def gather_together(*tensors: Tensor) -> list[Tensor]:
 
 
 def hand_back(rows: Tensor) -> Tensor:
-    """Of rows of the joined batch, (W B, ...), each of the W processes gets its own from all of them: (W, B, ...).
-    Gradients go back to where they came from."""
+    """Exchange rows of the joined batch, (W B, ...): each of the W processes receives its own rows from all of them,
+    (W, B, ...). Gradients return to the process that sent the row."""
     processes = world_size()
     if processes > 1:
         _refuse_transforms(rows)
@@ -62,7 +63,7 @@ def hand_back(rows: Tensor) -> Tensor:
 
 
 def class_ranges(num_classes: int) -> list[range]:
-    """The classes of each process: equal shares in a row, the first ones larger by 1 where it does not come out even.
+    """The classes of each process: consecutive equal shares. If they cannot be equal, the first ones are larger by 1.
 
     Raises:
         ValueError: there are fewer classes than processes.
@@ -76,7 +77,7 @@ def class_ranges(num_classes: int) -> list[range]:
 
 
 def _refuse_transforms(tensor: Tensor) -> None:
-    """What other processes get is plain memory."""
+    """Contiguous memory without wrappers, as the other processes receive it."""
     if torch.compiler.is_compiling():
         return
     if in_transform() or has_tangent(tensor):

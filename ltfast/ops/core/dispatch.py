@@ -1,5 +1,5 @@
-"""How a call of an op reaches its kernels, which read and write memory: everything PyTorch wraps around a tensor is
-refused here or left aside, in one place for all of them."""
+"""The way from a call of an op to its kernels, which read and write memory. What PyTorch can wrap around a tensor is
+refused or switched off here, in one place for all ops."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -18,11 +18,12 @@ from ltfast.ops.core.warn import warn_caller
 
 @dataclass(eq=False)
 class Kernels:
-    """The modules with an op's kernels. Each is given by a function that imports it, when a kernel of it first runs.
+    """The modules with the kernels of an op. Each is given by a function that imports it when one of its kernels first
+    runs.
 
     Attributes:
-        native, triton: one for each backend.
-        cuda: of the backend "native" on a GPU; None where the op has no kernels in CUDA C++.
+        native, triton: import the module of that backend.
+        cuda: imports the module of the backend "native" on a GPU; None if the op has no kernels in CUDA C++.
     """
 
     native: Callable[[], ModuleType]
@@ -31,7 +32,7 @@ class Kernels:
     _modules: dict[str, ModuleType] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, backend: str, device: torch.device) -> ModuleType:
-        """The module whose kernels run on a backend, "native" or "triton", for tensors on a device."""
+        """The module with the kernels of a backend, "native" or "triton", for tensors on a device."""
         name = "cuda" if backend == "native" and device.type == "cuda" else backend
         module = self._modules.get(name)
         if module is None:
@@ -41,12 +42,12 @@ class Kernels:
 
 @dataclass(eq=False)
 class Op:
-    """What is known of a function of ``ltfast.ops``.
+    """The record of a function of ``ltfast.ops``.
 
     Attributes:
-        name: the function's, for messages.
+        name: the name of the function, for messages.
         reference: its definition in plain PyTorch.
-        kernels: where its kernels are.
+        kernels: the modules with its kernels.
     """
 
     name: str
@@ -62,9 +63,10 @@ class Op:
         return backends.resolve_kernel(device, in_cuda=self.kernels.cuda is not None)
 
     def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorates what calls the kernels, before anything else has touched its arguments; see ``kernel_context``.
+        """Decorate a function that calls the kernels; see ``kernel_context``. No other code may change its arguments
+        before.
 
-        Its first argument is a tensor, or a list of tensors, on the device of all.
+        The first argument of the function is a tensor, or a list of tensors, on the device of all arguments.
 
         Raises:
             NotImplementedError: an argument carries a forward-mode tangent, which the kernel would drop.
@@ -81,12 +83,12 @@ class Op:
 
 
 def choose(op: str, tensor: Tensor, *others: Tensor, in_cuda: bool = False) -> str:
-    """The backend of a call of the function ``ltfast.ops.op``, which goes to the kernels or to the reference.
+    """The backend of a call of the function ``ltfast.ops.op``: of its kernels, or the reference.
 
     Raises:
         BackendUnavailableError: an override asks for a backend that cannot run on the tensor's device.
-        NotImplementedError: the choice is not the reference, and this is inside a transform of torch.func, or a tensor
-            carries a forward-mode tangent.
+        NotImplementedError: the choice is not the reference, and a transform of torch.func is active or a tensor has a
+            forward-mode tangent.
     """
     name = backends.resolve(tensor.device, in_cuda=in_cuda)
     if name == "reference":
@@ -122,8 +124,8 @@ _NOTHING = nullcontext()
 
 
 def kernel_context(device: torch.device) -> AbstractContextManager[Any]:
-    """Where kernels run: autocast is off, as a kernel chooses the dtypes of its products itself, and a GPU is the
-    current device, on which Triton launches."""
+    """The context for kernels. Autocast is disabled, because a kernel chooses the dtypes of its products itself. A GPU
+    becomes the current device, because Triton launches on that."""
     autocast = in_autocast()
     if device.type != "cuda":
         return without_autocast() if autocast else _NOTHING

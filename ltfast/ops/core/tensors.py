@@ -1,4 +1,4 @@
-"""Tensors as the losses need them: the dtype of arithmetic, the places of results, labels as masks, reductions."""
+"""Helpers for tensors of losses: the dtype of the arithmetic, empty results, one-hot masks, reductions."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def empty_loss(logits: Tensor, reduction: str) -> Tensor:
-    """Where the loss goes: a scalar, or one value a row."""
+    """An empty tensor for the loss: a scalar, or one value for each row."""
     shape = logits.shape[:1] if reduction == "none" else ()
     return torch.empty(shape, dtype=accumulator(logits.dtype), device=logits.device)
 
 
 def empty_gradient(logits: Tensor, with_gradient: bool) -> Tensor:
-    """Where a kernel writes the gradient: like the logits and contiguous, or empty where nobody wants it."""
+    """An empty tensor for the gradient: like the logits and contiguous, or without elements if it is not wanted."""
     shape = logits.shape if with_gradient else (0,)
     return torch.empty(shape, dtype=logits.dtype, device=logits.device)
 
@@ -27,7 +27,7 @@ def one_hot(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def reduce(rows: Tensor, reduction: str, counted: Tensor | None = None) -> Tensor:
-    """The loss of each row, their mean or their sum; rows that are not ``counted``, (B,), are 0 and not in the mean."""
+    """The losses of the rows, their mean or their sum. Rows that are not ``counted``, (B,), become 0."""
     if counted is not None:
         rows = torch.where(counted, rows, 0)
     if reduction == "mean":
@@ -36,5 +36,5 @@ def reduce(rows: Tensor, reduction: str, counted: Tensor | None = None) -> Tenso
 
 
 def wants_gradient(logits: Tensor) -> bool:
-    """Whether a backward pass may follow."""
+    """Whether a tensor needs a gradient here."""
     return logits.requires_grad and torch.is_grad_enabled()

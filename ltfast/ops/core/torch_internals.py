@@ -1,8 +1,7 @@
-"""Every private name of PyTorch that ltfast needs, each in a function that says what for.
+"""All private names of PyTorch that ltfast needs, each in a function that says why.
 
-PyTorch may change a private name in any version. ``tests/ops/test_torch_internals.py`` has a test of each, which says
-what breaks without it. Where PyTorch has a public way to the same result, that way takes over if the name is gone; it
-takes longer.
+PyTorch may change a private name in any version. ``tests/ops/test_torch_internals.py`` tests each of them and says what
+breaks without it. If a name is missing and PyTorch has a public, slower way to the same result, that way is used.
 """
 
 from collections.abc import Collection
@@ -23,8 +22,8 @@ _DEVICES = ("cpu", "cuda")
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it is memory and nobody watches: no subclass (fake, functional, distributed), no mode, no torch.func,
-    no batched gradient (which has no storage), no forward-mode tangent."""
+    """True for a plain tensor with no dispatch mode or transform active. A subclass (fake, functional, distributed), a
+    batched gradient (which has no storage) and a tensor with a forward-mode tangent are not plain."""
     return (
         type(tensor) is Tensor
         and torch._C._len_torch_dispatch_stack() == 0
@@ -35,7 +34,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def has_storage(tensor: Tensor) -> bool:
-    """Whether there is memory behind a tensor."""
+    """Whether a tensor has memory of its own."""
     if _has_storage is not None:
         return _has_storage(tensor)
     try:
@@ -46,29 +45,29 @@ def has_storage(tensor: Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a dispatch mode or a transform of torch.func sees every call."""
+    """Whether a dispatch mode or a transform of torch.func is active, which intercepts every call."""
     return torch._C._len_torch_dispatch_stack() > 0 or in_transform()
 
 
 def in_transform() -> bool:
-    """Whether this is inside a transform of torch.func (vmap, grad, jvp)."""
+    """Whether a transform of torch.func (vmap, grad, jvp) is active."""
     return torch._C._functorch.maybe_current_level() is not None
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """The values behind the wrappers of torch.func."""
+    """The tensor inside the wrappers of torch.func."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation is going on, so that a tensor may carry a tangent."""
+    """Whether forward-mode differentiation is active, so that a tensor may have a tangent."""
     return forward_ad._current_level >= 0
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether forward-mode differentiation goes through it."""
+    """Whether a tensor has a forward-mode tangent."""
     if forward_ad._current_level < 0:
         return False
     # in a compiled graph the key that unpack_dual needs is excluded
@@ -77,14 +76,14 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def in_autocast() -> bool:
-    """Whether autocast is on, for whatever device."""
+    """Whether autocast is enabled for any device."""
     if _any_autocast is not None:
         return _any_autocast()
     return any(torch.is_autocast_enabled(device) for device in _DEVICES)
 
 
 def without_autocast() -> AbstractContextManager[Any]:
-    """Autocast is off inside, for all devices. (``torch.autocast`` would take longer than a small batch.)"""
+    """A context in which autocast is disabled. (``torch.autocast`` would take longer than a small batch.)"""
     if _no_autocast is not None:
         return _no_autocast()
     stack = ExitStack()
@@ -94,22 +93,22 @@ def without_autocast() -> AbstractContextManager[Any]:
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Ops called inside go past autograd, to the kernels or to what is wrapped around those."""
+    """A context in which ops bypass autograd and go to their kernels, or to what wraps these."""
     return torch._C._AutoDispatchBelowAutograd()
 
 
 def keeps_graph() -> bool:
-    """Whether the backward pass under way may be followed by another of the same graph (``retain_graph=True``)."""
+    """Whether the running backward pass keeps its graph for another one (``retain_graph=True``)."""
     return _keeps_graph is None or _keeps_graph()
 
 
 def version(tensor: Tensor) -> int:
-    """How often it was changed in place."""
+    """The number of times a tensor was changed in place."""
     return tensor._version
 
 
 def flash_attention(queries: Tensor, keys: Tensor, mask: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Attention on the CPU with the keys as values, without a matrix of all products.
+    """Attention on the CPU with the keys as values. No matrix of all products is stored.
 
     Args:
         queries: (S, 1, B, D), float32 or float64.
@@ -130,7 +129,7 @@ def flash_attention(queries: Tensor, keys: Tensor, mask: Tensor | None, temperat
 
 
 def compiled_gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes in a graph that is being compiled; gradients go back to where the rows came from."""
+    """The rows of all processes, for a graph that is being compiled. Gradients return to the owner of the row."""
     from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
     world: Any = torch.distributed.group.WORLD
@@ -138,10 +137,10 @@ def compiled_gather(tensor: Tensor) -> Tensor:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """What nested tuples, lists and dictionaries hold."""
+    """The leaves of nested tuples, lists and dictionaries."""
     return tree_leaves(tree)
 
 
 def leave_to_processes(module: nn.Module, names: Collection[str]) -> None:
-    """``DistributedDataParallel`` leaves these parameters and buffers of a module as each process has them."""
+    """Exclude these parameters and buffers of a module from ``DistributedDataParallel``: each process keeps its own."""
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)

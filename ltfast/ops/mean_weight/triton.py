@@ -1,4 +1,4 @@
-"""One program that counts."""
+"""The GPU kernel: one program counts the labels."""
 
 import torch
 import triton

@@ -1,9 +1,9 @@
 r"""Losses of a classifier whose classes are split over the processes of ``torch.distributed``, for more classes than
 one device holds (split as by An et al., "Partial FC: Training 10 Million Identities on a Single Machine", ICCVW 2021).
 
-Process r has the classes ``ltfast.ops.core.collectives.class_ranges(num_classes)[r]``, and the rows of all processes:
-the joined batch. Of each row it computes what its classes contribute, a few numbers; those go to the process whose row
-it is, which adds them up:
+Process r holds the classes ``ltfast.ops.core.collectives.class_ranges(num_classes)[r]`` and the rows of all processes,
+the joined batch. For each row it computes the contribution of its classes, a few numbers. These are sent to the process
+that owns the row, which combines them:
 
 .. math::
 
@@ -11,12 +11,12 @@ it is, which adds them up:
     \sum_c p_c^\gamma \log p_c = \sum_r e^{\gamma \delta_r} (S_r + \delta_r E_r), \quad \delta_r = m_r - \mathrm{lse}
 
 with :math:`m_r` the largest of its logits, :math:`E_r = \sum_c e^{\gamma (v_c - m_r)}` and
-:math:`S_r = \sum_c (v_c - m_r) e^{\gamma (v_c - m_r)}`. The numbers' gradients go the other way.
+:math:`S_r = \sum_c (v_c - m_r) e^{\gamma (v_c - m_r)}`. The gradients of these numbers are sent back.
 
-Each process's loss is that of its own rows, as ever under ``DistributedDataParallel``: the mean of the processes'
-losses is the loss of the joined batch (for "sum", their sum is; for "mean", if they ignore equally many labels), and
-averaged over the processes the gradients of parameters that all of them have are those of the joined batch. All
-processes must call, with batches of one size.
+The loss of each process is that of its own rows, as usual under ``DistributedDataParallel``: the mean of the processes'
+losses is the loss of the joined batch (for "sum", their sum is; for "mean", if they ignore equally many labels).
+Averaged over the processes, the gradients of shared parameters are those of the joined batch. All
+processes must call the function, with batches of the same size.
 """
 
 from ltfast.ops.parallel.agcl import class_parallel_agcl

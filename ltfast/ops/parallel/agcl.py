@@ -34,20 +34,21 @@ def class_parallel_agcl(
     and 40 (W - 1) B bytes of numbers, and as many in the backward pass.
 
     Args:
-        cosine: (W B, C_r), any float dtype: of the joined batch the logits for this process's classes, as
-            ``ltfast.models.ClassParallelCosineClassifier`` gives them.
-        target: (B,), integer labels in [0, C) or ``ignore_index``, of this process's rows.
+        cosine: (W B, C_r), any float dtype: the logits of the joined batch for the classes of this process, from
+            ``ltfast.models.ClassParallelCosineClassifier``.
+        target: (B,), integer labels in [0, C) or ``ignore_index``, of the rows of this process.
         num_classes: C, of all processes together.
-        class_noise: (C_r,): the width of the cloud of each of this process's classes; None for no noise.
-        ignore_index: rows of this label have the loss 0 and no gradient; each process's mean is over its other rows.
+        class_noise: (C_r,), the noise width of each class of this process; None for no noise.
+        ignore_index: rows with this label have a loss of 0 and no gradient. The mean of each process is over its other
+            rows.
         scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, reduction, generator: see ``agcl``.
 
     Returns:
         The loss of this process's rows, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise in all processes on the CPU; on a GPU
-            they make the row NaN.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise in all processes
+            on the CPU; on a GPU they make the row NaN.
     """
     checks.check_logits(cosine, "cosine")
     check_settings(AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction))

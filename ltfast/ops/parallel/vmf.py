@@ -36,15 +36,16 @@ def class_parallel_vmf_cross_entropy(
         kappa: (C_r,), any float dtype: their concentrations. No gradient reaches them.
         num_classes: C, of all processes together.
         log_prior: (C_r,), added to their logits, or None.
-        ignore_index: rows of this label have the loss 0 and no gradient; each process's mean is over its other rows.
+        ignore_index: rows with this label have a loss of 0 and no gradient. The mean of each process is over its other
+            rows.
         temperature, reduction: see ``vmf_cross_entropy``.
 
     Returns:
         The loss of this process's rows, a scalar, or (B,) for "none": float32, or float64 for float64 features.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise in all processes on the CPU; on a GPU
-            they make the row NaN.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise in all processes
+            on the CPU; on a GPU they make the row NaN.
     """
     check_arguments(features, directions, kappa, temperature)
     checks.check_reduction(reduction)

@@ -1,5 +1,5 @@
-r"""Softmax over a memory queue: all that MoCo's, supervised and decoupled contrastive losses and patch
-self-distillation need of it. With queries :math:`q_i` and keys :math:`k_t`,
+r"""Softmax over a memory queue. The contrastive losses of MoCo, supervised and decoupled contrastive losses, and patch
+self-distillation need nothing else of the queue. With queries :math:`q_i` and keys :math:`k_t`,
 
 .. math::
 
@@ -8,7 +8,7 @@ self-distillation need of it. With queries :math:`q_i` and keys :math:`k_t`,
 
 This is attention with the keys as values, so no B x M matrix is needed, and
 :math:`\partial\, \mathrm{lse}_i / \partial q_i = \mathrm{mean}_i / \tau`: the backward pass over the queue is free.
-Where keys have a gradient too, :math:`\partial\, \mathrm{lse}_i / \partial k_t = p_{it} q_i / \tau`: a second pass.
+If the keys have a gradient, it is :math:`\partial\, \mathrm{lse}_i / \partial k_t = p_{it} q_i / \tau`, a second pass.
 
 Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
 "FlashAttention", NeurIPS 2022.
@@ -40,22 +40,22 @@ def queue_softmax(
     """Log-sum-exp over the keys, and the keys' softmax-weighted mean; see the module's docstring for the formula.
 
     Args:
-        queries: (B, D), float32, float64, bfloat16 or float16. Any strides. Under autocast they take its dtype.
-        keys: (M, D), any float dtype, M may be 0. On a GPU the products are taken in the queries' dtype, with float32
-            sums: bfloat16 and float16 on tensor cores, float32 as three TF32 products (as one where
-            ``torch.backends.cuda.matmul.allow_tf32``). On a CPU they are taken in float32 or float64.
-        temperature: tau, over 0.
+        queries: (B, D), float32, float64, bfloat16 or float16. Any strides. Under autocast they are cast to its dtype.
+        keys: (M, D), any float dtype, M may be 0. On a GPU the products are computed in the dtype of the queries
+            and summed in float32: bfloat16 and float16 on tensor cores, float32 as three TF32 products (as one with
+            ``torch.backends.cuda.matmul.allow_tf32``). On a CPU they are computed in float32 or float64.
+        temperature: tau, positive.
         valid: only the first ``valid`` keys count; None means all. As an integer tensor of shape () on the queries'
             device it may change from call to call without compiling or capturing anew.
-        exclude: (B,), integers: a column that each row leaves out, -1 for none.
+        exclude: (B,), integers: the key that each row excludes, or -1.
 
     Returns:
         lse (B,), float32, or float64 for float64 queries: differentiable in queries and keys. -inf for a row without
         keys. The mean (B, D), of the same dtype, 0 for a row without keys. No gradient flows through the mean. Both are
-        NaN where the query is; products over the largest number of that dtype are not caught.
+        NaN where the query is. Products that overflow the dtype are not detected.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. A column out of range excludes nothing.
+        ValueError, TypeError: an argument is invalid; the message names it. A key out of range excludes nothing.
     """
     _check(queries, keys, temperature, valid, exclude)
     if valid is not None and not isinstance(valid, Tensor):
@@ -76,7 +76,7 @@ def queue_softmax(
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The (lse, mean) over the keys of both, from the (lse, mean) over either's; differentiable in lse."""
+    """The (lse, mean) over the keys of both arguments, from the (lse, mean) over each; differentiable in lse."""
     lse = torch.logaddexp(first[0], second[0])
     # exp(first - lse) would carry the rounding of lse: the shares would not add up to 1
     share = torch.sigmoid(first[0].detach() - second[0].detach()).where(~lse.isneginf(), 0)
@@ -171,7 +171,7 @@ def key_gradient_op(
     incoming: Tensor,
     backend: str,
 ) -> Tensor:
-    """Of sum(incoming * lse) in the keys: (M, D), of the keys' dtype."""
+    """The gradient of sum(incoming * lse) in the keys: (M, D), of the dtype of the keys."""
     arguments = (queries, keys, temperature, _long(valid), _long(exclude), lse, incoming.contiguous())
     return QUEUE_SOFTMAX.kernels.of(backend, queries.device).key_gradient(*arguments).to(keys.dtype)
 
@@ -199,7 +199,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], backend: str) -> None:
-    """What the backward pass needs."""
+    """Save what the backward pass needs."""
     queries, keys, ctx.temperature, valid, exclude = inputs
     ctx.backend = backend
     # A queue takes in this step's keys before its backward pass, which needs the mean alone, not the queue as it was.

@@ -8,10 +8,10 @@ and samples of a box is a weighted sum of pixels whose weights are an outer prod
     \mathrm{out}_{lc} = \sum_{hw} y_{lh}\, x_{lw}\, F_{chw}, \qquad
     \frac{\partial L}{\partial F_{chw}} = \sum_l y_{lh}\, x_{lw} \frac{\partial L}{\partial \mathrm{out}_{lc}}
 
-For an image that is a product of an L x HW and an HW x C matrix, and its backward pass the product with the transpose:
-no value is scattered, so the same bits come out every time. The kernels have the sum over a box's samples in closed
-form: the samples of a bin between two pixels are equally spaced, so their mean is that of the first and the last. Their
-cost depends neither on the box nor on how many samples it has.
+For an image this is the product of an L x HW and an HW x C matrix, and the backward pass is the product with the
+transpose. No value is scattered, so the result is bit-for-bit the same every time. The kernels compute the sum over the
+samples of a box in closed form: the samples of a bin between two pixels are equally spaced, so their mean is that of
+the first and the last. The cost depends neither on the box nor on the number of its samples.
 """
 
 from types import ModuleType
@@ -39,19 +39,19 @@ def patch_roi_pool(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """``torchvision.ops.roi_align(features, list(boxes), ...).mean((2, 3))``, the same number of boxes in every image.
+    """``torchvision.ops.roi_align(features, list(boxes), ...).mean((2, 3))``, with equally many boxes in every image.
 
-    Deterministic, forwards and backwards. Twice differentiable in the features; no gradient reaches the boxes.
+    Both passes are deterministic. The result is twice differentiable in the features; the boxes get no gradient.
 
     Args:
         features: (N, C, H, W), float32, float64, bfloat16 or float16. Any strides; contiguous and channels_last are
             read in place, and the gradient has their memory format.
-        boxes: (N, L, 4), any float dtype: x1, y1, x2, y2 in pixels of the image from which the features come. They may
+        boxes: (N, L, 4), any float dtype: x1, y1, x2, y2 in pixels of the image of the features. They may
             leave the image, and L may be 0. Arithmetic on them is in float32, or float64 for float64 features.
-        spatial_scale: features' pixels for one of the boxes', over 0: 1/32 behind a network of stride 32.
+        spatial_scale: pixels of the features for one pixel of the boxes, positive: 1/32 for a network of stride 32.
         output_size: bins on each side of a box, 1 or more.
-        sampling_ratio: samples on each side of a bin; -1 (or 0) takes as many as the bin has pixels, rounded up. Where
-            ``aligned``, that is none in a box without area or with x2 < x1 or y2 < y1: its output is 0.
+        sampling_ratio: samples on each side of a bin; -1 (or 0) takes as many as the bin has pixels, rounded up. With
+            ``aligned``, a box without area or with x2 < x1 or y2 < y1 has no samples, and its output is 0.
         aligned: shift boxes by half a pixel, and let them be smaller than one.
 
     Returns:
@@ -59,7 +59,7 @@ def patch_roi_pool(
         the gradient of its image. A feature that is not finite can reach every box of its image, in its channel.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
     _check(features, boxes, spatial_scale, output_size, sampling_ratio)
     settings = RoiPoolSettings(float(spatial_scale), output_size, sampling_ratio, aligned)

@@ -1,4 +1,4 @@
-"""The GPU kernels: the boxes' weights are made in registers, and a block of channels is read or written once."""
+"""The GPU kernels: the weights of the boxes stay in registers, and a block of channels is read or written once."""
 
 import triton
 import triton.language as tl
@@ -80,7 +80,7 @@ def _axis_weights(low, high, first, size, output_size, sampling_ratio, ALIGNED: 
 @triton.jit
 def _weights(boxes, image, first_box, number, row, column, height, width, spatial_scale, output_size, sampling_ratio,
              ALIGNED: tl.constexpr, BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """The weights (BOXES, ROWS * COLUMNS) of a tile of pixels; 0 outside the image and for boxes that there are not."""
+    """The weights (BOXES, ROWS * COLUMNS) of a tile of pixels; 0 outside the image and for missing boxes."""
     box = first_box + tl.arange(0, BOXES)[:, None]
     at = boxes + (image * number + box) * 4
     there = box < number

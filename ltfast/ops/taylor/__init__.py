@@ -9,11 +9,11 @@ batches, or over those of one group of classes (Cong et al., AAAI 2024):
     E_w \mathrel{+}= \left(w \, \frac{\partial L}{\partial w}\right)^2
 
 A model has hundreds of tensors, and each function here is one pass over all of them. The threshold is a quantile of
-tens of millions of values, found by counting the bits of their representation from the highest down: it is exact, and
-nothing is sorted, concatenated or read back from a GPU. (``torch.quantile`` refuses more than 16 million values.)
+tens of millions of values. It is found by counting the bits of their representation from the highest down: it is exact,
+and nothing is sorted, concatenated or read back from a GPU. (``torch.quantile`` refuses more than 16 million values.)
 
-On a GPU the other two also exist in CUDA C++, which ``ltfast.backend("native")`` chooses: the addresses of the tensors
-travel in the launch itself, where Triton's kernels need a table of them on the device.
+On a GPU the other two functions also exist in CUDA C++, which ``ltfast.backend("native")`` chooses. There the addresses
+of the tensors are launch parameters, while the Triton kernels need a table of them on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,16 +39,16 @@ def taylor_importance_(
 ) -> None:
     """Add (parameter * gradient)^2 to the accumulator, for every tensor of a model.
 
-    Arithmetic is in the accumulator's dtype; on the CPU the result is bit for bit that of the plain loop.
+    Arithmetic is in the dtype of the accumulator. On the CPU the result is bit-for-bit that of the plain loop.
 
     Args:
         accumulators: float32 or float64, of any shapes and strides; changed in place. No two share memory.
         parameters: one for each accumulator, of its shape, float32, float64, bfloat16 or float16. They may require
             gradients; none is recorded here.
-        gradients: likewise. Tensors may differ in dtype from each other and from the rest.
+        gradients: as the parameters. The dtypes of all tensors may differ.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
     accumulators, parameters, gradients = list(accumulators), list(parameters), list(gradients)
     _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
@@ -62,20 +62,20 @@ def importance_threshold(
 ) -> Tensor:
     """The k-th smallest of all values, k = round(fraction * N) and at least 1: ``torch.kthvalue`` of all of them.
 
-    Exact, also for negative and infinite values; NaN counts as the greatest. Needs no memory to speak of.
+    The result is exact, also for negative and infinite values. NaN counts as the largest. It takes almost no memory.
 
     Args:
         accumulators: float32 or float64, all of one dtype, of any shapes and strides; N elements in all, 1 or more.
-        fraction: in (0, 1]; 0.3 for the threshold that 30 % of the values do not exceed.
-        masks: one for each accumulator, of its shape, bool or uint8 (where all but 0 is True). Then only the elements
-            where they are True count, and N is their number.
+        fraction: in (0, 1]; 0.3 gives the threshold that 30 % of the values do not exceed.
+        masks: one for each accumulator, of its shape, bool or uint8 (where all but 0 is True). Only the elements
+            where the mask is True count, and N is their number.
 
     Returns:
-        A 0-dim tensor of the accumulators' dtype on their device. Nothing is read back from a GPU, so there masks
-        without any True element give NaN.
+        A 0-dim tensor of the accumulators' dtype on their device. Nothing is read back from a GPU, so masks
+        without a True element give NaN there.
 
     Raises:
-        ValueError, TypeError: a bad argument, named; N = 0.
+        ValueError, TypeError: an argument is invalid; the message names it. N = 0 is invalid.
     """
     accumulators, chosen = list(accumulators), [] if masks is None else list(masks)
     _check_list("accumulators", accumulators, accumulators, ACCUMULATORS, "float32 or float64")
@@ -101,8 +101,8 @@ def importance_threshold(
 def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Sequence[Tensor] | None = None) -> None:
     """Where a mask is True, set the tensor to the value, or to 0.
 
-    Freezes parameters (zero their gradients), brings frozen ones back after an optimiser's step, or initialises the
-    others anew. Bits are copied as they are, and those of other elements stay as they are: NaN and -0.0 too.
+    This freezes parameters (by zeroing their gradients), restores frozen ones after a step of the optimiser, or
+    re-initialises the others. Bits are copied unchanged, and other elements keep theirs, including NaN and -0.0.
 
     Args:
         tensors: real, of any dtypes, shapes and strides; changed in place. No two share memory. They may require
@@ -111,7 +111,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor], values: Seq
         values: one for each tensor, of its shape and dtype.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
     tensors, masks, replacements = list(tensors), list(masks), [] if values is None else list(values)
     _check_list("tensors", tensors, tensors)
@@ -152,7 +152,7 @@ def _check_list(
 
 
 def _are_plain(*lists: Sequence[Tensor]) -> bool:
-    """Whether these are memory and nobody watches; see ``torch_internals.is_plain``, which takes no parameters."""
+    """Whether all tensors are plain; see ``torch_internals.is_plain``, which does not accept parameters."""
     return (
         not torch.compiler.is_compiling()
         and not is_watched()
@@ -163,7 +163,8 @@ def _are_plain(*lists: Sequence[Tensor]) -> bool:
 def _change(
     op: Op, changed: tuple[str, list[Tensor]], others: tuple[list[Tensor], ...], run: Callable, registered: Callable
 ) -> None:
-    """Run what changes tensors in place: the reference, or the kernels past PyTorch's dispatcher, or through it."""
+    """Run a function that changes tensors in place: the reference, or the kernels, bypassing PyTorch's dispatcher if
+    possible."""
     name, tensors = changed
     if not tensors:
         return

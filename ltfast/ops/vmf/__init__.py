@@ -41,16 +41,16 @@ def vmf_logits(features: Tensor, directions: Tensor, kappa: Tensor, *, temperatu
     """Expected contrastive logits; see the module's docstring for the formula.
 
     Args:
-        features: (B, D), D at least 2, float32, float64, bfloat16 or float16: z, usually of length 1.
-        directions: (C, D), any float dtype: the mean directions, of length 1. No gradient reaches them.
-        kappa: (C,), any float dtype: the concentrations, 0 or more. No gradient reaches them.
-        temperature: tau, over 0.
+        features: (B, D) with D at least 2, float32, float64, bfloat16 or float16: z, usually of length 1.
+        directions: (C, D), any float dtype: the mean directions, of length 1. They have no gradient.
+        kappa: (C,), any float dtype: the concentrations, 0 or more. They have no gradient.
+        temperature: tau, positive.
 
     Returns:
-        (B, C), float32, or float64 for float64 features; differentiable in the features, any number of times.
+        (B, C), float32, or float64 for float64 features; differentiable in the features any number of times.
 
     Raises:
-        ValueError, TypeError: a bad argument, named.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
     check_arguments(features, directions, kappa, temperature)
     dtype, nu = accumulator(features.dtype), features.shape[1] / 2 - 1
@@ -77,13 +77,13 @@ def vmf_cross_entropy(
     """``cross_entropy(vmf_logits(features, directions, kappa) + log_prior, target)`` without its (B, C) matrices.
 
     Args:
-        features: (B, D), D at least 2, float32, float64, bfloat16 or float16: z, usually of length 1. Any strides.
+        features: (B, D) with D at least 2, float32, float64, bfloat16 or float16: z, usually of length 1. Any strides.
         target: (B,), integer labels in [0, C), or ``ignore_index``.
-        directions: (C, D), any float dtype: the mean directions, of length 1. No gradient reaches them.
-        kappa: (C,), any float dtype: the concentrations, 0 or more. No gradient reaches them.
+        directions: (C, D), any float dtype: the mean directions, of length 1. They have no gradient.
+        kappa: (C,), any float dtype: the concentrations, 0 or more. They have no gradient.
         log_prior: (C,), added to the logits (logit adjustment), or None.
-        temperature: tau, over 0.
-        ignore_index: rows of this label have the loss 0 and no gradient, and are not in the mean, as in
+        temperature: tau, positive.
+        ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``.
         reduction: "mean" over the batch, "sum", or "none".
 
@@ -91,8 +91,8 @@ def vmf_cross_entropy(
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 features.
 
     Raises:
-        ValueError, TypeError: a bad argument, named. Labels out of range raise on the CPU; in Triton they make the
-            row NaN, and raise under ``LTFAST_CHECKS=1``.
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
+            Triton they make the row NaN, and raise under ``LTFAST_CHECKS=1``.
         RuntimeError: in the backward pass, if the features were changed in place after the loss.
     """
     check_arguments(features, directions, kappa, temperature)
@@ -105,7 +105,7 @@ def vmf_cross_entropy(
 
 
 def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
-    """Refuse what the functions cannot take, with an error that names it."""
+    """Raise an error that names the argument that the functions cannot take."""
     checks.check_matrix(features, "features", "(batch, width)")
     checks.check_matrix(directions, "directions", "(classes, width)")
     if features.shape[1] < 2:

@@ -1,7 +1,7 @@
-"""``matrix *= unit * factor`` in place, row by row: how a gradient that a forward pass left behind meets the incoming
+"""``matrix *= unit * factor`` in place, row by row: multiplies the gradient that a forward pass stored by the incoming
 one. Rows whose product is 1 are neither read nor written, so a plain ``loss.backward()`` costs nothing here.
 
-It runs in backward passes alone and on plain tensors (compilers see a product instead), so it is no registered op.
+It runs in backward passes only, and on plain tensors (compilers see a product instead), so it is not a registered op.
 """
 
 from types import ModuleType
@@ -33,9 +33,9 @@ def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> No
 
     Args:
         matrix: (B, C), contiguous, any float dtype.
-        factor: one value, or (B,) or (B, 1), a value a row; float32, or float64 for a float64 matrix.
+        factor: one value, or one for each row, (B,) or (B, 1); float32, or float64 for a float64 matrix.
         unit: multiplies every factor.
-        backend: "native" or "triton": what the forward pass ran.
+        backend: "native" or "triton": the backend of the forward pass.
     """
     with kernel_context(matrix.device):
         _KERNELS.of(backend, matrix.device).scale_rows_(matrix, factor.contiguous(), unit)
