@@ -1,6 +1,7 @@
-"""What mkdocs needs beside its settings: formulas in docstrings, and pictures of measurements.
+"""Extensions of mkdocs: formulas in docstrings, and pictures of measurements.
 
-mkdocs calls `on_files` and `on_page_markdown`; griffe, which reads the docstrings for mkdocstrings, `MarkdownFormulas`.
+mkdocs calls `on_files` and `on_page_markdown`. griffe, which reads the docstrings for mkdocstrings, uses
+`MarkdownFormulas`.
 """
 
 import re
@@ -16,7 +17,7 @@ PICTURES = "bench/results"
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pictures of bench/results, which lie beside docs/, not in it."""
+    """Add the pictures of bench/results, which is outside docs/."""
     root = Path(config.config_file_path).parent
     for picture in sorted((root / PICTURES).glob("**/*.png")):
         files.append(File.generated(config, picture.relative_to(root).as_posix(), abs_src_path=str(picture)))
@@ -24,15 +25,15 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to those pictures hold on GitHub, where docs/ has a folder above it; the site has none."""
+    """Rewrite the links to these pictures: the sources link to the parent of docs/, which the site lacks."""
     return markdown.replace(f"](../{PICTURES}/", f"]({PICTURES}/")
 
 
 def with_markdown_formulas(text: str) -> str:
-    r"""The reStructuredText formulas of a docstring, `.. math::` and :math:`x`, as `$$` and `$x$`."""
+    r"""Convert the reStructuredText formulas of a docstring, `.. math::` and :math:`x`, to `$$` and `$x$`."""
 
     def formulas(match: re.Match[str]) -> str:
-        parts = textwrap.dedent(match[1]).strip().split("\n\n")  # an equation each
+        parts = textwrap.dedent(match[1]).strip().split("\n\n")  # one equation each
         return "\n\n".join(f"$$\n{part}\n$$" for part in parts) + "\n"
 
     text = re.sub(r"^\.\. math::\n\n((?:[ ]+\S.*(?:\n|\Z)|\n(?=[ ]))+)", formulas, text, flags=re.MULTILINE)
