@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.10 or later and a C++ compiler.
+# `make demo` and `make test` set up everything on a new machine with Python 3.10 or later and a C++ compiler.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,11 +12,11 @@ CASES ?= 10000
 help:
 	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
 
-# The environment: pinned versions, and ltfast itself in editable form (its kernels are compiled here).
+# The environment: pinned versions, and an editable installation of ltfast, which compiles its kernels.
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing ltfast and what it needs into $(VENV). The first time, this downloads PyTorch and compiles the C++ kernels: some minutes."
+	@echo "Installing ltfast and its dependencies into $(VENV). The first time, this downloads PyTorch and compiles the C++ kernels, which takes some minutes."
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
@@ -28,15 +28,16 @@ demo: $(VENV)/.installed
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-# What a change is most likely to break, and every op, loss, method and command. `make test-long` runs the rest.
+# Runs the tests that a change is most likely to break, including tests of every op, loss, method and command.
+# `make test-long` runs the others.
 test: $(VENV)/.installed lint
 	$(PYTEST) -m "not slow"
 
 test-long: $(VENV)/.installed
 	$(PYTEST) -m slow
 
-# Random arguments for every op, new ones each time; `make test` has 500, always the same. A failure prints the case and
-# how to run it again.
+# Tests every op with new random arguments each time; `make test` uses 500 fixed cases. A failure prints the case and the
+# command to run it again.
 fuzz: $(VENV)/.installed
 	FUZZ_CASES=$(CASES) $(PYTEST) tests/fuzz
 
@@ -46,11 +47,11 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Into build/site; a link or an anchor that leads nowhere is an error. `make test` does it too.
+# Builds the site in build/site. Broken links and anchors are errors. `make test` builds it too.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Known vulnerabilities of all that is installed; asks pypi.org, and fails where that does not answer.
+# Checks the installed packages for known vulnerabilities. It queries pypi.org, and fails if that does not answer.
 audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
@@ -64,7 +65,7 @@ tables: $(VENV)/.installed
 	$(BIN)/python bench/tables.py
 	$(BIN)/python bench/scaling_model.py
 
-# On a machine with a GPU, its own PyTorch and nvcc, and perhaps no network: uses $(PYTHON) as it is.
+# For a machine with a GPU, its own PyTorch and nvcc, possibly without network: uses $(PYTHON) without installing anything.
 gpu-check:
 	bash bench/gpu_check.sh $(PYTHON) $(OUT)
 

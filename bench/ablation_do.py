@@ -1,4 +1,4 @@
-"""The ablation of decoupled optimisation (the paper's table 8) on the digits: sampling, loss and aggregation.
+"""Runs the ablation of decoupled optimisation (table 8 of the paper) on the digits: sampling, loss and aggregation.
 
 python bench/ablation_do.py docs/do_ablation.md
 """
@@ -15,7 +15,7 @@ from ltfast.cli import main as ltfast
 
 SEEDS = (0, 1, 2)
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
-# sampling of the middle stage, loss
+# (sampling of the middle stage, loss)
 VARIANTS = [
     ("group_preferred", "compensation"),
     ("class_balanced", "compensation"),

@@ -1,4 +1,4 @@
-"""The range and accuracy of ``log_iv`` and its peers against 50-digit arithmetic.
+"""Compares the range and accuracy of ``log_iv`` and its peers with 50-digit arithmetic.
 
 python bench/accuracy_bessel.py
 """
@@ -17,7 +17,7 @@ ARGUMENTS = [1e-2, 1.0, 30.0, 500.0, 2e3, 1e7]
 
 
 def peers() -> dict[str, Callable[[float, np.ndarray], np.ndarray]]:
-    """Those that are installed."""
+    """The installed implementations."""
     functions = {"ltfast": lambda nu, x: log_iv(nu, torch.from_numpy(x)).numpy()}
     try:
         from scipy import special

@@ -1,4 +1,4 @@
-"""The cases of `ltfast bench` under pytest-benchmark, for its histograms and its own comparisons.
+"""Runs the cases of `ltfast bench` with pytest-benchmark, for its histograms and comparisons.
 
 pytest bench --benchmark-only -k "agcl and imagenet-lt"
 """

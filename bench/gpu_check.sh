@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command under nine minutes: build csrc, run the GPU tests, compute-sanitizer on
-# small shapes, the bench; JSON and tables go to a folder. Uses the given Python as it is, and no network: it has torch,
-# pybind11, cmake, ninja and what `pip install 'ltfast[test]'` brings.
+# Runs everything that needs a GPU in less than nine minutes: builds csrc, and runs the GPU tests, compute-sanitizer on
+# small shapes, and the benchmark. Results go to the output folder. It uses the given Python without installing
+# anything or accessing the network: torch, pybind11, cmake, ninja and the dependencies of `pip install 'ltfast[test]'`
+# must be installed.
 #
 #     bash bench/gpu_check.sh python3 OUT
 set -uo pipefail
@@ -14,7 +15,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" - <<'END' || exit 2
 import sys, torch
 if not torch.cuda.is_available():
-    sys.exit("gpu-check: PyTorch sees no CUDA device here")
+    sys.exit("gpu-check: PyTorch finds no CUDA device; run it on a machine with a GPU")
 print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
 END
 

@@ -1,5 +1,5 @@
-"""Linear probing of an encoder that LiVT has pre-trained, for prompt tuning to be compared with: its features stay as
-they are, and a classifier learns from them; the best of several learning rates, on the test images, is shown.
+"""Linear probing of an encoder pre-trained with LiVT, as a baseline for prompt tuning: trains a classifier on frozen
+features, and prints the best result over several learning rates on the test images.
 
 python bench/linear_probe.py --init RUN --data digits --imbalance 50
 """
@@ -25,7 +25,8 @@ RATES = (0.003, 0.03, 0.3, 3.0)
 def probe(
     features: list[tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor], head: nn.Module, loss: nn.Module, lr: float
 ) -> list[int]:
-    """Correct test images of each class after training on batches of features, by SGD on a cosine schedule."""
+    """The number of correct test images of each class after training on batches of features by SGD with a cosine
+    schedule."""
     optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(features))
     for batch, labels in features:

@@ -1,5 +1,5 @@
-"""Strong scaling: whole training steps of the real engine on the same joined batch, with more and more processes of one
-thread each.
+"""Strong scaling: times complete training steps of the engine for a fixed global batch size and increasing numbers of
+processes with one thread each.
 
 python bench/scaling.py --out FILE.json
 """
@@ -26,7 +26,7 @@ from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, settings_of
 
 COUNTS = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 4]
-METHODS_AND_SETTINGS = {  # the first stage of each is timed
+METHODS_AND_SETTINGS = {  # the first stage of each method is timed
     "proco": {"augment": "cifar", "contrast_augment": "simclr"},  # ResNet-32, three views
     "dscl": {"augment": "cifar"},  # ResNet-32, two views and five patches, a queue of 2,048 keys
     "lpt": {"augment": "cifar"},  # ViT-tiny with patches of 4 pixels, frozen
@@ -35,11 +35,11 @@ WARM_UP = 3
 
 
 class Enough(Exception):
-    """All steps are timed."""
+    """Ends the training after all steps are timed."""
 
 
 def images() -> DataBundle:
-    """Noise of CIFAR's size, with a long tail of 10 classes."""
+    """Noise images of CIFAR's size in 10 classes with a long tail."""
     labels = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
     data = ArrayDataset(pixels, labels, [str(number) for number in range(len(COUNTS))])
@@ -47,7 +47,7 @@ def images() -> DataBundle:
 
 
 def seconds_a_step(method: str, batch_size: int, steps: int) -> float:
-    """The median time of a step, data and optimiser included, of this process with all others."""
+    """The median time of a step in this process, including data and optimiser, while all processes run."""
     accelerator, run, bundle = make_accelerator("fp32"), RunSettings(), images()
     rank, processes = accelerator.process_index, accelerator.num_processes
     settings = settings_of(method, {**METHODS_AND_SETTINGS[method], "epochs": 2, "batch_size": batch_size // processes})
@@ -55,7 +55,7 @@ def seconds_a_step(method: str, batch_size: int, steps: int) -> float:
     plan = METHODS[method].build(settings, bundle, BuildContext(run, rank, processes))
     stage, times = plan.stages[0], []
     if method == "lpt":
-        stage.recall = lambda: None  # prompts do not mind for how long the encoder was trained
+        stage.recall = lambda: None  # the times do not depend on how long the encoder was trained
 
     def clock() -> None:
         times.append(time.perf_counter())
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file with the figures")
     parser.add_argument("--methods", default=",".join(METHODS_AND_SETTINGS))
     parser.add_argument("--processes", default="1,2")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step, over all processes")
-    parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after the first ones")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step, over all processes")
+    parser.add_argument("--steps", type=int, default=20, help="number of timed steps, after the warm-up")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -117,7 +117,7 @@ def main() -> None:
         one = None
         for processes in map(int, args.processes.split(",")):
             seconds = measure(method, processes, args.batch_size, args.steps)
-            one = one or seconds * processes  # ideal scaling from the first
+            one = one or seconds * processes  # ideal scaling relative to the first number of processes
             row = {
                 "method": method,
                 "processes": processes,

@@ -1,7 +1,7 @@
-"""What a training step of each method is made of, for `scaling_model.py`: counted of networks as the methods build
-them, run on tensors without memory; and what it costs a CPU core to load an image, measured.
+"""Counts the operations and bytes of a training step of each method, and measures the CPU time to load an image, for
+`scaling_model.py`. The counts come from the networks that the methods build, run on fake tensors.
 
-    python bench/scaling_counts.py count      # a minute; neither data nor weights are needed
+    python bench/scaling_counts.py count      # one minute; needs no data or weights
     python bench/scaling_counts.py loading    # half a minute, on scikit-learn's photographs
 """
 
@@ -42,14 +42,14 @@ Run = Callable[[Any, int], Tensor]  # network, number of training images -> a sc
 
 @dataclass(frozen=True)
 class Count:
-    """Operations are two for each multiplication and addition, bytes are under bfloat16 autocast.
+    """Counts of a network's training step, by default under bfloat16 autocast. A multiply-add is two operations.
 
     Attributes:
-        parameters, trained: numbers of them; a momentum encoder's are not among them.
-        buffers: bytes of them.
-        forward, step: operations for a training image, with all its views: forward, and with backward.
-        saved: bytes that the forward pass keeps for the backward pass, for a training image.
-        launches: operators of a step that compute something, each of them one kernel or more.
+        parameters, trained: numbers of all and of the trained parameters, without those of a momentum encoder.
+        buffers: bytes of the buffers.
+        forward, step: operations per training image with all its views, in the forward pass and in the whole step.
+        saved: bytes per training image that the forward pass saves for the backward pass.
+        launches: operators of a step that launch at least one kernel.
     """
 
     parameters: int
@@ -63,21 +63,21 @@ class Count:
 
 @dataclass(frozen=True)
 class Work:
-    """A stage of a method, by its recipe for ImageNet-LT.
+    """A stage of a method with its recipe for ImageNet-LT.
 
     Attributes:
         name: method and stage.
-        kind: of the network, "convolutions" or "transformer".
-        build, run: the network, and its pass.
-        views: how an image is loaded; see `LOADINGS`.
-        batch: setting of a step's images.
-        epochs: of the stage.
-        drawn: images an epoch draws for one in the training set.
-        states: values that the optimiser keeps for a parameter: 1 for momentum, 2 for AdamW.
-        encoders: networks beside the trained one: a momentum encoder.
+        kind: kind of the network, "convolutions" or "transformer".
+        build, run: functions that build the network and run its forward pass.
+        views: the views that are loaded per image; see `LOADINGS`.
+        batch: name of the setting with the batch size.
+        epochs: number of epochs of the stage.
+        drawn: images drawn per epoch relative to the size of the training set.
+        states: optimiser states per parameter: 1 for momentum, 2 for AdamW.
+        encoders: number of additional networks, such as a momentum encoder.
         state: bytes of the loss's buffers.
-        reduced, gathered: bytes that the loss adds up over the processes in a step, and that it gathers from all.
-        operations: of the loss in a step.
+        reduced, gathered: bytes per step that the loss sums over the processes, and gathers from all processes.
+        operations: operations of the loss per step.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Work:
 
     @property
     def images(self) -> int:
-        """Of a step, on all devices together."""
+        """The number of images per step, over all devices."""
         return self.recipe[self.batch] * self.recipe.get("accumulate", 1)
 
 
@@ -121,7 +121,7 @@ def three_views(network: Any, number: int, pixels: int = 224) -> Tensor:
 
 def query_key_patches(network: Any, number: int, pixels: int = 224, patches: int = 5) -> Tensor:
     query = network.branches(torch.randn(number, 3, pixels, pixels))[1]
-    with torch.no_grad():  # the momentum encoder's, and the patches that are pooled
+    with torch.no_grad():  # keys of the momentum encoder, and projections of the pooled patches
         network.branches(torch.randn(number, 3, pixels, pixels))
         network.projection(torch.randn(number * patches, network.head.in_features))
     return query.sum() + network.projection(network.backbone(torch.randn(number * patches, 3, 64, 64))).sum()
@@ -158,7 +158,7 @@ WORKS = (
         lambda: TwoBranchClassifier("resnet50", CLASSES, head="cosine", feature_dim=1024, hidden_dim=2048),
         three_views,
         "randaugment, 2 simclr",
-        # sums of two epochs, directions; counts of two epochs; kappa, log prior; and where the sums start
+        # sums of two epochs, directions and starts; counts of two epochs; kappa and log prior
         state=lambda recipe: CLASSES * (4 * 4 * recipe["feature_dim"] + 2 * 8 + 2 * 4),
         reduced=lambda recipe: 4 * CLASSES * (recipe["feature_dim"] + 1),
         operations=lambda recipe: 4 * 2 * recipe["batch_size"] * CLASSES * recipe["feature_dim"],
@@ -170,11 +170,11 @@ WORKS = (
         query_key_patches,
         "dscl, 5 patches",
         encoders=1,
-        # keys and labels; sums and numbers of the classes' keys
+        # keys and labels; sums and counts of the keys of each class
         state=lambda recipe: (
             recipe["queue_size"] * (4 * recipe["feature_dim"] + 8) + 8 * CLASSES * (recipe["feature_dim"] + 1)
         ),
-        # queries and, on the way back, their gradients; keys and labels, for the loss and for the queue
+        # queries and their gradients; keys and labels, for the loss and for the queue
         gathered=lambda recipe: recipe["batch_size"] * (4 * 4 * recipe["feature_dim"] + 2 * 8),
         operations=lambda recipe: (
             4 * recipe["batch_size"] * (1 + 2 * recipe["patches"]) * recipe["queue_size"] * recipe["feature_dim"]
@@ -211,7 +211,7 @@ WORKS = (
     ),
 )
 
-# What `ltfast bench step` runs on a CPU in float32, whose peak memory was measured.
+# The networks of `ltfast bench step` on a CPU in float32, whose peak memory was measured.
 BENCHED: dict[str, tuple[Build, Run]] = {
     "proco": (lambda: TwoBranchClassifier("resnet50", CLASSES), lambda network, n: three_views(network, n, 112)),
     "dscl": (
@@ -224,12 +224,12 @@ BENCHED: dict[str, tuple[Build, Run]] = {
 
 
 def count(build: Build, run: Run, *, half: bool = True) -> Count:
-    """Run a network on fake tensors: they have shapes, but no memory, and nothing is computed.
+    """Run a network on fake tensors, which have shapes but no data, and count its step.
 
     Args:
-        build: makes the network.
-        run: its pass.
-        half: under bfloat16 autocast.
+        build: builds the network.
+        run: runs its forward pass.
+        half: whether to use bfloat16 autocast.
     """
     mode = FakeTensorMode()
     with torch.device("meta"):
@@ -237,12 +237,12 @@ def count(build: Build, run: Run, *, half: bool = True) -> Count:
     _make_fake(network, mode)
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     rows = []
-    for number in (2, 4):  # what grows from one to the other is an image's; copies of the weights do not
+    for number in (2, 4):  # the difference is the part per image; copies of the weights cancel
         saved: dict[int, Any] = {}
 
         def keep(tensor: Tensor, saved: dict[int, Any] = saved) -> Tensor:
             storage = tensor.untyped_storage()
-            saved.setdefault(storage._cdata, storage)  # held, so that nothing else gets its address
+            saved.setdefault(storage._cdata, storage)  # keep it alive, so that its address is not reused
             return tensor
 
         counter, launches = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION), _Launches()
@@ -251,7 +251,7 @@ def count(build: Build, run: Run, *, half: bool = True) -> Count:
             loss = run(network, number)
             forward = counter.get_total_flops()
             loss.backward()
-        network.zero_grad()  # else the next backward pass adds to what is there
+        network.zero_grad()  # otherwise the next backward pass would accumulate
         kept = sum(storage.nbytes() for address, storage in saved.items() if address not in own)
         rows.append((forward, counter.get_total_flops(), kept))
     forward, step, kept = ((b - a) // 2 for a, b in zip(*rows, strict=True))
@@ -274,14 +274,14 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-_CPU_ATTENTION = {  # PyTorch counts that of GPUs alone
+_CPU_ATTENTION = {  # PyTorch counts only the attention operators of GPUs
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
 class _Launches(TorchDispatchMode):
-    """Counts operators that compute: neither views of what they are given, nor empty memory, nor questions."""
+    """Counts operators that compute something. Views, allocations and queries do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ LOADINGS = {
 
 
 def measure_loading(seconds: float = 20.0) -> dict[str, Any]:
-    """Milliseconds of a core for a training image: reading, decoding and augmenting it; medians of CPU time."""
+    """The median CPU time in ms to read, decode and augment a training image on one core."""
     torch.set_num_threads(1)
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [folder / "china.jpg", folder / "flower.jpg"]

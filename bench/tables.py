@@ -1,5 +1,5 @@
-"""Writes the tables of measurements from bench/results/, so that no figure is typed by hand: README.md's, between its
-markers, and docs/benchmarks.md.
+"""Generates the tables of measurements from bench/results/: docs/benchmarks.md, and the part of README.md between its
+markers.
 
 python bench/tables.py
 """
@@ -16,8 +16,8 @@ RESULTS = ROOT / "bench/results"
 PAGES = {"cpu": "CPU", "cpu_large": "CPU, ViT-B/16 with prompts", "h200": "H200"}
 README = ("cpu", "h200")
 README_OPS = ("agcl", "balanced_bce", "proco", "dscl")
-NOT_PEERS = (*FLOORS, "linear + cross_entropy")  # another loss
-# case, peer, at least so many times as long; of the peer's memory at most
+NOT_PEERS = (*FLOORS, "linear + cross_entropy")  # the latter is another loss
+# case, peer, minimum time relative to ltfast, maximum of ltfast's memory relative to the peer's
 GOALS = (
     ("agcl 256 x 1000 float32", "eager", 10, None),
     ("agcl 256 x 1000 float32", "torch.compile", 5, None),
@@ -33,14 +33,14 @@ BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 
 
 PICTURES = {
-    "speedups": "How many times as long as ltfast the other implementations take",
-    "roofline": "Throughput of each op against the limits of the machine",
-    "growth": "Time against the size of the problem",
+    "speedups": "Time of the other implementations relative to ltfast",
+    "roofline": "Throughput of each op compared with the limits of the machine",
+    "growth": "Time as a function of the problem size",
 }
-SUMMARY = """The picture shows how many times as long as ltfast the other implementations take on a CPU, for the largest
-case of each op. No GPU has been measured yet.
+SUMMARY = """The picture shows the time of the other implementations relative to ltfast on a CPU, for the largest case
+of each op. No GPU has been measured yet.
 
-`make bench` measures, and `make tables` writes this page from `bench/results/`."""
+`make bench` runs the benchmark, and `make tables` generates this page from `bench/results/`."""
 COLUMNS = """The columns:
 
 - **step**: the op and the size of its input. A step is the forward and the backward pass, with the gradients that
@@ -50,23 +50,23 @@ COLUMNS = """The columns:
   bound is the longest of three times: the bytes at the rate of a copy (memory), the matrix products at the best rate
   of the library (matrix), and the exponentials at PyTorch's rate (exp). The share can exceed 100 % if the data stay in
   a cache.
-- **plain PyTorch**, **`torch.compile`** and **published, library**: how many times as long as ltfast these
-  implementations take. "Published" is the algorithm of the paper's authors.
+- **plain PyTorch**, **`torch.compile`** and **published, library**: the times of these implementations relative to
+  ltfast. "Published" is the algorithm of the paper's authors.
 - **memory, others'**: the peak memory of a step without its inputs, for ltfast and for the implementation that needs
   most."""
-STEPS = """Whole training steps, measured by `ltfast bench step` with ltfast's losses and with the published ones.
+STEPS = """Complete training steps, measured by `ltfast bench step` with ltfast's losses and with the published ones.
 "In the loss" is the share of the step that the loss takes:"""
-EXPECTED = """Goals that were set before the measurement: how many times as long as ltfast the other implementation
-takes, and ltfast's memory as a fraction of the other's. `eager` is plain PyTorch:"""
-METHOD = """## How it is measured
+EXPECTED = """Goals that were set before the measurement: the minimum time of the other implementation relative to
+ltfast, and the maximum of ltfast's memory as a fraction of the other's. `eager` is plain PyTorch:"""
+METHOD = """## Measurement method
 
 Inputs rotate through more memory than the last-level cache holds, and the implementations take turns. The first call,
 which includes compilation, is listed separately. Memory is the peak of a step without its inputs. Implementations that
 write hundreds of MiB vary by half from run to run, depending on how the operating system provides their pages; so do
 the ratios to them.
 
-In the tables below, `eager` is plain PyTorch. `copy` and `matmul` are floors, not implementations: a copy of the data
-and the matrix products alone. `linear + cross_entropy` is another loss, listed for comparison."""
+In the tables below, `eager` is plain PyTorch. `copy` and `matmul` are lower bounds, not implementations: a copy of the
+data, and only the matrix products. `linear + cross_entropy` is another loss, listed for comparison."""
 
 
 def against(row: dict[str, Any] | None) -> str:
@@ -74,13 +74,13 @@ def against(row: dict[str, Any] | None) -> str:
 
 
 def others(rows: dict[str, dict[str, Any]]) -> str:
-    """Published algorithms and libraries."""
+    """The times of published algorithms and libraries."""
     known = ("ltfast", "eager", "torch.compile", *NOT_PEERS)
     return ", ".join(f"{name} {against(row)}" for name, row in rows.items() if name not in known)
 
 
 def memory(rows: dict[str, dict[str, Any]]) -> str:
-    """Beside the inputs."""
+    """The peak memory without the inputs."""
     ours, others = rows["ltfast"]["peak_mib"], [row["peak_mib"] for name, row in rows.items() if name not in NOT_PEERS]
     if ours is None:
         return ""
@@ -89,7 +89,7 @@ def memory(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def short(results: dict[str, Any]) -> list[str]:
-    """A case of each op; see `largest`."""
+    """The table with one case of each op; see `largest`."""
     lines = [
         "| step | ltfast | of the limit | plain PyTorch | `torch.compile` | published, library | memory, others' |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -110,7 +110,7 @@ def short(results: dict[str, Any]) -> list[str]:
 
 
 def few(results: dict[str, Any]) -> list[str]:
-    """The losses of the README."""
+    """The table of the README."""
 
     def measured(row: dict[str, Any]) -> str:
         return f"{digits(row['median_ms'])} ms, {digits(row['peak_mib'])} MiB"
@@ -166,7 +166,10 @@ def steps(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def goals(results: dict[str, Any]) -> list[str]:
-    lines = ["| case | against | goal | measured | memory: goal | measured |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| case | compared with | goal | measured | memory: goal | measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for case, peer, least, most in GOALS:
         rows = by_case(results).get(case)
         if rows is None:
@@ -223,7 +226,7 @@ def main() -> None:
     block = "\n".join([BEGIN, *readme[1:], END])
     text, found = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
     if not found:
-        raise SystemExit(f"README.md has no place for the measurements: add {BEGIN} and {END}")
+        raise SystemExit(f"README.md lacks the markers of the measurements: add {BEGIN} and {END}")
     path.write_text(text)
 
 

@@ -1,6 +1,7 @@
-"""What mkdocs needs beside its settings: formulas in docstrings, and pictures of measurements.
+"""Extensions of mkdocs: formulas in docstrings, and pictures of measurements.
 
-mkdocs calls `on_files` and `on_page_markdown`; griffe, which reads the docstrings for mkdocstrings, `MarkdownFormulas`.
+mkdocs calls `on_files` and `on_page_markdown`. griffe, which reads the docstrings for mkdocstrings, uses
+`MarkdownFormulas`.
 """
 
 import re
@@ -17,7 +18,7 @@ OPS = "{{ every module of ltfast.ops.__all__ }}"
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pictures of bench/results, which lie beside docs/, not in it."""
+    """Add the pictures of bench/results, which is outside docs/."""
     root = Path(config.config_file_path).parent
     for picture in sorted((root / PICTURES).glob("**/*.png")):
         files.append(File.generated(config, picture.relative_to(root).as_posix(), abs_src_path=str(picture)))
@@ -25,7 +26,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Adapt links to those pictures, which hold on GitHub, where docs/ has a folder above it; and list the ops."""
+    """Rewrite the links to these pictures, because the sources link to the parent of docs/, and list the ops."""
     return markdown.replace(f"](../{PICTURES}/", f"]({PICTURES}/").replace(OPS, every_op())
 
 
@@ -38,10 +39,10 @@ def every_op() -> str:
 
 
 def with_markdown_formulas(text: str) -> str:
-    r"""The reStructuredText formulas of a docstring, `.. math::` and :math:`x`, as `$$` and `$x$`."""
+    r"""Convert the reStructuredText formulas of a docstring, `.. math::` and :math:`x`, to `$$` and `$x$`."""
 
     def formulas(match: re.Match[str]) -> str:
-        parts = textwrap.dedent(match[1]).strip().split("\n\n")  # an equation each
+        parts = textwrap.dedent(match[1]).strip().split("\n\n")  # one equation each
         return "\n\n".join(f"$$\n{part}\n$$" for part in parts) + "\n"
 
     text = re.sub(r"^\.\. math::\n\n((?:[ ]+\S.*(?:\n|\Z)|\n(?=[ ]))+)", formulas, text, flags=re.MULTILINE)

@@ -1,9 +1,9 @@
-"""What timm lacks: CIFAR's ResNet-32, nets for small images, the cosine classifier, the projection head, the masked
-autoencoder.
+"""Networks and heads that timm lacks: ResNet-32 for CIFAR, networks for small images, the cosine classifier, the
+projection head, the masked autoencoder and prompts.
 
 Importing this package registers its networks with timm, so `timm.create_model("resnet32_cifar")` works. The heads
-(`CosineClassifier`, `ClassParallelCosineClassifier`, `ProjectionHead`), `SubModels` and `feature_map` need PyTorch
-alone; the others need timm, which `pip install 'ltfast[train]'` brings.
+(`CosineClassifier`, `ClassParallelCosineClassifier`, `ProjectionHead`), `SubModels` and `feature_map` need only
+PyTorch. The others need timm, which `pip install 'ltfast[train]'` installs.
 """
 
 from typing import Any
@@ -31,7 +31,8 @@ except ModuleNotFoundError as error:
     def __getattr__(name: str) -> Any:
         if name in __all__:
             raise ModuleNotFoundError(
-                f"ltfast.models.{name} needs the package {missing}: pip install 'ltfast[train]'", name=missing
+                f"ltfast.models.{name} needs the package {missing}: pip install 'ltfast[train]'",
+                name=missing,
             )
         raise AttributeError(f"module 'ltfast.models' has no attribute {name!r}")
 

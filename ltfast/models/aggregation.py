@@ -1,7 +1,7 @@
-"""Test-time weights for the predictions of several sub-models.
+"""Test-time aggregation of the predictions of several sub-models.
 
-Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024: the weights of a test image are
-those under which the aggregated predictions of two augmented views of it agree best.
+Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024: the weights of a test image
+maximise the agreement between the aggregated predictions for two augmented views of it.
 """
 
 import torch
@@ -9,16 +9,19 @@ from torch import Tensor
 
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
-    r"""What is needed of two views' predictions to learn any weights: :math:`M = P_1 P_2^\top`, symmetrised.
+    r"""The agreement matrix of the predictions for two views: :math:`M = P_1 P_2^\top`, symmetrised.
 
-    With :math:`y = \sum_t \lambda_t p_t` for either view, :math:`y_1 \cdot y_2 = \lambda^\top M \lambda`: the classes
-    do not appear in it any more.
+    With :math:`y = \sum_t \lambda_t p_t` for each view, :math:`y_1 \cdot y_2 = \lambda^\top M \lambda`. Learning the
+    weights therefore needs only M, which does not depend on the number of classes.
 
     Args:
-        first, second: probabilities (B, T, C) of the T sub-models for a view each.
+        first, second: probabilities (B, T, C) of the T sub-models, one tensor per view.
 
     Returns:
-        (B, T, T), float32 or float64.
+        M, (B, T, T), float32 (float64 for float64).
+
+    Raises:
+        ValueError: the shapes differ, or are not (B, T, C).
     """
     if first.dim() != 3 or first.shape != second.shape:
         raise ValueError(
@@ -26,25 +29,28 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
             "expected (batch, models, classes) of both"
         )
     wide = first.dtype if first.dtype == torch.float64 else torch.float32
-    with torch.autocast(first.device.type, enabled=False):  # it would multiply in half precision
+    with torch.autocast(first.device.type, enabled=False):  # autocast would multiply in half precision
         products = first.to(wide) @ second.to(wide).mT
     return (products + products.mT) / 2
 
 
 def aggregation_weights(agreement: Tensor, *, steps: int = 50, lr: float = 1.0) -> Tensor:
-    r"""Weights that maximise :math:`\lambda^\top M \lambda`, by gradient ascent from equal weights.
+    r"""Learn weights that maximise :math:`\lambda^\top M \lambda`, by gradient ascent from equal weights.
 
-    :math:`\lambda` is the softmax of what is learned, so the weights are positive and sum to 1. In closed form, with
+    :math:`\lambda` is the softmax of the learned parameters, so the weights are positive and sum to 1. With
     :math:`g = 2 M \lambda`, the gradient is :math:`\lambda \odot (g - \lambda \cdot g)`.
 
     Args:
-        agreement: (..., T, T), symmetric, from `agreement`; or sums or means of such matrices, for weights that
-            several images share.
-        steps: of gradient ascent, at least 0.
-        lr: their size, over 0.
+        agreement: (..., T, T), symmetric, from `agreement`; or sums or means of such matrices, for weights shared by
+            several images.
+        steps: number of gradient ascent steps, at least 0.
+        lr: step size, over 0.
 
     Returns:
-        (..., T).
+        The weights, (..., T).
+
+    Raises:
+        ValueError: an argument is invalid; the message names it.
     """
     if agreement.dim() < 2 or agreement.shape[-1] != agreement.shape[-2]:
         raise ValueError(f"agreement has shape {tuple(agreement.shape)}: expected (..., models, models)")
@@ -52,7 +58,7 @@ def aggregation_weights(agreement: Tensor, *, steps: int = 50, lr: float = 1.0) 
         raise ValueError(f"steps is {steps}: expected at least 0")
     if not lr > 0:
         raise ValueError(f"lr is {lr}: expected a number over 0")
-    # images last: T is small, and each operation then runs over rows of all images
+    # The images are the last dimension: T is small, so each operation then runs over contiguous rows of images.
     rows = agreement.detach().reshape(-1, *agreement.shape[-2:]).permute(1, 2, 0).contiguous() * (2 * lr)
     learned = rows.new_zeros(rows.shape[1:])
     weights = learned.softmax(0)

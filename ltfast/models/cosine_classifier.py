@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 class CosineClassifier(nn.Module):
-    """Cosine of the angle between a feature and each class's weight (Gidaris & Komodakis, CVPR 2018).
+    """The cosine of the angle between a feature and the weight of each class (Gidaris & Komodakis, CVPR 2018).
 
-    There is no scale: the loss applies its own (`ltfast.losses.AGCLLoss` has `scale=20`).
+    It has no scale: the loss applies its own (`ltfast.losses.AGCLLoss` has `scale=20`).
 
     Args:
         in_features: width D of the features.
@@ -17,7 +17,7 @@ class CosineClassifier(nn.Module):
     Shapes: features (B, D) -> cosines (B, C) in [-1, 1], in the features' dtype.
 
     Raises:
-        ValueError: a size below 1, or features whose last dimension is not `in_features`.
+        ValueError: a size is below 1, or the last dimension of the features is not `in_features`.
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -28,17 +28,17 @@ class CosineClassifier(nn.Module):
         self.in_features = in_features
         self.num_classes = num_classes
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
-        # uniform on the unit sphere: the length does not count, but divides the gradient (learning rates in the field
-        # are for length 1)
+        # Uniform on the unit sphere. The length does not affect the cosine, but the gradient is divided by it;
+        # published learning rates assume length 1.
         nn.init.normal_(self.weight)
         self.weight.data = F.normalize(self.weight.data, dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[-1] != self.in_features:
             raise ValueError(f"features must have {self.in_features} columns, got shape {tuple(features.shape)}")
-        # the norms in float32 at least: under autocast, half-precision features would lose digits or overflow
+        # Norms are computed in float32 at least: half-precision features would lose precision or overflow.
         unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1).to(features.dtype)
-        # rounding can leave [-1, 1] by an ulp; the clamp keeps acos and the like finite downstream
+        # Rounding can exceed [-1, 1] by one ulp; the clamp keeps functions such as acos finite.
         return F.linear(unit, F.normalize(self.weight, dim=-1).to(features.dtype)).clamp(-1.0, 1.0)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""A small convolutional net for 8 x 8 digits: trained in seconds on one core."""
+"""A small convolutional network for 8 x 8 digits, which trains in seconds on one core."""
 
 from typing import Any
 
@@ -27,10 +27,10 @@ def _block(in_channels: int, channels: int) -> list[nn.Module]:
 
 
 class DigitsConvNet(nn.Module):
-    """Four 3 x 3 convolutions (32, 32, 64, 64 channels) with two poolings, averaged over the image.
+    """Four 3 x 3 convolutions (32, 32, 64, 64 channels) with two max poolings, followed by global average pooling.
 
     Args:
-        num_classes: width of the linear head; 0 leaves the 64 pooled features.
+        num_classes: width of the linear head; with 0, the output is the 64 pooled features.
         in_chans: channels of the images.
 
     Shapes: images (B, in_chans, H, W), H and W at least 4 -> (B, num_classes), or (B, 64) without a head.
@@ -65,5 +65,5 @@ class DigitsConvNet(nn.Module):
 
 @register_model
 def digits_convnet(pretrained: bool = False, **kwargs: Any) -> DigitsConvNet:
-    """The net for 8 x 8 digits: 66,000 parameters."""
+    """The network for 8 x 8 digits, with 66,000 parameters."""
     return build_model_with_cfg(DigitsConvNet, "digits_convnet", pretrained, **kwargs)

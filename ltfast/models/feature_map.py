@@ -1,4 +1,4 @@
-"""A backbone's last feature map, whatever its family."""
+"""The last feature map of a convolutional or transformer backbone."""
 
 import math
 from typing import Any
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def feature_map(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The map before pooling, and the pooled features that the backbone gives.
+    """Compute the feature map before pooling, and the pooled features.
 
     Args:
         backbone: a timm model without its head.
         images: (B, channels, S, S).
 
     Returns:
-        The map (B, C, H, W), and the features (B, D). A vision transformer's patch tokens are its map.
+        The feature map (B, C, H, W), for a vision transformer its patch tokens, and the pooled features (B, D).
 
     Raises:
-        ValueError: tokens that do not fill a square.
+        ValueError: the number of patch tokens is not a square.
     """
     features = backbone.forward_features(images)
     pooled = backbone.forward_head(features)
@@ -25,8 +25,8 @@ def feature_map(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         side = math.isqrt(tokens.shape[1])
         if side * side != tokens.shape[1]:
-            raise ValueError(f"the backbone gives {tokens.shape[1]} tokens: expected a square number of them")
+            raise ValueError(f"the backbone returns {tokens.shape[1]} patch tokens: expected a square number")
         return tokens.transpose(1, 2).unflatten(2, (side, side)), pooled
     if features.shape[1] != backbone.num_features and features.shape[-1] == backbone.num_features:
-        return features.permute(0, 3, 1, 2), pooled  # Swin's and others' channels come last
+        return features.permute(0, 3, 1, 2), pooled  # Swin and others have the channels last
     return features, pooled

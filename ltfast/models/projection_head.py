@@ -7,21 +7,22 @@ from ltfast.ops.core.tensors import accumulator
 
 
 class ProjectionHead(nn.Module):
-    """Linear, BatchNorm, ReLU, linear, and each row divided by its length (Chen et al., "SimCLR", ICML 2020).
+    """Linear, BatchNorm, ReLU and linear layers followed by L2 normalisation (Chen et al., "SimCLR", ICML 2020).
 
-    Without BatchNorm it is MoCo v2's (Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020).
+    Without BatchNorm, it is the head of MoCo v2 (Chen et al., "Improved Baselines with Momentum Contrastive Learning",
+    2020).
 
     Args:
         in_features: width of the backbone's features.
         feature_dim: width D of the projection.
         hidden_dim: width of the hidden layer; None means in_features.
-        batch_norm: with BatchNorm.
+        batch_norm: whether to use BatchNorm.
 
-    Shapes: features (B, in_features) -> (B, feature_dim) float32 (float64 for float64), rows of length 1. With
-    BatchNorm B is at least 2 in training.
+    Shapes: features (B, in_features) -> L2-normalised rows (B, feature_dim), float32 (float64 for float64). With
+    BatchNorm, B must be at least 2 in training.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
     """
 
     def __init__(
@@ -41,5 +42,5 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         projection = self.layers(features)
-        # half precision would lose the length's digits
+        # half precision would round the length
         return F.normalize(projection.to(accumulator(projection.dtype)), dim=-1)

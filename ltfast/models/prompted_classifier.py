@@ -11,20 +11,23 @@ from ltfast.models.prompts import PromptedTransformer, PromptPool, check_blocks
 class PromptedClassifier(nn.Module):
     """A vision transformer with shared and group prompts, and a cosine classifier.
 
-    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. `forward` has the shared prompts
-    alone; `grouped` adds to the last blocks those group prompts whose keys are nearest to what `forward` sees.
+    Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023. `forward` uses only the shared
+    prompts. `grouped` adds to the last blocks the group prompts whose keys are closest to the features of `query`.
 
     Args:
-        backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; which: `PromptedTransformer`.
-        global_pool: features are the class token ("token") or the mean of the patches' ("avg"); None: as timm has it.
-        standardise: BatchNorm without weights (so batches of at least 2) before keys and classifier, as masked
-            autoencoders are probed (He et al., CVPR 2022): else the large direction that their features share is all
-            that a cosine sees.
-        length: shared prompts of a block.
-        pool_size, group_length, group_blocks, matches: see `PromptPool`.
+        backbone, num_classes, in_chans, image_size, pretrained: see `ImageClassifier`; for the supported backbones see
+            `PromptedTransformer`.
+        global_pool: "token" uses the class token as feature, "avg" the mean of the patch tokens; None keeps timm's
+            default.
+        standardise: whether to apply BatchNorm without weights before keys and classifier, as in linear probing of
+            masked autoencoders (He et al., CVPR 2022); batches must then have at least 2 images. The features of masked
+            autoencoders share one large direction, which would otherwise dominate the cosine.
+        length: number of shared prompts per block.
+        pool_size, group_length, group_blocks, matches: see `PromptPool`. None for `group_blocks` means half of the
+            blocks.
 
     Raises:
-        ValueError: as `ImageClassifier`, `PromptedTransformer` and `PromptPool`.
+        ValueError: see `ImageClassifier`, `PromptedTransformer` and `PromptPool`.
     """
 
     def __init__(
@@ -55,28 +58,31 @@ class PromptedClassifier(nn.Module):
         depth = len(vit.blocks)
         blocks = max(depth // 2, 1) if group_blocks is None else group_blocks
         if not 1 <= blocks <= depth:
-            raise SettingError("group_blocks", f"1 to {depth}, the backbone's blocks", blocks)
+            raise SettingError("group_blocks", f"1 to {depth}, the number of blocks", blocks)
         self.pool = PromptPool(vit, size=pool_size, length=group_length, blocks=blocks, matches=matches)
         self.head = whole.head
-        # of the features without group prompts, which are also the queries; and of those with them
+        # for the features without group prompts, which are also the queries, and for those with group prompts
         self.norm, self.group_norm = (
             nn.BatchNorm1d(vit.num_features, affine=False) if standardise else nn.Identity() for _ in range(2)
         )
-        self._first = len(vit.blocks) - blocks  # with group prompts
+        self._first = len(vit.blocks) - blocks  # first block with group prompts
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, image_size, image_size) -> cosines (B, C), with the shared prompts alone."""
+        """Images (B, in_chans, image_size, image_size) -> cosines (B, C), with only the shared prompts."""
         return self.head(self.query(images))
 
     def query(self, images: Tensor) -> Tensor:
-        """The features that choose keys, with the shared prompts alone: (B, D)."""
+        """The features (B, D) with only the shared prompts, which are matched with the keys."""
         return self.norm(self.transformer(images))
 
     def grouped(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines (B, C) with group prompts too; the keys that each image matches, (B, k), and their cosines, (B, k).
+        """Compute the cosines with shared and group prompts.
 
-        Gradients reach the pool and the head, not what comes before: the blocks below the group prompts run once, for
-        the query and for the features.
+        The blocks before the group prompts run once, for both the query and the features. Only the pool and the head
+        receive gradients.
+
+        Returns:
+            The cosines (B, C), the indices of the keys that each image matches, (B, k), and their cosines, (B, k).
         """
         with torch.no_grad():
             tokens, ropes = self.transformer.embed(images)

@@ -1,4 +1,4 @@
-"""The ResNet for 32 x 32 images of He et al. (CVPR 2016, section 4.2), as LDAM, BCL and ProCo use it."""
+"""The ResNet for 32 x 32 images of He et al. (CVPR 2016, section 4.2), as used in LDAM, BCL and ProCo."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and the option-A shortcut: every second pixel, the new channels zero.
+    """Two 3 x 3 convolutions with the option-A shortcut: spatial subsampling, with zeros for the new channels.
 
     Shapes: (B, in_channels, H, W) -> (B, channels, H / stride, W / stride), rounded up.
     """
@@ -43,11 +43,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """ResNet of depth `6 * blocks + 2`: three stages of `blocks` basic blocks, 16, 32 and 64 channels.
+    """ResNet of depth `6 * blocks + 2`: three stages of `blocks` basic blocks with 16, 32 and 64 channels.
 
     Args:
-        blocks: blocks a stage; 5 gives ResNet-32.
-        num_classes: width of the linear head; 0 leaves the 64 pooled features.
+        blocks: number of blocks per stage; 5 gives ResNet-32.
+        num_classes: width of the linear head; with 0, the output is the 64 pooled features.
         in_chans: channels of the images.
 
     Shapes: images (B, in_chans, H, W) -> (B, num_classes), or (B, 64) without a head.
@@ -88,5 +88,5 @@ class ResNetCifar(nn.Module):
 
 @register_model
 def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-32: 464,154 parameters with ten classes."""
+    """ResNet-32, with 464,154 parameters for ten classes."""
     return build_model_with_cfg(ResNetCifar, "resnet32_cifar", pretrained, blocks=5, **kwargs)

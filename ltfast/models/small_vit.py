@@ -15,7 +15,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def default_vit(image_size: int) -> str:
-    """The vision transformer for images of this height and width in pixels."""
+    """The default vision transformer for images of this height and width in pixels."""
     if image_size <= 16:
         return "vit_digits"
     return "vit_tiny_cifar" if image_size <= 64 else "vit_base_patch16_224"
@@ -34,12 +34,12 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
 
 @register_model
 def vit_digits(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """For 8 x 8 digits, or any multiple of the patch's 2 pixels (`img_size`): 450,000 parameters."""
+    """A ViT with 2 x 2 patches and 450,000 parameters, for 8 x 8 digits or any multiple of 2 pixels (`img_size`)."""
     return _build("vit_digits", pretrained, **{"patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 3, **kwargs})
 
 
 @register_model
 def vit_tiny_cifar(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT-tiny with patches of 4 x 4 pixels, for 32 x 32 images or any multiple of 4 (`img_size`): 5.4 million."""
+    """ViT-tiny with 4 x 4 patches and 5.4 million parameters, for 32 x 32 images or any multiple of 4 (`img_size`)."""
     sizes = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _build("vit_tiny_cifar", pretrained, **{**sizes, **kwargs})

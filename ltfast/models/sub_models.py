@@ -10,24 +10,26 @@ from ltfast.ops import apply_masks_, importance_threshold
 
 
 class SubModels(nn.Module):
-    """A network whose weights are shared out among stages: sub-model t has the weights of stages 1 to t, and zeros.
+    """A network whose weights are divided among stages: sub-model t has the weights of stages 1 to t, and zeros
+    elsewhere.
 
-    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. There is one set of weights; a
-    byte a weight says whose it is. A stage trains the weights that no earlier one has kept, prunes those it does not
-    need, and leaves them to the next.
+    Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. There is one set of weights,
+    with one byte per weight for the stage that owns it. A stage trains the weights that no earlier stage has kept,
+    prunes the unimportant ones, and leaves them to the next stage.
 
-    Weights are the parameters of two dimensions and more. The others (biases, scale and shift of normalisation) and
-    the buffers (BatchNorm's statistics) are a fraction of a percent: each stage has its own, which start as those of
-    the stage before. With shared statistics a later stage would change the earlier sub-models' outputs, whatever their
-    weights; and a scale that is pruned would cut off a channel together with all that later stages put there.
+    Weights are the parameters with two or more dimensions. The other parameters (biases, scale and shift of
+    normalisation) and the buffers (BatchNorm statistics) are a fraction of a percent of the values. Each stage has its
+    own copy of them, initialised from the previous stage. With shared statistics, a later stage would change the
+    outputs of earlier sub-models. If scales could be pruned, a channel would be disabled together with everything that
+    later stages train in it.
 
     Args:
         network: maps images to class scores.
-        stages: T, at least 1.
+        stages: number of stages T, 1 to 254.
 
     Attributes:
-        network: holds the current stage's weights; trained as any network, between `begin` and the next.
-        weights: its weights, by name.
+        network: the network with the weights of the current stage; train it like any network.
+        weights: the weights of the network, by name.
         stage: the current stage, from 1.
 
     Raises:
@@ -44,11 +46,11 @@ class SubModels(nn.Module):
         self.stages = stages
         self._names = [name for name, p in network.named_parameters() if p.dim() >= 2]
         if not self._names:
-            raise InputError("network has no parameters of two dimensions or more: expected weights to share out")
+            raise InputError("network has no parameters with two or more dimensions: expected weights for the stages")
         self._others = [name for name, p in network.named_parameters() if p.dim() < 2]
         self._others += [name for name, _ in network.named_buffers()]
         self.stage = 1
-        self.register_buffer("_stage", torch.ones((), dtype=torch.int64))  # the same, for checkpoints
+        self.register_buffer("_stage", torch.ones((), dtype=torch.int64))  # the same value, for checkpoints
         tensors = {**self.weights, **self._own()}
         for i, name in enumerate(self._names):
             self.register_buffer(f"_owner_{i}", torch.ones_like(tensors[name], dtype=torch.uint8))
@@ -64,20 +66,20 @@ class SubModels(nn.Module):
         return {name: parameters[name] for name in self._names}
 
     def owners(self) -> list[Tensor]:
-        """For each of `weights`, the stage that keeps or trains each of its elements, uint8 of its shape; one more
-        than the current stage for those that it has pruned."""
+        """The owner of each element of `weights`, uint8 tensors of their shapes: the stage that keeps or trains the
+        element, or the current stage plus 1 if the current stage has pruned it."""
         return [self.get_buffer(f"_owner_{i}") for i in range(len(self._names))]
 
     @torch.no_grad()
     def begin(self, stage: int, fresh: nn.Module) -> None:
-        """Go on to the next stage: what the current one has pruned takes its values from `fresh`.
+        """Start the next stage: the weights pruned by the current stage take their values from `fresh`.
 
         Args:
             stage: the current stage plus 1.
-            fresh: a newly initialised network of the same kind.
+            fresh: a newly initialised network of the same architecture.
 
         Raises:
-            ValueError: another stage is expected, or the current one has left nothing to train.
+            ValueError: `stage` is not the next stage, or the current stage has pruned nothing.
         """
         if stage != self.stage + 1 or stage > self.stages:
             raise ValueError(f"stage is {stage}: expected {self.stage + 1}, of {self.stages}")
@@ -95,12 +97,12 @@ class SubModels(nn.Module):
 
     @torch.no_grad()
     def prune(self, importance: Sequence[Tensor], fraction: float) -> None:
-        """Prune the least important of the weights that no earlier stage has kept: they are zero from now on, and the
-        next stage's. Those pruned before may come back, as zeros.
+        """Prune the least important of the weights that no earlier stage has kept: set them to zero, and leave them to
+        the next stage. Weights pruned by an earlier call may be returned to this stage, as zeros.
 
         Args:
-            importance: of each of `weights`, of its shape.
-            fraction: the share that is pruned then, in [0, 1]; exact to one weight: ties are broken by their order.
+            importance: the importance of each of `weights`, with their shapes.
+            fraction: the fraction of these weights to prune, in [0, 1]; exact to one weight, with ties broken by order.
         """
         free = [owner >= self.stage for owner in self.owners()]
         lost = lowest(importance, free, fraction)
@@ -112,7 +114,7 @@ class SubModels(nn.Module):
 
     @contextmanager
     def pruned(self, importance: Sequence[Tensor], fraction: float) -> Iterator[None]:
-        """`prune` for as long as the context lasts, for a look at what it would do."""
+        """Prune temporarily, within the context, to test the effect of `prune`."""
         weights = list(self.weights.values())
         lost = lowest(importance, [owner >= self.stage for owner in self.owners()], fraction)
         before = [weight.detach().clone() for weight in weights]
@@ -128,27 +130,28 @@ class SubModels(nn.Module):
         apply_masks_([gradient for gradient, _ in held], [mask for _, mask in held])
 
     def still_weights_(self) -> None:
-        """Put the weights that the current stage does not train back to what they were, bit for bit: momentum and
-        weight decay have moved them. To be called after each optimiser step, and `still_gradients_` before it."""
+        """Restore the weights that the current stage does not train, bit for bit, since momentum and weight decay
+        change them. Call it after each optimiser step, and `still_gradients_` before it."""
         held = self._held()
         apply_masks_([weight for weight, _, _ in held], [mask for _, mask, _ in held], [value for _, _, value in held])
 
     def _held(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-        """The weights of which the current stage does not train all, where it does not, and their values there."""
+        """The weights that the current stage does not train completely, with masks of the fixed elements and the values
+        to restore."""
         if self._still is None or any(weight.device != value.device for weight, _, value in self._still):
             masked = [(w, owner != self.stage) for w, owner in zip(self.weights.values(), self.owners(), strict=True)]
             self._still = [(w, mask, w.detach().clone()) for w, mask in masked if mask.any()]
         return self._still
 
     def _loaded(self, _: object) -> None:
-        """What is held still has new values."""
+        """Update the current stage, and discard the values to restore, after a checkpoint is loaded."""
         self.stage = int(self._stage)
         self._still = None
 
     def tensors(self, stage: int) -> dict[str, Tensor]:
-        """Sub-model `stage`'s parameters and buffers by name, at most the current stage's; differentiable."""
+        """The parameters and buffers of sub-model `stage` (at most the current stage) by name; differentiable."""
         if not 1 <= stage <= self.stage:
-            raise ValueError(f"stage is {stage}: expected 1 to {self.stage}, the current one")
+            raise ValueError(f"stage is {stage}: expected 1 to {self.stage}, the current stage")
         weights = {
             name: torch.where(owner <= stage, weight, 0)
             for (name, weight), owner in zip(self.weights.items(), self.owners(), strict=True)
@@ -158,25 +161,25 @@ class SubModels(nn.Module):
         return {**weights, **{name: self.get_buffer(f"_kept_{stage}_{i}") for i, name in enumerate(self._others)}}
 
     def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
-        """The class scores of a sub-model, the current stage's if none is named."""
-        if stage is None or stage == self.stage:  # what it has pruned is zero already
+        """The class scores (B, C) of a sub-model; None means that of the current stage."""
+        if stage is None or stage == self.stage:  # the weights it has pruned are already zero
             return self.network(images)
         return functional_call(self.network, self.tensors(stage), (images,))
 
     def scores(self, images: Tensor) -> Tensor:
-        """The class scores of all sub-models up to the current stage's, (B, T, C)."""
+        """The class scores of all sub-models up to the current stage, (B, T, C)."""
         return torch.stack([self(images, stage) for stage in range(1, self.stage + 1)], 1)
 
     def _own(self) -> dict[str, Tensor]:
-        """What each stage has of its own."""
+        """The current parameters and buffers of which each stage has its own copy, by name."""
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         return {name: tensors[name] for name in self._others}
 
 
 @torch.no_grad()
 def lowest(values: Sequence[Tensor], masks: Sequence[Tensor], fraction: float) -> list[Tensor]:
-    """Boolean masks of the lowest values among those that the masks choose: round(fraction * their number) elements
-    over all tensors, ties by their order."""
+    """Boolean masks of the lowest masked values: round(fraction * number of masked elements) elements over all tensors,
+    with ties broken by order."""
     number = round(fraction * sum(int(mask.sum()) for mask in masks))
     if number == 0:
         return [torch.zeros_like(mask) for mask in masks]

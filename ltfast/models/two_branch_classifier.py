@@ -1,4 +1,4 @@
-"""A network with a projection head beside its classifier."""
+"""A network with a classifier and a projection head."""
 
 from typing import Literal
 
@@ -11,17 +11,17 @@ from ltfast.models.projection_head import ProjectionHead
 
 
 class TwoBranchClassifier(ImageClassifier):
-    """An `ImageClassifier` with a projection head beside its classifier; `forward` gives the classifier's scores.
+    """An `ImageClassifier` with an additional projection head; `forward` returns the class scores.
 
-    A cosine classifier's weights start with length 1, as contrastive methods have it: the shorter they are, the faster
-    they turn.
+    The weights of a cosine classifier are initialised with length 1, as in contrastive methods: the shorter they are,
+    the faster their direction changes.
 
     Args:
         backbone, num_classes, head, in_chans, image_size, pretrained: see `ImageClassifier`.
         feature_dim, hidden_dim, batch_norm: see `ProjectionHead`.
 
     Raises:
-        ValueError: as `ImageClassifier` and `ProjectionHead`.
+        ValueError: see `ImageClassifier` and `ProjectionHead`.
     """
 
     def __init__(

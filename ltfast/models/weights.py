@@ -1,4 +1,4 @@
-"""Where timm's pretrained weights come from, and what to do where there is no network."""
+"""Checks that timm's pretrained weights are available."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from huggingface_hub import constants, try_to_load_from_cache
 from ltfast.errors import InputError
 from ltfast.network import hub_unreachable, reachable, seconds
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # the ones that timm asks the hub for
+_FILES = ("model.safetensors", "pytorch_model.bin")  # the files that timm requests from the Hub
 
 
 def check_weights(backbone: str, config: Any) -> None:
-    """Say within seconds that a model's weights are neither on this machine nor to be had: the libraries that download
-    them try for a minute. What is on this machine is used without a network.
+    """Check within seconds that a model's weights are cached or can be downloaded: the libraries that download them
+    retry for a minute. Cached weights need no network.
 
     Args:
         backbone: the model's name, for the message.
         config: timm's `PretrainedCfg` of the model.
 
     Raises:
-        InputError: they are not; the message says where the file can be put.
+        InputError: the weights are not available; the message says where to put the file.
     """
     if config.file or config.state_dict or not (config.hf_hub_id or config.url):
         return
@@ -34,16 +34,16 @@ def check_weights(backbone: str, config: Any) -> None:
         if why is None or any(isinstance(path, str) for path in cached):
             return
         folder = f"models--{repository.replace('/', '--')}"
-        place = f"{Path(constants.HF_HUB_CACHE) / folder} (HF_HOME names another place)"
+        place = f"{Path(constants.HF_HUB_CACHE) / folder} (HF_HOME changes this folder)"
     else:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(config.url).path).name
         address = urlsplit(config.url)._replace(path="/", query="").geturl()
         if file.exists() or reachable(address):
             return
         why = f"{address} does not answer within {seconds():g} seconds"
-        place = f"{file} (TORCH_HOME names another place)"
+        place = f"{file} (TORCH_HOME changes this folder)"
     raise InputError(
-        f"the weights of {backbone} are not on this machine, and {why}. Where there is a network, "
-        f"timm.create_model({backbone!r}, pretrained=True) downloads them; copy them from there to {place}",
+        f"the weights of {backbone} are not on this machine, and {why}. On a machine with network access, "
+        f"timm.create_model({backbone!r}, pretrained=True) downloads them; copy them to {place}",
         name="pretrained",
     )

@@ -194,7 +194,7 @@ def test_what_cannot_be_done_is_said():
     for rank, messages in enumerate(run_processes(misuse, 2, 2)):
         own, other = ("0 to 2 of 5", "3 to 4 of 5")[:: 1 if rank == 0 else -1]
         expected = [
-            f"the checkpoint is of classes {other}: expected {own}, this process's",
+            f"the checkpoint has classes {other}: expected {own}, the classes of this process",
             "num_classes is 1: expected at least 2, a class a process",
             "num_classes is 1: expected at least 2, a class a process",
             "the ProCoLoss is sharded over 2 processes: call its collect() in each of them before state_dict()",

@@ -23,7 +23,7 @@ def test_the_page_has_the_tables():
 
 
 def test_a_page_without_a_place_is_refused():
-    with pytest.raises(ValueError, match="no place for the table"):
+    with pytest.raises(ValueError, match="lacks the markers of table"):
         scaling_model.filled("# Scaling\n")
 
 

@@ -325,7 +325,7 @@ def test_recipes_are_all_there():
         ("decoder_dim", 10, "decoder_dim: expected a multiple of 4 and of the 2 heads, got 10"),
         ("loss", "agcl", "loss: expected balanced_bce, bce or cross_entropy, got 'agcl'"),
         ("backbone", "resnet10t", "backbone: expected a plain vision transformer of timm's, got 'resnet10t'"),
-        ("backbone", "vit_tiny_patch16_224", "backbone 'vit_tiny_patch16_224' cannot be made for 8 px images"),
+        ("backbone", "vit_tiny_patch16_224", "backbone 'vit_tiny_patch16_224' cannot be created for 8 px images"),
     ],
 )
 def test_bad_settings_are_named(name, value, message):

@@ -285,7 +285,7 @@ def test_recipes_are_all_there():
         ("batch_size", 5, "batch_size: expected an even number"),
         ("group_epochs", 0, "group_epochs: expected at least 1, or auto, got 0"),
         ("group_blocks", 0, "group_blocks: expected at least 1, or auto, got 0"),
-        ("group_blocks", 5, "group_blocks: expected 1 to 4, the backbone's blocks, got 5"),
+        ("group_blocks", 5, "group_blocks: expected 1 to 4, the number of blocks, got 5"),
         ("group_lr", 0.0, "group_lr: expected a positive number, or auto, got 0.0"),
         ("eta", -1.0, "eta: expected at least 0, got -1.0"),
         ("backbone", "digits_convnet", "backbone: expected a timm VisionTransformer"),

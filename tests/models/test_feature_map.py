@@ -39,5 +39,5 @@ def test_tokens_lie_in_rows():
 
 def test_tokens_that_are_no_square_are_refused():
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(32, 64)).eval()
-    with pytest.raises(ValueError, match="the backbone gives 8 tokens: expected a square number of them"):
+    with pytest.raises(ValueError, match="the backbone returns 8 patch tokens: expected a square number"):
         feature_map(backbone, torch.zeros(1, 3, 32, 64))

@@ -160,8 +160,11 @@ def test_small_transformers(name, size, channels):
         ({"decoder_heads": 0}, "decoder_heads: expected at least 1, got 0"),
         ({"decoder_depth": 0}, "decoder_depth: expected at least 1, got 0"),
         ({"encoder": encoder(img_size=(13, 8))}, r"encoder: expected an image size that is a multiple of the patch's"),
-        ({"encoder": encoder(patch_size=1, in_chans=1)}, "norm_pixels: expected false for patches of one value"),
-        ({"encoder": torch.nn.Linear(2, 2)}, "encoder: expected a plain VisionTransformer of timm's, got Linear"),
+        (
+            {"encoder": encoder(patch_size=1, in_chans=1)},
+            "norm_pixels: expected false, since patches have only",
+        ),
+        ({"encoder": torch.nn.Linear(2, 2)}, "encoder: expected a plain timm VisionTransformer, got Linear"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -171,7 +174,7 @@ def test_bad_arguments_are_named(options, message):
 
 def test_other_transformers_are_refused():
     for name in ("deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224"):
-        with pytest.raises(ValueError, match="encoder: expected a plain VisionTransformer"):
+        with pytest.raises(ValueError, match="encoder: expected a plain timm VisionTransformer"):
             MaskedAutoencoder(timm.create_model(name), **DECODER)
 
 

@@ -137,7 +137,7 @@ def test_lowest_is_exact_with_ties(lists, data):
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="network has no parameters of two dimensions"):
+    with pytest.raises(ValueError, match="network has no parameters with two or more dimensions"):
         SubModels(nn.BatchNorm1d(3), 2)
     with pytest.raises(ValueError, match="stages is 0"):
         SubModels(network(), 0)

@@ -39,7 +39,7 @@ def test_weights_that_cannot_be_had_are_named_within_seconds(unreachable, tmp_pa
     begun = time.monotonic()
     message = (
         f"pretrained: the weights of resnet18 are not on this machine, and {unreachable} does not answer within 1 "
-        rf"seconds. .* copy them from there to {tmp_path}/hub/models--timm--resnet18.a1_in1k \(HF_HOME"
+        rf"seconds. .* copy them to {tmp_path}/hub/models--timm--resnet18.a1_in1k \(HF_HOME"
     )
     with pytest.raises(InputError, match=message):
         ImageClassifier("resnet18", 3, pretrained=True, image_size=32)

@@ -39,8 +39,8 @@ def balanced_bce(
     """Binary cross-entropy of ``logits + bias``, summed over the classes; see the module's docstring for the formula.
 
     Args:
-        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. Logits saturate at +-1e30; infinite ones make
-            the loss of their row NaN.
+        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. Logits saturate at +-1e30; infinite logits
+            make the loss of their row NaN.
         target: (B,) integer labels in [0, C) or ``ignore_index``, or (B, C) probabilities of any float dtype (MixUp,
             CutMix), which have no gradient.
         bias: (C,): b_c, added to the logits.
