@@ -1,6 +1,5 @@
 """Restores a trained method from its checkpoint."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ltfast.errors import InputError, InputNotFoundError, InputTypeError, Settin
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import unless_auto
+from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
@@ -107,23 +107,11 @@ def restore(
     settings, facts = _checked_content(checkpoint, saved)
     source = facts["source"] if source is None else source
     own = _absolute_source(source) == facts["source"]
-    try:
-        bundle = load(source, root=facts["root"] if root is None else root)
-    except (InputError, InputTypeError, InputNotFoundError) as error:
-        if not own:
-            raise
-        kind = InputNotFoundError if isinstance(error, InputNotFoundError) else CheckpointError
-        raise kind(f"checkpoint {checkpoint}: facts.source: {error}") from error
+    bundle = _load_data(checkpoint, source, facts["root"] if root is None else root, own=own)
     if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
         bundle = check_images(bundle, skip_broken=True, splits=["test"])
     if own and rank == 0:
-        digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
-        if changed := changed_data(facts, {"digests": digests}):
-            warnings.warn(
-                f"{source} has changed since the run was evaluated on it, so accuracies may differ from the run's. "
-                f"What differs: {', '.join(changed)}",
-                stacklevel=2,
-            )
+        _warn_of_changes(bundle, source, facts)
     classes, labels = match_classes(
         bundle,
         source,
@@ -144,26 +132,8 @@ def restore(
     train = with_classes(test, torch.repeat_interleave(torch.arange(len(counts)), counts), classes)
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
-    method = settings["method"]
-    names = {field.name for field in fields(METHODS[method].settings)}
-    values = {name: value for name, value in settings.items() if name in names}
-    if aggregate is not None:
-        if "aggregate" not in names:
-            raise SettingError("aggregate", f"none, since method {method!r} has no sub-models", aggregate)
-        values["aggregate"] = aggregate
-    whole = saved.get("whole", True)  # False: without the pretrained backbone, which was frozen
-    try:
-        chosen = settings_of(method, values)
-        size = unless_auto(chosen.image_size, facts["image_size"])
-        plan = METHODS[method].build(
-            replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole),
-            bundle,
-            BuildContext(replace(run, seed=settings["seed"]), rank, world_size, batch_size),
-        )
-    except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a network that is too large
-        raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
-    check_position(checkpoint, saved["position"], plan)
-    load_weights(checkpoint, plan, saved["model"])
+    context = BuildContext(replace(run, seed=settings["seed"]), rank, world_size, batch_size)
+    plan, size = _rebuild(checkpoint, saved, settings, facts, bundle, context, aggregate)
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
         return Trained(plan, plan.predictor, source, settings, facts, size, None, bundle.left_out)
@@ -176,6 +146,57 @@ def restore(
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
     unfinished = f"{where}; stage {stage.name} is evaluated in its current state"
     return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
+
+
+def _load_data(checkpoint: Path, source: str, root: str | Path, *, own: bool) -> DataBundle:
+    """The data of a source; an error about the run's own source is an error about its checkpoint."""
+    try:
+        return load(source, root=root)
+    except (InputError, InputTypeError, InputNotFoundError) as error:
+        if not own:
+            raise
+        kind = InputNotFoundError if isinstance(error, InputNotFoundError) else CheckpointError
+        raise kind(f"checkpoint {checkpoint}: facts.source: {error}") from error
+
+
+def _warn_of_changes(bundle: DataBundle, source: str, facts: Mapping[str, Any]) -> None:
+    """Warn if the run's own test images have changed."""
+    digests = {f"test {name}": value for name, value in bundle.test.digests().items()}
+    if changed := changed_data(facts, {"digests": digests}):
+        warn_caller(
+            f"{source} has changed since the run was evaluated on it, so accuracies may differ from the run's. "
+            f"What differs: {', '.join(changed)}"
+        )
+
+
+def _rebuild(
+    checkpoint: Path,
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    bundle: DataBundle,
+    context: BuildContext,
+    aggregate: str | None,
+) -> tuple[Plan, int]:
+    """The plan of the run with its trained weights, and the height and width of its images."""
+    method = settings["method"]
+    names = {field.name for field in fields(METHODS[method].settings)}
+    values = {name: value for name, value in settings.items() if name in names}
+    if aggregate is not None:
+        if "aggregate" not in names:
+            raise SettingError("aggregate", f"none, since method {method!r} has no sub-models", aggregate)
+        values["aggregate"] = aggregate
+    whole = saved.get("whole", True)  # False: without the pretrained backbone, which was frozen
+    try:
+        chosen = settings_of(method, values)
+        size = unless_auto(chosen.image_size, facts["image_size"])
+        chosen = replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole)
+        plan = METHODS[method].build(chosen, bundle, context)
+    except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a network that is too large
+        raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
+    check_position(checkpoint, saved["position"], plan)
+    load_weights(checkpoint, plan, saved["model"])
+    return plan, size
 
 
 def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
