@@ -98,7 +98,6 @@ class ContrastStage(Stage):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         from ltfast.models import feature_map
-        from ltfast.ops import patch_roi_pool
 
         (query_images, key_images, patches, boxes), labels = batch
         maps, features = feature_map(self.network.backbone, query_images)
@@ -112,7 +111,7 @@ class ContrastStage(Stage):
             images, number = patches.shape[:2]
             with torch.no_grad():  # what the patches learn from
                 scale = maps.shape[-1] / query_images.shape[-1]
-                pooled = self.network.projection(patch_roi_pool(maps, boxes, spatial_scale=scale).flatten(0, 1))
+                pooled = self.network.projection(self.pool_patches(maps, boxes, scale).flatten(0, 1))
             cropped = self.network.projection(self.network.backbone(patches.flatten(0, 1)))
             contrast, distillation = self.queue_losses(
                 query, key, labels, pooled.unflatten(0, (images, number)), cropped.unflatten(0, (images, number))
@@ -120,6 +119,12 @@ class ContrastStage(Stage):
             total, logged = contrast + self.pbsd_weight * distillation, {"distillation": distillation}
         self.queue_losses.queue.enqueue(key, labels)
         return total, {"contrast": contrast, **logged}
+
+    def pool_patches(self, maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        """Features (B, L, D) of the patches in boxes (B, L, 4), from feature maps (B, D, H, W) at this scale."""
+        from ltfast.ops import patch_roi_pool
+
+        return patch_roi_pool(maps, boxes, spatial_scale=scale)
 
     def after_step(self) -> None:
         self.key_network.update(self.network)
