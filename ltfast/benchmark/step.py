@@ -1,6 +1,6 @@
-"""Times whole training steps: networks, loss, backward pass and optimiser, with ltfast and as published."""
+"""Times whole training steps of the methods' own stages, and of the same stages with the losses as published."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,7 +10,9 @@ import torch
 from ltfast.benchmark import clock
 from ltfast.benchmark.run import BLOCKS
 from ltfast.benchmark.steps import dscl, livt, lpt, proco
-from ltfast.benchmark.steps.pair import Size, StepPair
+from ltfast.benchmark.steps.pair import StepPair
+from ltfast.benchmark.steps.size import Size
+from ltfast.engine.loss_calls import LossCall, caught_loss_calls
 
 METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
     "proco": proco.pair,
@@ -48,17 +50,18 @@ def run_steps(
 def _rows(method: str, size: Size, device: torch.device, seconds: float) -> list[dict[str, Any]]:
     pair = METHODS[method](size, device)
     steps, losses = {}, {}
-    for name in pair.implementations:
-        leaves = [output.detach().requires_grad_(output.requires_grad) for output in pair.outputs(name)]
+    for name, stage in pair.stages.items():
+        with caught_loss_calls(stage) as calls:
+            pair.loss(name)
         steps[name] = clock.Stopwatch(partial(pair.step, name), [None], device)
-        losses[name] = clock.Stopwatch(partial(pair.loss_alone, name), [leaves], device)
+        losses[name] = clock.Stopwatch(partial(_repeat, pair), [calls], device)
     for _ in range(BLOCKS):
-        for name in pair.implementations:
+        for name in pair.stages:
             steps[name].run(seconds / BLOCKS, 1)
             losses[name].run(seconds / BLOCKS / 10, 1)
     ours = steps["ltfast"].timing().median_ms
     rows = []
-    for name in pair.implementations:
+    for name in pair.stages:
         timing, loss = steps[name].timing(), losses[name].timing()
         rows.append(
             {
@@ -77,3 +80,9 @@ def _rows(method: str, size: Size, device: torch.device, seconds: float) -> list
             }
         )
     return rows
+
+
+def _repeat(pair: StepPair, calls: Sequence[LossCall]) -> None:
+    """The loss modules alone, forward and backward pass."""
+    for call in calls:
+        call.repeat(pair.autocast)

@@ -1,6 +1,6 @@
 """The training loop and what surrounds it: stages, checkpoints, metrics, reports.
 
-Here is what a method is written with. The loop is `ltfast.engine.loop.train`.
+The package exports what the code of a method needs. The loop is `ltfast.engine.loop.train`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __all__ = ["Adapted", "Batches", "Optimisation", "Plan", "Predictor", "RunSettin
 
 
 def __getattr__(name: str) -> Any:
-    """What `stage` has, when it is first asked for: it needs PyTorch, and settings do not."""
+    """Import `stage` on first use: it needs PyTorch, and settings do not."""
     if name in ("Adapted", "Batches", "Plan", "Predictor", "Stage"):
         from ltfast.engine import stage
 

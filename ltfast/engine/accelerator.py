@@ -14,7 +14,7 @@ def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelera
 
     Args:
         precision: see `RunSettings`.
-        deterministic: whether torch may use deterministic algorithms alone, in this process from now on.
+        deterministic: whether torch must use deterministic algorithms, in this process from now on.
 
     Raises:
         ValueError: fp16 without a GPU.
@@ -26,9 +26,9 @@ def make_accelerator(precision: str, *, deterministic: bool = False) -> Accelera
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     join_group()
-    # DistributedDataParallel's broadcast_buffers stays on: the checkpoint holds the first process's buffers, so the
-    # others must not train with others, or a run that was killed and started again would be a different one
-    # without cpu=True, Accelerate overlooks the other processes of torchrun on a machine without a GPU
+    # DistributedDataParallel's broadcast_buffers stays on: the checkpoint contains the first process's buffers, so the
+    # other processes must train with the same ones, or a resumed run would differ from an uninterrupted one
+    # without cpu=True, Accelerate ignores the other processes of torchrun on a machine without a GPU
     return Accelerator(
         cpu=not torch.accelerator.is_available(), mixed_precision="no" if precision == "fp32" else precision
     )

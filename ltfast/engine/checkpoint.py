@@ -1,4 +1,4 @@
-"""Checkpoints: one file, replaced when the new one is whole."""
+"""Checkpoints: single files, each replaced only when the new one is complete."""
 
 import copy
 import zipfile
@@ -37,7 +37,7 @@ WEIGHTS = "weights.safetensors"
 _FORMAT = 2
 
 
-# what a checkpoint of any method holds; facts that a run has no use for may be missing
+# the content of a checkpoint of any method; facts that a run does not use may be missing
 _SCHEMA = record(
     {
         "settings": mapping(plain),
@@ -70,14 +70,14 @@ _SCHEMA = record(
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read, or is not this run's."""
+    """A checkpoint cannot be read, or belongs to another run."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at `path`: after a crash at any moment, the old one or the new one is there, whole.
+    """Replace the checkpoint at `path`. After a crash at any moment, the old or the new checkpoint is there, complete.
 
     Raises:
-        OSError: it cannot be written (the disk is full, say); the old one is as it was.
+        OSError: the file cannot be written, for example because the disk is full. The old one is unchanged.
     """
     replace_file(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
 
@@ -89,9 +89,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path: the file, or the run's folder.
 
     Raises:
-        InputNotFoundError: there is none.
-        CheckpointError: it is truncated, damaged, or no checkpoint of ltfast's; a value in it is of another form than
-            ltfast writes, or a weight is not finite. The message names the place in it.
+        InputNotFoundError: there is no checkpoint.
+        CheckpointError: the file is truncated, damaged or not a checkpoint of ltfast, a value in it does not have the
+            form that ltfast writes, or a weight is not finite. The message names the place in the checkpoint.
     """
     if path.is_dir() and path.name != CHECKPOINT:
         path = path / CHECKPOINT
@@ -120,10 +120,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:
-    """Refuse what a checkpoint holds at a place.
+    """Check the value at a place in a checkpoint.
 
     Raises:
-        CheckpointError: it is not as the schema says.
+        CheckpointError: the value does not match the schema.
     """
     try:
         schema(content, place)
@@ -132,16 +132,16 @@ def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> 
 
 
 def check_position(path: Path, position: Mapping[str, int], plan: Plan, steps: Sequence[int] | None = None) -> None:
-    """Refuse a position that is not in a plan.
+    """Check that a plan has a position.
 
     Args:
         path: the checkpoint.
         position: its stage, epoch and step.
-        plan: the run's.
-        steps: optimiser steps of an epoch of each stage; None does not look at the step.
+        plan: the run's plan.
+        steps: optimiser steps per epoch of each stage; None skips the check of the step.
 
     Raises:
-        CheckpointError: there is no such position.
+        CheckpointError: the plan does not have the position.
     """
     stage = position["stage"]
     check_content(path, integer(0, len(plan.stages)), stage, "position.stage")
@@ -154,10 +154,10 @@ def check_position(path: Path, position: Mapping[str, int], plan: Plan, steps: S
 
 
 def load_weights(path: Path, plan: Plan, state: Mapping[str, Tensor]) -> None:
-    """Put a checkpoint's weights into a plan's stages; a backbone that it leaves out is recalled.
+    """Load a checkpoint's weights into a plan's stages. A backbone that the checkpoint leaves out is recalled.
 
     Raises:
-        CheckpointError: they are not this plan's.
+        CheckpointError: the weights do not fit the plan.
     """
     modules = nn.ModuleList(plan.stages)
     left_out = set() if plan.adapted is None else plan.adapted.left_out(modules) - state.keys()
@@ -179,12 +179,12 @@ def load_weights(path: Path, plan: Plan, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(path: Path, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Put a checkpoint's state into an optimiser, which has made no step.
+    """Load a checkpoint's state into an optimiser that has not made a step.
 
     Raises:
-        CheckpointError: it is not of this optimiser and these parameters.
+        CheckpointError: the state does not belong to this optimiser and these parameters.
     """
-    # a step of a copy shows the form of the state: optimisers have no other word for it
+    # one step of a copy shows the form of the state, which optimisers do not declare
     example = copy.deepcopy(optimizer)
     for group in example.param_groups:
         for parameter in group["params"]:
@@ -197,22 +197,22 @@ def load_optimizer(path: Path, optimizer: Optimizer, state: Mapping[str, Any]) -
         place = f"optimizer.param_groups[{i}]"
         check_content(path, record({"params": list_of(integer(0))}), saved, place)
         check_content(path, one_of([own["params"]]), list(saved["params"]), f"{place}.params")
-        # numbers may change from step to step; the other options are those of the settings, which are the same
+        # numbers may change from step to step; the other options follow from the settings, which are equal
         numbers = {name: value for name, value in own.items() if type(value) in (int, float) and name in saved}
         check_content(path, like(numbers), saved, place)
         groups.append({**own, **{name: saved[name] for name in numbers}})
     for index, values in state["state"].items():
         check_content(path, one_of(expected["state"]), index, "optimizer.state")
-        if values:  # none yet: the parameter has had no gradient
+        if values:  # empty if the parameter never had a gradient
             check_content(path, like(expected["state"][index]), values, f"optimizer.state.{index}")
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def save_adapted(path: Path, adapted: Adapted) -> None:
-    """Write what adapts the backbone, without it, to a safetensors file.
+    """Write the weights of a network without its backbone to a safetensors file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from safetensors.torch import save
 

@@ -1,4 +1,4 @@
-"""Where a run's lines, tables and progress are printed."""
+"""The console of a run, for lines, tables and progress bars."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from ltfast.terminal import shown
 
 
 class Console(console.Console):
-    """rich's, which prints text as it is: no markup, no emoji, no line breaks, and control characters as escapes. The
-    cells of a table are markup: they need `rich.markup.escape` and `shown`.
+    """rich's console, set to print text unchanged: without markup, emoji and line breaks, and with control characters
+    as escapes. The cells of a table are markup and need `rich.markup.escape` and `shown`.
 
     Args:
         quiet: print nothing.
@@ -24,7 +24,7 @@ class Console(console.Console):
         super().print(*lines, **{"markup": False, **options})
 
     def progress(self) -> Progress:
-        """Progress bars, which are shown on a terminal alone and vanish when they are done."""
+        """Progress bars. They appear on a terminal only, and disappear when they are complete."""
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run."""
+"""The TensorBoard events of a run."""
 
 import os
 import socket
@@ -16,16 +16,16 @@ _APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os,
 
 
 class Events:
-    """A file of events, which a run can do without: if it cannot be written, this is said once, and no more is.
+    """An event file. A run does not depend on it: if it cannot be written, one message says so, and the run goes on.
 
-    The file is a new one, and no link is followed to it. Every value is in it when `add` returns. (TensorBoard's own
-    writer leaves it to a thread, which would show a traceback of its own when the disk is full, and lose two minutes'
+    The file is always new, and links are not followed. A value is in the file when `add` returns. (TensorBoard's own
+    writer uses a thread, which would print a traceback when the disk is full, and would lose up to two minutes of
     values when the run is killed.)
 
     Args:
         out: the run's folder.
-        purge_step: what an earlier file of this folder has of this step and later counts no more; None leaves all.
-        say: is given the message.
+        purge_step: values of this step and later in earlier files of the folder are discarded; None keeps all.
+        say: called with the message.
     """
 
     def __init__(self, out: Path, *, purge_step: int | None, say: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ class Events:
             self._write(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, name: str, value: float, step: int) -> None:
-        """A scalar at an optimiser step of the run."""
+        """Write a scalar at an optimiser step of the run."""
         self._write(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
     def _write(self, event: Any, flags: int = 0) -> None:

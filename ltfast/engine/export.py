@@ -1,4 +1,4 @@
-"""A trained model as a program of PyTorch's own: what runs it needs neither ltfast nor timm."""
+"""Exports a trained model as a PyTorch program, which runs without ltfast and timm."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ FACTS = "ltfast.json"  # in the file, beside the program
 
 
 class _Prediction(nn.Module):
-    """A module whose `forward` is `predict`, which is what can be exported."""
+    """A module whose `forward` is `predict`, because `torch.export` exports `forward`."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class _Prediction(nn.Module):
 
 
 def export_predictor(predictor: Predictor, image_shape: Sequence[int]) -> ExportedProgram:
-    """The program that computes `predictor.predict`, for batches of any size.
+    """Export `predictor.predict` for batches of any size.
 
     Args:
-        predictor: trained, on the CPU and, where it learns from test images, adapted; put into evaluation mode.
+        predictor: trained, on the CPU, and adapted if it learns from test images. It is put into evaluation mode.
         image_shape: (channels, H, W).
 
     Returns:
-        Of images (B, channels, H, W), `predictor.views` of them, it makes class scores (B, C), float32.
+        A program from `predictor.views` tensors of images (B, channels, H, W) to class scores (B, C), float32.
     """
     batch = Dim("batch")
     views = [torch.zeros(2, *image_shape) for _ in range(predictor.views)]
@@ -51,7 +51,7 @@ def save_program(path: Path, program: ExportedProgram, facts: Mapping[str, Any])
     """Write a program for `torch.export.load`, with facts about its input and output as JSON in `ltfast.json`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     extra = {FACTS: json.dumps(facts)}
     replace_file(path, lambda file: torch.export.save(program, file, extra_files=extra))

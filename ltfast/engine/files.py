@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written under a new name beside the old one, synced and renamed.
+"""Atomic writing of files: a file is written under a new name beside the old one, synced and renamed.
 
-Everything that ltfast writes, it writes here; TensorBoard's events, which grow, are the one exception.
+ltfast writes all files in this way except TensorBoard's event files, which grow.
 """
 
 import os
@@ -13,24 +13,24 @@ from typing import Any, BinaryIO
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace the file at `path`: after a crash at any moment, the old one or the new one is there, whole.
+    """Replace the file at `path`. After a crash at any moment, the old or the new file is there, complete.
 
-    Nothing is written through a link: the new file has a random name of its own until it is whole, and a link at `path`
-    is itself replaced, not the file that it leads to.
+    Nothing is written through a link: the new file has a random name until it is complete, and a link at `path` is
+    replaced, not the file that it points to.
 
     Args:
         path: the file.
-        write: is given the open file to write to.
+        write: called with the open file.
 
     Raises:
-        OSError: it cannot be written (the disk is full, say), or something else than a file is there; what was there
-            is as it was.
+        OSError: the file cannot be written, for example because the disk is full, or `path` is not a regular file. The
+            existing file is unchanged.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"cannot write {path}: something else than a file is there")
     partial = path.with_name(f"{path.name[:50]}.{token_hex(8)}.partial")
     try:
-        # "x": a new file, never one that is there or that a link leads to; its mode is what the umask leaves
+        # mode "x" creates a new file and never opens an existing one or a link's target; the umask sets permissions
         with open(partial, "xb") as file:
             try:
                 write(file)
@@ -42,7 +42,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
                     partial.unlink()
                 raise
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the first into the second
+    except (OSError, RuntimeError) as error:  # torch's writer turns some OSErrors into RuntimeErrors
         cause = error if isinstance(error, OSError) else error.__context__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
             cause = OSError(cause.errno, cause.strerror)  # without the random name
@@ -51,10 +51,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def remove_partial_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed runs have left of files of these names, half written.
+    """Remove incomplete files of these names, which killed runs have left.
 
     Raises:
-        OSError: one cannot be removed.
+        OSError: a file cannot be removed.
     """
     pattern = re.compile(rf"({'|'.join(map(re.escape, names))})\.[0-9a-f]{{16}}\.partial")
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Training stops where a number is no longer finite."""
+"""Checks that losses, gradients and weights stay finite."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,5 +1,5 @@
-"""What a run is: its settings, its data and its program. A run goes on with those it was started with, and all of its
-processes have the same."""
+"""The identity of a run: its settings, its data and its program. A resumed run must have those it was started with, and
+all processes of a run must have the same."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from ltfast.engine.checkpoint import CheckpointError
 from ltfast.engine.settings import RunSettings
 from ltfast.errors import InputError
 
-SAME_COMMAND = "Start all of them with the same command and data"  # what to do about processes that differ
-_SHOWN = 5  # differences, and processes of each
+SAME_COMMAND = "Start all of them with the same command and data"  # advice if processes differ
+_SHOWN = 5  # at most this many differences, and processes of each
 
 
 def same_folder(out: Path) -> str:
-    """What to do about processes that find different files in the run's folder."""
+    """Advice if processes find different files in the run's folder."""
     return f"All processes need one folder --out {out}, on a file system that they share"
 
 
 def run_identity(
     run: RunSettings, settings: Mapping[str, Any], facts: Mapping[str, Any], class_counts: Sequence[int]
 ) -> dict[str, Any]:
-    """What must be the same in all processes of a run: not the number of those that load images.
+    """The values that must be equal in all processes of a run. The number of image-loading processes may differ.
 
     Args:
         run, settings, facts, class_counts: see `ltfast.engine.loop.train`.
@@ -38,10 +38,10 @@ def run_identity(
 
 
 def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under other settings.
+    """Refuse to continue a run with other settings.
 
     Raises:
-        CheckpointError: a setting differs; the message names each that does.
+        CheckpointError: a setting differs; the message names each difference.
     """
     differ = [
         f"{name} was {saved.get(name)!r} and is now {current.get(name)!r}"
@@ -56,11 +56,11 @@ def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[s
 
 
 def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """The parts of the data that are not what they were, in words.
+    """The parts of the data that have changed, in words.
 
     Args:
-        saved, current: facts of the data: `digests`, a hash for the name of each part, and `class_names`. A part that
-            either has no hash of is not compared.
+        saved, current: facts of the data: `digests`, the hash of each part by name, and `class_names`. A part is
+            compared only if both have its hash.
     """
     before, now = saved.get("digests", {}), current.get("digests", {})
     parts = [name for name in before if before[name] != now.get(name, before[name])]
@@ -76,11 +76,11 @@ def check_same_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, 
     """Refuse to continue a run with other data.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         saved, current: see `changed_data`.
 
     Raises:
-        CheckpointError: a part of the data differs; the message names each that does.
+        CheckpointError: a part of the data differs; the message names each difference.
     """
     if changed := changed_data(saved, current):
         raise CheckpointError(
@@ -90,15 +90,15 @@ def check_same_data(path: Path, saved: Mapping[str, Any], current: Mapping[str, 
 
 
 def check_processes(own: Mapping[str, Any], accelerator: Accelerator, *, hint: str) -> None:
-    """Compare what each process knows with what the others do. All must call it; one alone compares nothing.
+    """Check that values are equal in all processes, which must all call it. A single process checks nothing.
 
     Args:
-        own: of this process, plain values by name. A name that a process does not have is not compared there.
-        accelerator: the other processes.
-        hint: what to do, for the end of the message.
+        own: plain values of this process, by name. A value is compared among the processes that have its name.
+        accelerator: connects the processes.
+        hint: advice for the end of the message.
 
     Raises:
-        InputError: a value differs, in all processes; the message names each that does, and where.
+        InputError: a value differs. All processes raise it; the message names each difference and its processes.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C, and what clusters send before they kill, taken at the end of a step."""
+"""Ctrl-C, and the signal that clusters send before they kill a job, take effect at the end of a step."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether a stop was asked for, of this process."""
+    """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -17,8 +17,9 @@ class Interrupt:
 def graceful_interrupt(alone: bool) -> Iterator[Interrupt]:
     """Turn the first SIGINT or SIGTERM into a request to stop.
 
-    A second one stops at once, if the process is alone. One of several gets each signal twice, from its launcher and
-    with it: they all stop together at the first.
+    Args:
+        alone: whether the run has one process. A second signal then stops it at once. One of several processes
+            receives each signal twice, directly and from its launcher; all of them stop together after the first.
     """
     interrupt = Interrupt()
 

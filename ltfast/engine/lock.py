@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that admits one run at a time to a folder."""
 
 import errno
 import os
@@ -11,25 +11,25 @@ from ltfast.errors import UserError
 
 
 class FolderError(UserError, OSError):
-    """A run's folder cannot be written, or is another run's."""
+    """A run's folder cannot be written, or another run uses it."""
 
 
 class Lock:
-    """The lock of a folder, which is held."""
+    """The lock that this process holds on a folder."""
 
     def __init__(self, path: Path, file: int) -> None:
         """
         Args:
-            path: of the lock's file.
-            file: that file, open and locked.
+            path: the lock file.
+            file: its descriptor, open and locked.
         """
         self.path, self._file = path, file
 
     def check(self) -> None:
-        """Make sure that the folder is still the one that was locked: before each write to it.
+        """Check that the folder is still the one that was locked. It is called before each write to the folder.
 
         Raises:
-            FolderError: the lock's file is gone or another one, as after `rm -r` and the start of a second run.
+            FolderError: the lock file is missing or another one, as after `rm -r` and the start of a second run.
         """
         if not self._here():
             raise FolderError(
@@ -38,7 +38,7 @@ class Lock:
             )
 
     def remove(self) -> None:
-        """Delete the lock's file, unless it is another run's."""
+        """Delete the lock file, unless it belongs to another run."""
         with suppress(OSError):  # Windows does not remove an open file
             if self._here():
                 self.path.unlink()
@@ -47,23 +47,23 @@ class Lock:
         try:
             return os.path.samestat(os.lstat(self.path), os.fstat(self._file))
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # the last on a file server
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # file servers give the last
                 return False
             raise
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[Lock]:
-    """Make a run's folder if it is not there, and keep other runs out of it until the context ends.
+    """Create a run's folder if it does not exist, and keep other runs out of it until the context ends.
 
-    The system frees the lock of a process that dies, however it dies. There is no lock on Windows, nor on a file
-    system that has none.
+    The operating system releases the lock of a process that dies for any reason. Windows and file systems without
+    locks have no protection.
 
     Raises:
         FolderError: the folder cannot be written, another run is writing there, or `.lock` in it is no regular file.
     """
     path = out / ".lock"
-    # neither follow a link that someone has put there, nor wait for the other end of a pipe
+    # do not follow a link that someone has put there, and do not wait for the other end of a pipe
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     no_file = f"--out {out}: {path} is a link or another thing than a file; delete it"
     try:
@@ -87,16 +87,16 @@ def locked(out: Path) -> Iterator[Lock]:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file; whether this succeeded."""
+    """Lock an open file. Returns whether it succeeded."""
     try:
         import fcntl
     except ImportError:
         return True
     try:
-        # not flock: the processes that load images would inherit it, and they outlive a killed run by seconds
+        # not flock: the processes that load images would inherit the lock, and they outlive a killed run by seconds
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
         return True
-    return os.fstat(file).st_nlink > 0  # else its owner removed it after it was opened here
+    return os.fstat(file).st_nlink > 0  # with no link left, its owner removed the file after it was opened here

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: lines on the console, and TensorBoard's events."""
+"""The log of a run: lines on the console, and TensorBoard events."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ltfast.engine.events import Events
 
 
 class Log:
-    """Only the first process tells anything.
+    """Writes the log of a run, in its first process only.
 
     Args:
         first: whether this is the first process.
@@ -25,7 +25,7 @@ class Log:
         self.events: Events | None = None
 
     def start_events(self, out: Path, *, purge_step: int | None) -> None:
-        """Begin a file of events in a run's folder; `purge_step`: see `Events`."""
+        """Create an event file in a run's folder; `purge_step`: see `Events`."""
         if self.first:
             self.events = Events(out, purge_step=purge_step, say=self.console.print)
 
@@ -52,10 +52,10 @@ class Log:
 
         Args:
             stage: its name.
-            epoch: its number and how many there are, in words.
-            loss: its mean.
+            epoch: the epoch and the number of epochs, in words.
+            loss: the mean loss of the epoch.
             metrics: what `evaluate` returns; None if the stage is not evaluated.
-            groups: of classes.
+            groups: the names of the groups of classes.
             step: the last step's number in the whole run.
         """
         line = f"{stage} {epoch}  loss {loss:.4f}"

@@ -1,8 +1,8 @@
 """The training loop.
 
-Every step's randomness is a function of (seed, stage, step), and every batch one of (seed, epoch, place in it). So a
-checkpoint is the weights, the optimiser's state and the position, and a run that was killed and started again ends
-with the weights of one that was not: bit for bit on a CPU.
+The randomness of a step is a function of (seed, stage, step), and a batch is one of (seed, epoch, place in the epoch).
+A checkpoint therefore contains the weights, the optimiser's state and the position, and a run that was killed and
+resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU.
 """
 
 import math
@@ -39,7 +39,7 @@ from ltfast.engine.timing import time_last_losses
 from ltfast.engine.votes import VOTE_STEPS, any_process
 from ltfast.ops.core.torch_internals import leave_to_processes
 
-_LOG_STEPS = VOTE_STEPS  # losses are read this often: reading one waits for the GPU
+_LOG_STEPS = VOTE_STEPS  # losses are read every so many steps, because reading one waits for the GPU
 _START, _EPOCH, _STEP = range(3)  # what a seed is for
 
 
@@ -59,12 +59,12 @@ def train(
     Args:
         plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
-        settings: all that decides the result, as JSON gives it back; a checkpoint of other settings is refused.
-        facts: what `ltfast eval` needs to know of the data, as plain values; kept in the checkpoint. `digests` in it,
-            a hash for the name of each part, must be the same when the run goes on.
+        settings: all settings that decide the result, as values of JSON; a checkpoint of other settings is refused.
+        facts: what `ltfast eval` needs to know about the data, as plain values, which the checkpoint stores. Its
+            `digests`, the hash of each part of the data by name, must be the same when the run continues.
         class_counts: training images of each class, length C.
         groups: class indices of each group.
-        out: the run's folder; made if it is not there.
+        out: the run's folder, which is created if it does not exist.
         accelerator: from `make_accelerator(run.precision)`.
 
     Returns:
@@ -77,7 +77,7 @@ def train(
         FolderError: another run is writing to `out`, or `out` was deleted or replaced under this one.
         OSError: a file cannot be written, and the last checkpoint is whole.
     """
-    # with other processes or none, the same settings give other batches
+    # the number of processes changes the batches
     settings = {**settings, "processes": accelerator.num_processes}
     check_processes(run_identity(run, settings, facts, class_counts), accelerator, hint=SAME_COMMAND)
     with locked(out) if accelerator.is_main_process else nullcontext() as lock:
@@ -106,7 +106,7 @@ class _Run:
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
         self.interrupt = Interrupt()
-        # called before anything is written: the folder is still this run's
+        # called before anything is written: checks that the folder still belongs to this run
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
@@ -138,9 +138,9 @@ class _Run:
                 plot_per_class(self.out / PICTURE, report, self.facts["class_names"], self.groups)
             return report
         if saved is None and main:
-            for name in (METRICS, PICTURE):  # of a run whose checkpoint was deleted
+            for name in (METRICS, PICTURE):  # they belong to a run whose checkpoint was deleted
                 (self.out / name).unlink(missing_ok=True)
-        # what a killed run logged after its checkpoint is logged again: purge it
+        # steps that a killed run logged after its checkpoint are logged again: purge them
         self.log.start_events(self.out, purge_step=self._global_step() if saved else None)
         with graceful_interrupt(alone=self.accelerator.num_processes == 1) as self.interrupt:
             for stage in self.plan.stages[self.position.stage :]:
@@ -162,7 +162,7 @@ class _Run:
         return saved
 
     def _train_stage(self, stage: Stage, saved: dict[str, Any] | None) -> bool:
-        """Train a stage to its end; False if the user interrupted it."""
+        """Train a stage to its end. Returns False if the user interrupted it."""
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
@@ -175,7 +175,7 @@ class _Run:
             if loss is None:
                 return False
             sent = [buffer for name, buffer in stage.named_buffers() if name not in replicated]
-            broadcast(sent)  # all processes evaluate what the checkpoint holds
+            broadcast(sent)  # all processes evaluate the weights in the checkpoint
             last = epoch + 1 == stage.optimisation.epochs
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
@@ -183,11 +183,11 @@ class _Run:
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
         if self.position.stage < len(self.plan.stages):
-            self.accelerator.free_memory()  # it holds on to this stage's optimiser
+            self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
 
     def _prepare(self, stage: Stage, saved: dict[str, Any] | None) -> tuple[nn.Module, Any, Any]:
-        """Start a stage, or let it go on; the model, optimiser and scheduler of its training."""
+        """Start or resume a stage. Returns the model, optimiser and scheduler of its training."""
         number = self.position.stage
         freeze_untrained(stage)
         stage.to(self.accelerator.device)
@@ -196,8 +196,8 @@ class _Run:
             seed_everything(self.run.seed, number, _START)
             stage.start()
         if self.run.compile:
-            torch.compiler.reset()  # of the stage before
-            stage.compile(fullgraph=True)  # in place, so that no name changes
+            torch.compiler.reset()  # forget the stage before
+            stage.compile(fullgraph=True)  # in place, so that names do not change
         leave_to_processes(stage, replicated_names(stage))
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, self.steps_per_epoch[number])
@@ -206,7 +206,7 @@ class _Run:
         return model, optimizer, scheduler
 
     def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
-        """The rest of an epoch; its mean loss, or None if the user interrupted it."""
+        """Train the rest of an epoch. Returns its mean loss, or None if the user interrupted it."""
         epoch, steps = self.position.epoch, self.steps_per_epoch[self.position.stage]
         batches = stage.batches.epoch(epoch, self.position.step * self.run.accumulate)
         trained = [p for p in stage.parameters() if p.requires_grad]
@@ -245,12 +245,12 @@ class _Run:
     def _step(
         self, stage: Stage, model: nn.Module, optimizer: Any, batches: Any, trained: Sequence[nn.Parameter], done: int
     ) -> dict[str, Tensor]:
-        """One optimiser step, of which the stage has done so many; the values to log, on the device."""
+        """Make an optimiser step, after `done` steps of the stage. Returns the values to log, on the device."""
         window = list(islice(batches, self.run.accumulate))
         sizes = [find_batch_size(batch) for batch in window]
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(window):
-            parts = sum(sizes) / sizes[i]  # not its inverse: of equal batches, their number exactly
+            parts = sum(sizes) / sizes[i]  # not its inverse: for equal batches this is exactly their number
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             seed_everything(self.run.seed, self.position.stage, _STEP, done, i, self.accelerator.process_index)
             with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
@@ -266,7 +266,7 @@ class _Run:
         return sums
 
     def _log(self, stage: Stage, window: list[dict[str, Tensor]], lr: float) -> None:
-        """Read the losses since the last time, and stop if one is not finite or no gradient is."""
+        """Log the steps in the window. Raises a TrainingError if a loss is not finite, or every gradient overflows."""
         losses = torch.stack([logged["loss"] for logged in window]).tolist()
         step, where = self.position.step, f"stage {stage.name!r}, epoch {self.position.epoch + 1}"
         check_losses(losses, where, step - len(losses) + 1, self.checkpoint.path)
@@ -283,13 +283,13 @@ class _Run:
         return evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
 
     def _due(self, saved: float) -> bool:
-        """Whether a checkpoint is to be written after this step, the last one having been at this time."""
+        """Whether a checkpoint must be written after this step, when the last one was written at time `saved`."""
         minutes = self.run.checkpoint_minutes
         late = time.monotonic() - saved >= 60 * minutes
         return minutes == 0 or any_process(late, self.position.step, self.accelerator)
 
     def _report(self) -> dict[str, Any] | None:
-        # no metrics: the last stage is not evaluated, or the run was killed between its last step and its report
+        # there are no metrics if the last stage is not evaluated, or the run was killed after its last step
         if self.metrics is None or self.plan.final is not None:
             self.metrics = self._evaluate(self.plan.predictor.to(self.accelerator.device))
         if not self.accelerator.is_main_process:

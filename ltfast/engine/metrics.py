@@ -19,10 +19,10 @@ def evaluate(
     num_classes: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Top-1 accuracies, in percent, of `predict`, over the shares of all processes.
+    """Top-1 accuracies of `predict` in percent, over the shares of all processes.
 
     Args:
-        predictor: a stage, unwrapped, or a plan's; put into evaluation mode.
+        predictor: an unwrapped stage or a plan's predictor. It is put into evaluation mode.
         test: this process's batches of (view, ..., labels), shapes (B, channels, H, W) and (B,).
         groups: class indices of each group.
         num_classes: number of classes C.
@@ -31,7 +31,7 @@ def evaluate(
     Returns:
         What `accuracies` returns.
     """
-    # sums of counts over the processes, so uneven shares need no padding and no image counts twice
+    # counts are summed over the processes, so uneven shares need no padding and no image is counted twice
     scores = MulticlassStatScores(num_classes, average=None, validate_args=False).to(accelerator.device)
     predictor.eval()
     with torch.no_grad(), accelerator.autocast():
@@ -48,7 +48,7 @@ def accuracies(correct: Sequence[int], total: Sequence[int], groups: Mapping[str
 
     Returns:
         `top1` over all images; each group's mean over its classes, as the field reports it (Liu et al., CVPR 2019);
-        `per_class`, a list of length C. None where there is no test image.
+        `per_class`, a list of length C. A value is None where there are no test images.
     """
     per_class = [100.0 * c / t if t else None for c, t in zip(correct, total, strict=True)]
 

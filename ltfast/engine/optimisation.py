@@ -17,7 +17,7 @@ class Optimisation:
     """How a stage is optimised.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     epochs: int = option(30, "passes over the training images")
@@ -48,14 +48,14 @@ class Optimisation:
             check(falls, "milestones", f"one below {self.epochs}, the epochs of training", self.milestones)
 
     def make_optimizer(self, module: "nn.Module", **options: Any) -> "Optimizer":
-        """The optimiser of the module's parameters that require a gradient.
+        """Make the optimiser of the module's parameters that require a gradient.
 
         Args:
-            module: its parameters are optimised.
-            options: more for `timm.optim.create_optimizer_v2` (betas, layer_decay, ...); they come before the settings.
+            module: has the parameters.
+            options: arguments of `timm.optim.create_optimizer_v2` (betas, layer_decay, ...), which override settings.
 
         Raises:
-            ValueError: an optimiser timm does not have.
+            ValueError: timm does not have the optimiser.
         """
         from timm.optim import create_optimizer_v2, list_optimizers  # seconds to import; --help needs none of it
 
@@ -73,7 +73,7 @@ class Optimisation:
         return create_optimizer_v2(module, opt=self.optimizer, **{**settings, **options})
 
     def make_scheduler(self, optimizer: "Optimizer", steps_per_epoch: int) -> "Scheduler":
-        """The schedule of the learning rate: `scheduler.step_update(k)` sets step k's, counted over the stage."""
+        """Make the learning-rate schedule. `scheduler.step_update(k)` sets the rate of step k of the stage."""
         from timm.scheduler import create_scheduler_v2
 
         scheduler, _ = create_scheduler_v2(

@@ -1,4 +1,4 @@
-"""How much each parameter of a network matters to some images."""
+"""The importance of each parameter of a network for some images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -20,22 +20,22 @@ def parameter_importance(
     *,
     accumulate: int = 1,
 ) -> list[Tensor]:
-    r"""The mean over batches of :math:`(w \, \partial L / \partial w)^2`: to first order, the square of what a batch's
-    loss changes by when the parameter is set to zero.
+    r"""The mean over batches of :math:`(w \, \partial L / \partial w)^2`: to first order, the squared change of a
+    batch's loss when the parameter is set to zero.
 
-    Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8. The network is used in
-    the mode it is in (evaluation mode leaves BatchNorm's statistics alone); gradients that are there are lost.
+    Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8. The mode of the network
+    does not change; in evaluation mode BatchNorm's statistics do not change either.
 
     Args:
         scores: images (B, channels, H, W) -> class scores (B, C).
-        parameters: whose importance is asked for, on one device; zero for those that the scores do not depend on.
-        batches: `(images, labels)`; under several processes each one's share of them, which may be of any sizes: the
-            batches are those of all processes joined.
-        loss: of scores and labels, a mean over the batch.
-        accumulate: so many consecutive batches count as one, as in an optimiser step.
+        parameters: the parameters, all on one device. One that the scores do not depend on has importance zero.
+        batches: `(images, labels)`. Under several processes each passes its shares, which may have any sizes, and a
+            batch is the joined shares of all processes.
+        loss: scores and labels -> the mean loss of the batch.
+        accumulate: this many consecutive batches count as one, as in an optimiser step.
 
     Returns:
-        A tensor of each parameter's shape, float32 or float64.
+        A tensor for each parameter, with its shape, float32 or float64.
 
     Raises:
         ValueError: there are no batches.
@@ -61,7 +61,7 @@ def parameter_importance(
                 more = list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
                 gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
             gradients = gradients or [torch.zeros_like(p) for p in parameters]
-            if own < rows:  # the others have the rest
+            if own < rows:  # other processes have the rest
                 joined = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
                 parts = joined.split([p.numel() for p in parameters])
                 gradients = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]

@@ -1,4 +1,4 @@
-"""Pictures: drawn in memory, then written whole. Names in them are text, whatever characters they have."""
+"""Writes pictures, which are drawn in memory first. Names in them are plain text, whatever characters they contain."""
 
 import re
 import warnings
@@ -21,11 +21,11 @@ P = ParamSpec("P")
 
 
 def picture(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], bool]:
-    """Make a function that draws a figure one that writes it: its first argument is the path of the file, whose suffix
-    is .png, .pdf or .svg; it returns whether there is a picture. Where `draw` returns None, there is none.
+    """Turn a function that draws a figure into one that writes it. The new function takes the path of the file first,
+    with the suffix .png, .pdf or .svg, and returns whether it wrote a picture. If `draw` returns None, it writes none.
 
-    What cannot be drawn is said on one line, and is no error: a picture may not cost a run anything. A file that cannot
-    be written is an OSError.
+    An error while drawing is reported on one line and not raised, because a picture must not end a run. A file that
+    cannot be written raises an OSError.
     """
 
     @wraps(draw)
@@ -48,15 +48,15 @@ def picture(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], 
 
 
 def short_name(name: str, most: int = 30) -> str:
-    """A name on one line of at most so many characters; what cannot be printed, a control character say, is a mark."""
-    # the two joiners stay: letters of several scripts depend on them
+    """A name on one line, cut to `most` characters. Characters that cannot be printed are replaced by a mark."""
+    # the two joiners are kept: letters of several scripts depend on them
     kept = (c if c.isprintable() or c.isspace() or c in "\u200c\u200d" else "\N{REPLACEMENT CHARACTER}" for c in name)
     line = " ".join("".join(kept).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def as_text(words: Sequence[str]) -> dict[str, Any]:
-    """Matplotlib's options for text that is no mathematics between dollar signs, in fonts that have its characters."""
+    """Matplotlib's options for text without mathematics between dollar signs, in fonts that have its characters."""
     family = list(rcParams["font.family"])
     wanted = {ord(character) for word in words for character in word if not character.isspace()}
     for name in family:
@@ -72,7 +72,7 @@ def as_text(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _others() -> list[tuple[str, str]]:
-    """Names and files of upright fonts of an ordinary weight."""
+    """The names and files of upright fonts of normal weight."""
     plain = [
         font
         for font in font_manager.fontManager.ttflist
@@ -84,7 +84,7 @@ def _others() -> list[tuple[str, str]]:
 
 @cache
 def _characters(font: str) -> frozenset[int]:
-    with suppress(OSError, RuntimeError):  # a file of another's that is no font
+    with suppress(OSError, RuntimeError):  # a file that is not a font
         return frozenset(FT2Font(font).get_charmap())
     return frozenset()
 

@@ -1,4 +1,4 @@
-"""The pictures of runs: accuracy and training images of each class; what their parameters matter to."""
+"""The pictures of runs: accuracy and training images of each class, importance of parameters, choices of prompts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ltfast.engine.picture import as_text, picture, short_name
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _RUNS = ("#9aa5b1", "#4878a8", "#c4513f", "#d08c28", "#5a9367", "#8466a8")  # the first run is the baseline
 _INK, _GREY, _GRID = "#262626", "#6e6e6e", "#e6e6e6"
-_NAMED = 30  # up to so many classes, each has its name and its numbers
+_NAMED = 30  # up to this many classes are drawn with their names and numbers
 _HALO = [withStroke(linewidth=3, foreground="white")]
 
 
@@ -55,7 +55,7 @@ def plot_per_class(
         path_effects=_HALO,
     )
     line.set_yscale("log")
-    # over the bars' numbers, which stand at their feet: from 16 to 88 % of the height
+    # the line takes 16 to 88 % of the height, above the numbers at the feet of the bars
     low, high = max(min(counts), 1), max(*counts, 1)  # a class may have no images
     span = (high / low) ** (1 / 0.72) if high > low else 10.0
     line.set_ylim(low / span**0.16, low * span**0.84)
@@ -106,11 +106,11 @@ def plot_per_class(
 
 @picture
 def plot_comparison(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the accuracies of several runs side by side: of each class, sorted by training images, or of many, medium
-    and few classes if there are too many classes to tell apart.
+    """Draw the accuracies of several runs side by side: of each class, sorted by training images, or of the many,
+    medium and few classes if there are too many classes.
 
     Args:
-        rows: of each run: `per_class` and `class_counts` of length C, the same counts in all; each group's accuracy.
+        rows: for each run, `per_class` and `class_counts` of length C, with equal counts, and each group's accuracy.
     """
     counts: Sequence[int] = next(iter(rows.values()))["class_counts"]
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
@@ -138,12 +138,12 @@ def plot_comparison(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @picture
 def plot_importance(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw how much each run's parameters matter to many, medium and few classes, as shares of the sum.
+    """Draw the importance of each run's parameters for the many, medium and few classes, as shares of the sum.
 
-    Shares, because a loss that is small everywhere makes every importance small.
+    Shares are drawn because every importance is small where the loss is small.
 
     Args:
-        rows: of each run: `method`, and `importance`, a number or None for each group.
+        rows: for each run, `method`, and `importance`, a number or None for each group.
     """
     figure = Figure(figsize=(max(5.0, 2.2 + 1.6 * len(rows)), 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -170,10 +170,10 @@ def plot_importance(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @picture
 def plot_choices(shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> Figure:
-    """Draw which keys the test images of each class choose: a row a class, a column a key.
+    """Draw which keys the test images of each class choose, with a row for each class and a column for each key.
 
     Args:
-        shares: (C, S), of the class's choices, in [0, 1].
+        shares: (C, S), the share of each key in the class's choices, in [0, 1].
         class_names: length C, in the order of the rows.
     """
     classes, keys = len(shares), len(shares[0])

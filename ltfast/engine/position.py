@@ -1,4 +1,4 @@
-"""Where a run is: stage, epoch and step."""
+"""The position of a run: stage, epoch and step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Position:
         return f"epoch {self.epoch + 1}, step {self.step}"
 
     def global_step(self, stages: Sequence[Stage], steps_per_epoch: Sequence[int]) -> int:
-        """The optimiser steps done in the whole run.
+        """The number of optimiser steps done in the whole run.
 
         Args:
-            stages: the run's.
-            steps_per_epoch: optimiser steps of an epoch of each stage.
+            stages: the stages of the run.
+            steps_per_epoch: optimiser steps per epoch of each stage.
         """
         before = zip(stages[: self.stage], steps_per_epoch, strict=False)
         done = sum(stage.optimisation.epochs * steps for stage, steps in before)

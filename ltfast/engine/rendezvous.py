@@ -1,4 +1,4 @@
-"""Joining the processes of a group that `torchrun` starts, and starts again when one of them has died."""
+"""Joins the processes of a group that `torchrun` starts, and starts again when one of them dies."""
 
 import os
 import time
@@ -13,14 +13,14 @@ _SECONDS = 300
 
 
 def join_group() -> None:
-    """Set up `torch.distributed` in a process of torchrun's; in any other, do nothing.
+    """Set up `torch.distributed` in a process that torchrun started; do nothing in any other.
 
-    torchrun keeps one store for all of its attempts. A process that is started again finds the addresses of dead ones
-    there, and fails to connect or waits for good (github.com/pytorch/pytorch/issues/135712). So each attempt gets a
-    part of the store that has a new name.
+    torchrun keeps one store for all of its attempts. A restarted process finds the addresses of dead processes there,
+    and fails to connect or waits forever (github.com/pytorch/pytorch/issues/135712). Each attempt therefore uses a part
+    of the store with a new name.
 
     Raises:
-        TimeoutError, RuntimeError: the first process has not come within five minutes.
+        TimeoutError, RuntimeError: the first process has not joined within five minutes.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
         return
@@ -37,17 +37,17 @@ def _lead(store: Store, processes: int) -> str:
     attempt = uuid4().hex
     store.set(_ATTEMPT, attempt)
     for rank in range(1, processes):
-        other = store.get(f"{attempt}/{rank}").decode()  # waits for it
+        other = store.get(f"{attempt}/{rank}").decode()  # waits for the process
         store.set(f"{attempt}/{other}", "confirmed")
     return attempt
 
 
 def _follow(store: Store, rank: int) -> str:
-    """The attempt that the first process confirms: the one that stands there first may be of a dead process."""
+    """The attempt that the first process confirms. The first name in the store may belong to a dead process."""
     own, deadline = uuid4().hex, time.monotonic() + _SECONDS
     attempt = ""
     while time.monotonic() < deadline:
-        named = store.get(_ATTEMPT).decode()  # waits for the first of all
+        named = store.get(_ATTEMPT).decode()  # waits for the first process of all
         if named != attempt:
             attempt = named
             store.set(f"{attempt}/{rank}", own)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `metrics.json` and `per_class.png`; and the tables made of them."""
+"""The report of a run, `metrics.json` and `per_class.png`, and tables of reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,32 +34,32 @@ _SCHEMA = record(
 def write_report(
     out: Path, report: Mapping[str, Any], class_names: Sequence[str], groups: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write `metrics.json`, which says that the run is finished, and then `per_class.png` into a run's folder.
+    """Write `metrics.json`, which marks the run as finished, and then `per_class.png` into a run's folder.
 
     Raises:
         OSError: a file cannot be written.
     """
-    (out / PICTURE).unlink(missing_ok=True)  # of other numbers
+    (out / PICTURE).unlink(missing_ok=True)  # it shows older numbers
     write_json(out / METRICS, report)
     plot_per_class(out / PICTURE, report, class_names, groups)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, which is never half there.
+    """Write a JSON file atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """A run's `metrics.json`.
+    """Read a run's `metrics.json`.
 
     Raises:
-        InputNotFoundError: the folder has none.
-        InputError: it is not one; the message names the place in it.
+        InputNotFoundError: the folder does not have the file.
+        InputError: the file is not a metrics file; the message names the place in it.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -73,7 +73,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def finished_report(out: Path, settings: Mapping[str, Any], class_counts: Sequence[int]) -> dict[str, Any] | None:
-    """What `metrics.json` in a run's folder holds; None unless it is of a run of these settings and class counts."""
+    """The content of `metrics.json` in a run's folder; None unless the run has these settings and class counts."""
     with suppress(FileNotFoundError, ValueError):
         report = read_metrics(out)
         whole = len(report["per_class"]) == len(class_counts)
@@ -83,16 +83,16 @@ def finished_report(out: Path, settings: Mapping[str, Any], class_counts: Sequen
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """Metrics side by side.
+    """A table of the metrics of runs.
 
     Args:
         rows: metrics of each run, by name.
         title: shown above the table.
 
     Returns:
-        Accuracies in percent; the best of each column is bold if there are several runs. Where the runs have them: the
-        time of the loss (forward and backward pass) in microseconds an image and in percent of the step's, and the
-        time of the training in seconds.
+        Accuracies in percent, the best of each column in bold if there are several runs. If the runs have times: the
+        time of the loss (forward and backward pass) in microseconds per image and in percent of the step's time, and
+        the training time in seconds.
     """
     result = Table(title=title and escape(terminal.shown(title)), title_justify="left")
     result.add_column("run", overflow="fold")
@@ -131,7 +131,7 @@ _TIMES = {"loss µs/image": _loss_per_image, "loss % of step": _loss_share, "tra
 
 
 def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the best run gains over the first on the rare classes, in a sentence.
+    """A sentence about the gain of the best run over the first one on the rare classes.
 
     Args:
         rows: metrics of each run, by name.
@@ -158,7 +158,7 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """How much a run's parameters matter to each group of classes, and each group's share of the sum."""
+    """A table of the importance of runs' parameters for each group of classes, with each group's share of the sum."""
     result = Table(title="importance of a parameter, the mean, and the groups' shares (%)", title_justify="left")
     result.add_column("run", overflow="fold")
     result.add_column("method")
@@ -176,7 +176,7 @@ def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def weights_table(name: str, weights: Mapping[str, Sequence[float] | None]) -> Table:
-    """The mean weight that test images of each group give to each sub-model."""
+    """A table of the mean weights that test images of each group give to each sub-model."""
     result = Table(title=f"mean weights of {escape(terminal.shown(name))}'s sub-models", title_justify="left")
     result.add_column("test images of")
     models = max(len(values) for values in weights.values() if values is not None)

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: what a run writes into it, and how it goes on from there."""
+"""Saves and loads the state of a run."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,15 +29,14 @@ from ltfast.engine.stage import Plan
 
 
 class RunCheckpoint:
-    """Loads and saves the state of a run.
+    """The checkpoint of a run.
 
     Args:
         out: the run's folder.
-        plan: its stages.
-        settings: all that decides the result; a checkpoint of other settings is refused.
-        facts: of the data, see `ltfast.engine.loop.train`.
-        accelerator: the processes, of which the first writes, and the scaler of fp16.
-        check_folder: called before anything is written; raises if the folder is no longer this run's.
+        plan: has the stages.
+        settings, facts: see `ltfast.engine.loop.train`; a checkpoint with other ones is refused.
+        accelerator: has the processes, of which the first one writes, and the scaler of fp16.
+        check_folder: called before anything is written; raises if the folder no longer belongs to this run.
     """
 
     def __init__(
@@ -56,17 +55,17 @@ class RunCheckpoint:
         self.modules = nn.ModuleList(plan.stages)
 
     def load(self, steps_per_epoch: Sequence[int], console: Console) -> dict[str, Any] | None:
-        """Put the checkpoint's weights into the stages.
+        """Load the weights into the stages.
 
         Args:
-            steps_per_epoch: optimiser steps of an epoch of each stage.
-            console: is told what the checkpoint does not say.
+            steps_per_epoch: optimiser steps per epoch of each stage.
+            console: prints a line if the checkpoint has no digests of the data.
 
         Returns:
-            What the checkpoint holds; None if there is none.
+            The content of the checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: it is damaged or belongs to another run.
+            CheckpointError: the checkpoint is damaged or belongs to another run.
         """
         if not os.path.lexists(self.path):
             return None
@@ -84,10 +83,10 @@ class RunCheckpoint:
         return saved
 
     def load_optimizer(self, saved: Mapping[str, Any], optimizer: Any) -> None:
-        """Put the state of what `load` returned into Accelerate's optimiser, and into the scaler of fp16.
+        """Load the state of Accelerate's optimiser, and of the scaler of fp16, from what `load` returned.
 
         Raises:
-            CheckpointError: it is not of this optimiser and these parameters.
+            CheckpointError: the state does not belong to this optimiser and these parameters.
         """
         load_optimizer(self.path, optimizer.optimizer, saved["optimizer"])
         scaler = self.accelerator.scaler
@@ -96,18 +95,19 @@ class RunCheckpoint:
             scaler.load_state_dict(saved["scaler"])
 
     def save(self, position: Position, optimizer: Any | None, *, loss_sum: float, train_seconds: float) -> None:
-        """Write the checkpoint; of a finished run also what adapts a frozen backbone. All processes must call it.
+        """Write the checkpoint. All processes must call it. A finished run with a frozen backbone also writes the
+        weights without the backbone to a file of their own.
 
         Args:
-            position: where the run is.
-            optimizer: Accelerate's, inside of a stage; None where a stage starts or the run is finished.
-            loss_sum: of the steps of this epoch.
-            train_seconds: of the run.
+            position: the position of the run.
+            optimizer: Accelerate's, inside of a stage; None at the start of a stage and in a finished run.
+            loss_sum: the sum of the losses of this epoch's steps.
+            train_seconds: the training time of the run.
 
         Raises:
-            TrainingError: a weight is not finite, and the last checkpoint is kept.
-            FolderError: the folder is no longer this run's.
-            OSError: a file cannot be written, and the last checkpoint is whole.
+            TrainingError: a weight is not finite; the last checkpoint is kept.
+            FolderError: the folder no longer belongs to this run.
+            OSError: a file cannot be written; the last checkpoint is complete.
         """
         check_parameters(self.modules.parameters(), self.path)
         for stage in self.plan.stages:

@@ -1,6 +1,6 @@
-"""What files hold is checked before it is used: a schema says what is expected where.
+"""Schemas, which check the content of files before it is used.
 
-A schema is a function of a value and of the name of its place; it raises a `Mismatch` that has both:
+A schema is a function of a value and the name of its place. It raises a `Mismatch` that names both:
 
     check = record({"stage": integer(0, 2), "losses": list_of(number(0))})
     check({"stage": 99, "losses": []}, "position")  # position.stage: expected an integer from 0 to 2, got 99
@@ -29,7 +29,7 @@ _DTYPES = {
 
 
 class Mismatch(ValueError):
-    """A value is not what its place expects."""
+    """A value does not match the schema of its place."""
 
     def __init__(self, place: str, expected: str, got: object) -> None:
         super().__init__(f"{place}: expected {expected}, got {_in_words(got)}".removeprefix(": "))
@@ -37,7 +37,7 @@ class Mismatch(ValueError):
 
 
 def number(least: float = -_MAX, most: float = _MAX, *, above: float | None = None) -> Schema:
-    """A finite int or float from `least` to `most`; `above` is a limit that it does not reach."""
+    """A finite int or float from `least` to `most`, and greater than `above`."""
     limits = "" if least == -_MAX else f" from {least:g}" + ("" if most == _MAX else f" to {most:g}")
     limits = limits if above is None else f" above {above:g}"
 
@@ -61,7 +61,7 @@ def integer(least: int, most: int = 2**63 - 1) -> Schema:
 
 
 def anything(value: Any, place: str) -> None:
-    """Whatever: something else looks at it."""
+    """Any value; other code checks it."""
 
 
 def text(value: Any, place: str) -> None:
@@ -75,7 +75,7 @@ def boolean(value: Any, place: str) -> None:
 
 
 def one_of(values: Iterable[Any]) -> Schema:
-    """One of these, which are of any types."""
+    """One of these values, which may have any types."""
     known = tuple(values)
 
     def check(value: Any, place: str) -> None:
@@ -86,7 +86,7 @@ def one_of(values: Iterable[Any]) -> Schema:
 
 
 def optional(schema: Schema) -> Schema:
-    """What `schema` expects, or None."""
+    """None, or a value that matches `schema`."""
 
     def check(value: Any, place: str) -> None:
         if value is not None:
@@ -96,7 +96,7 @@ def optional(schema: Schema) -> Schema:
 
 
 def either(schemas: Iterable[Schema]) -> Schema:
-    """What one of these expects."""
+    """A value that matches one of these schemas."""
     known = tuple(schemas)
 
     def check(value: Any, place: str) -> None:
@@ -112,7 +112,7 @@ def either(schemas: Iterable[Schema]) -> Schema:
 
 
 def list_of(schema: Schema, length: int | None = None) -> Schema:
-    """A list of what `schema` expects."""
+    """A list whose items match `schema`."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, list | tuple):
@@ -126,7 +126,7 @@ def list_of(schema: Schema, length: int | None = None) -> Schema:
 
 
 def mapping(schema: Schema, keys: type = str) -> Schema:
-    """Any names, of one type, with what `schema` expects."""
+    """A mapping from names of one type to values that match `schema`."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, Mapping):
@@ -140,7 +140,7 @@ def mapping(schema: Schema, keys: type = str) -> Schema:
 
 
 def record(required: Mapping[str, Schema], may: Mapping[str, Schema] | None = None) -> Schema:
-    """These names, and what is expected under each; `may` be missing. Other names may be there too."""
+    """A mapping whose values match these schemas. The names of `may` are optional; other names are allowed."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, Mapping):
@@ -156,7 +156,7 @@ def record(required: Mapping[str, Schema], may: Mapping[str, Schema] | None = No
 
 
 def plain(value: Any, place: str, depth: int = 4) -> None:
-    """What JSON can hold, not deeply nested."""
+    """A value that JSON can represent, at most `depth` levels deep."""
     if isinstance(value, list | tuple | dict) and depth:
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             plain(item, f"{place}[{name}]" if type(name) is int else _join(place, name), depth - 1)
@@ -167,11 +167,11 @@ def plain(value: Any, place: str, depth: int = 4) -> None:
 
 
 def tensor(value: Any, place: str) -> None:
-    """A dense tensor in memory that has all its elements, finite ones."""
+    """A dense tensor on the CPU whose elements are all stored, and finite."""
     if not isinstance(value, Tensor):
         raise Mismatch(place, "a tensor", value)
     dense = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in _DTYPES
-    # a view may claim more elements than there are
+    # a view may claim more elements than its storage has
     if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise Mismatch(place, "a dense tensor of an ordinary dtype", value)
     if not is_finite(value):
@@ -179,8 +179,8 @@ def tensor(value: Any, place: str) -> None:
 
 
 def like(example: Any) -> Schema:
-    """What has the form of an example: a tensor's shape and dtype; a number, which is negative only if the example is;
-    the names of a mapping, among others; the length of a list. Of another example anything will do.
+    """A value with the form of an example: the same shape and dtype of a tensor; a number, negative only if the example
+    is; a mapping with at least the same names; a list of the same length. Any other example matches any value.
     """
 
     def check(value: Any, place: str) -> None:
@@ -202,7 +202,7 @@ def like(example: Any) -> Schema:
 
 
 def settings_schema(of: type) -> Mapping[str, Schema]:
-    """What is expected of each field of a dataclass of settings, by its type."""
+    """The schema of each field of a dataclass of settings, from the field's type."""
     return {name: _of_type(hint) for name, hint in get_type_hints(of).items()}
 
 
@@ -219,10 +219,10 @@ def _of_type(hint: Any) -> Schema:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        ValueError: it is no JSON, or it has a name twice, a number that is none, or very deep nesting.
+        ValueError: the file is not JSON, or has a duplicate name, a number that is not finite, or very deep nesting.
     """
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_number)

@@ -1,4 +1,4 @@
-"""Typed settings: dataclasses whose fields carry their own help."""
+"""Typed settings: dataclasses whose fields have their own help text."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -31,10 +31,10 @@ def check_finite(settings: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a run is executed, whatever the method.
+    """Settings for the execution of a run, common to all methods.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     seed: int = option(0, "seed of everything random: same seed, same machine, same weights")

@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics in training are those of the batches of all processes."""
+"""BatchNorm whose training statistics cover the batches of all processes."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """PyTorch's, for processes without GPUs: `nn.SyncBatchNorm` takes no tensor of the CPU.
+    """Synchronised BatchNorm for processes without GPUs: `nn.SyncBatchNorm` does not accept CPU tensors.
 
-    In training it is `nn.BatchNorm2d` on the joined batch, to which each process may bring another number of rows;
-    the variance comes from the deviations from the joint mean. In evaluation mode it is `nn.BatchNorm2d`.
+    In training mode it is `nn.BatchNorm2d` on the joined batch, in which the processes may have different numbers of
+    rows. The variance is computed from the deviations from the joint mean. In evaluation mode it is `nn.BatchNorm2d`.
 
     Args:
-        norm: of any number of dimensions, timm's with an activation too. Its parameters and buffers are taken over.
+        norm: a BatchNorm of any number of dimensions, also one of timm's with an activation. The new module has its
+            parameters and buffers.
 
     Shapes: (B, C, ...), any float dtype, computed in float32 at least -> the same. `torch.distributed` is initialised.
     """
@@ -31,7 +32,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """
         Raises:
-            ValueError: x has less than two dimensions, or the batches of all processes have one value a channel.
+            ValueError: x has less than two dimensions, or all processes together have one value per channel.
         """
         return self.act(self.drop(self._joint(x) if self.training else super().forward(x)))
 
@@ -73,16 +74,16 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Put a synchronised BatchNorm in the place of each one in a module, with the same parameters and buffers under the
-    same names. It does nothing to those that were exchanged before.
+    """Replace each BatchNorm in a module by a synchronised one with the same parameters and buffers, under the same
+    names. Synchronised ones stay as they are.
 
     Args:
-        module: it and its submodules; it is no BatchNorm itself.
-        device: where it will train.
+        module: the module, which is not a BatchNorm itself.
+        device: the device of the training.
     """
     from timm.layers import convert_sync_batchnorm
 
-    exchanged: dict[_BatchNorm, Any] = {}  # one that is in two places stays one
+    exchanged: dict[_BatchNorm, Any] = {}  # a module in two places stays one module
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm) and not isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)):

@@ -1,4 +1,4 @@
-"""The time that the losses of a run take."""
+"""Times the losses of a run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,35 +8,35 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size, send_to_device
-from torch import Tensor, nn
 
+from ltfast.engine.loss_calls import caught_loss_calls
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.stage import Stage, freeze_untrained
 
 
 @dataclass(frozen=True)
 class LossTime:
-    """Times of one training step: forward and backward pass, without the optimiser and the loading of images."""
+    """Times of the forward and backward pass of a training step, without the optimiser and the loading of images."""
 
-    loss_ms: float  # of the loss modules alone
-    step_ms: float  # of the networks and the losses
+    loss_ms: float  # the loss modules alone
+    step_ms: float  # the networks and the losses
     step_images: int
 
 
 def time_last_losses(
     stages: Sequence[Stage], accelerator: Accelerator, *, seed: Sequence[int], say: Callable[[str], None]
 ) -> dict[str, float | None]:
-    """The times of the last stage that has losses, on its first batch.
+    """Time the losses of the last stage that has any, on its first batch.
 
     Args:
-        stages: a trained plan's.
-        accelerator: the device and the precision.
-        seed: for `seed_everything`, before the losses are called.
-        say: is given the reason why the losses cannot be timed.
+        stages: the stages of a trained plan.
+        accelerator: has the device and the precision.
+        seed: the arguments of `seed_everything`, which is called before the step.
+        say: called with the reason if the losses cannot be timed.
 
     Returns:
-        The fields of a `LossTime`. They are None if the losses cannot be timed or there are none; under several
-        processes too: a loss may exchange values with the others, which have no part in this.
+        The fields of a `LossTime`. They are None if there are no losses or they cannot be timed, and under several
+        processes, because a loss may exchange values with the others, which do not take part.
     """
     times = None
     try:
@@ -58,29 +58,23 @@ def time_last_losses(
 def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime | None:
     """Time a stage's loss modules, and the whole step.
 
-    The batch goes through the stage once, to time the step and to catch the arguments of its losses. The losses are
-    then called with these arguments again, detached from the networks. Their time is the minimum over many blocks of
-    calls, because other programs only add time; the step is timed once.
+    The batch passes through the stage once, to time the step and to collect the calls of its losses. The calls are then
+    repeated without the networks. The time of the losses is the minimum over many blocks of repetitions, because other
+    programs only add time; the step is timed once.
 
     Args:
-        stage: unwrapped; put into training mode. The running statistics of its networks move by one step.
+        stage: an unwrapped stage. It is put into training mode, and its networks' running statistics move by one step.
         batch: a training batch on the accelerator's device.
         accelerator: the device and the precision.
 
     Returns:
-        None if no loss is called with anything to differentiate.
+        None if no call of a loss has an argument or parameter that requires a gradient.
 
     Raises:
-        Exception: whatever a loss raises that cannot be called alone.
+        Exception: a loss cannot be called alone.
     """
-    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((module, tuple(map(_leaf, args)), {key: _leaf(value) for key, value in kwargs.items()}))
-
     stage.train()
-    handles = [loss.register_forward_pre_hook(catch, with_kwargs=True) for loss in stage.losses()]
-    try:
+    with caught_loss_calls(stage) as calls:
         _wait(accelerator)
         begun = time.perf_counter()
         with accelerator.autocast():
@@ -90,27 +84,18 @@ def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime 
             torch.autograd.grad(total, trained, allow_unused=True)
         _wait(accelerator)
         step_seconds = time.perf_counter() - begun
-    finally:
-        for handle in handles:
-            handle.remove()
 
     from torch.utils.benchmark import Timer  # half a second to import
 
-    leaves = [
-        [x for x in (*args, *kwargs.values(), *loss.parameters()) if isinstance(x, Tensor) and x.requires_grad]
-        for loss, args, kwargs in calls
-    ]
-    if not any(leaves):
+    calls = [call for call in calls if call.differentiable]
+    if not calls:
         return None
 
-    def step() -> None:
-        for (loss, args, kwargs), inputs in zip(calls, leaves, strict=True):
-            if inputs:
-                with accelerator.autocast():
-                    value = loss(*args, **kwargs)
-                torch.autograd.grad(value, inputs, torch.ones_like(value), allow_unused=True)
+    def repeat() -> None:
+        for call in calls:
+            call.repeat(accelerator.autocast)
 
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    timer = Timer("repeat()", globals={"repeat": repeat}, num_threads=torch.get_num_threads())
     loss_seconds = min(timer.blocked_autorange(min_run_time=0.3).times)
     return LossTime(1e3 * loss_seconds, 1e3 * step_seconds, find_batch_size(batch))
 
@@ -118,7 +103,3 @@ def time_losses(stage: Stage, batch: Any, accelerator: Accelerator) -> LossTime 
 def _wait(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize(accelerator.device)
-
-
-def _leaf(value: Any) -> Any:
-    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value

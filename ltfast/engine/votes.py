@@ -1,4 +1,4 @@
-"""What one process asks for, and all processes do at the same step: stop the run, or write a checkpoint."""
+"""Votes of the processes: if one process wants to stop or to write a checkpoint, all do so at the same step."""
 
 import torch
 from accelerate import Accelerator
@@ -8,15 +8,15 @@ VOTE_STEPS = 10
 
 
 def any_process(wish: bool, step: int, accelerator: Accelerator) -> bool:
-    """Whether a process wishes it after this step of an epoch.
+    """Whether a process has a wish after this step of an epoch. All processes must call it.
 
-    One process alone gets its wish at any step. Several processes ask each other at every `VOTE_STEPS`-th step only,
-    because an exchange waits for the slowest of them; all of them must call it.
+    A single process gets its wish at any step. Several processes vote at every `VOTE_STEPS`-th step only, because a
+    vote waits for the slowest process.
 
     Args:
-        wish: of this process.
+        wish: this process's wish.
         step: optimiser steps done in this epoch.
-        accelerator: the other processes.
+        accelerator: connects the processes.
     """
     if accelerator.num_processes == 1:
         return wish

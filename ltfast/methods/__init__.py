@@ -1,11 +1,12 @@
-"""The methods: one file each, its stages in the paper's order, and one in `settings` for its options.
+"""The methods. Each has a file with its stages in the paper's order, and a file in `settings` with its options.
 
 A method's module has a function
 
     build(settings, bundle, context: BuildContext) -> Plan
 
-Its `Settings` derive from `BackboneSettings`: `restore` builds a trained method at the image size of its training and
-without pretrained weights. It has the training's labels, mean and std, but not its images: `build` must not open one.
+Its `Settings` derive from `BackboneSettings`: `restore` builds a trained method with the image size of its training and
+without pretrained weights. `restore` has the labels, mean and std of the training, but not its images, so `build` must
+not open an image.
 """
 
 from collections.abc import Callable
@@ -28,14 +29,14 @@ class Method:
 
     Attributes:
         settings: the dataclass of its options.
-        build: makes its stages for a data set.
+        build: makes its plan for a data set.
     """
 
     settings: type[BackboneSettings]
     build: "Callable[[Any, DataBundle, BuildContext], Plan]"
 
 
-# A method is imported when it is built: PyTorch takes seconds, and `--help` needs only the settings.
+# A method is imported only when it is built: importing PyTorch takes seconds, and `--help` needs only the settings.
 def _build_ce(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
     from ltfast.methods import ce
 
@@ -86,7 +87,7 @@ def settings_of(method: str, values: dict[str, Any]) -> Any:
     """A method's settings from plain values.
 
     Raises:
-        ValueError: an unknown method, or a setting out of its range.
+        ValueError: the method is unknown, or a setting is out of its range.
     """
     if method not in METHODS:
         raise SettingError("method", f"one of {', '.join(METHODS)}", method)

@@ -1,4 +1,4 @@
-"""Batches for the engine's stages, from `ltfast.data`."""
+"""The training and test batches of the methods, made with `ltfast.data`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,15 +14,16 @@ from ltfast.methods.loader import Loader
 
 
 class TrainBatches:
-    """Training batches `(view_1, ..., view_k, labels)`, random as a function of (seed, epoch, place in it) alone.
+    """Training batches `(view_1, ..., view_k, labels)`, whose randomness depends on the seed, the epoch and the place
+    in the epoch alone.
 
     Args:
         views: the augmented images.
         batches: this process's (draw, index) pairs.
-        workers: processes that load images; 0 loads in this one.
+        workers: processes that load images; with 0, this process loads them.
 
     Raises:
-        ValueError: there is not one batch in an epoch.
+        ValueError: an epoch has no full batch.
     """
 
     def __init__(self, views: SeededViews, batches: NumberedBatches, *, workers: int) -> None:
@@ -42,13 +43,13 @@ class TrainBatches:
         return len(self.batches)
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Any]:
-        """Epoch `epoch`'s batches without the first `skip`."""
+        """The batches of epoch `epoch` without the first `skip`."""
         self.batches.set_epoch(epoch, skip=skip)
         return iter(self.loader)
 
     def close(self) -> None:
         """End the worker processes."""
-        self.loader._iterator = None  # the only one that holds them; there is no public way
+        self.loader._iterator = None  # it holds the processes, and there is no public way to end them
 
 
 def train_batches(
@@ -65,14 +66,14 @@ def train_batches(
 
     Args:
         bundle: the data.
-        transforms: one a view.
-        batch_size: images a batch and process.
-        context: the run's seed and workers, and this process.
+        transforms: one for each view.
+        batch_size: images per batch and process.
+        context: has the run's seed and workers, and this process's rank.
         sampler, sampler_options: see `ltfast.data.make_sampler`.
-        start_draw: where the draws of the stage before end; see `NumberedBatches`.
+        start_draw: the number of draws of all stages before; see `NumberedBatches`.
 
     Raises:
-        ValueError: there is not one batch in an epoch.
+        ValueError: an epoch has no full batch.
     """
     indices = make_sampler(
         sampler,
@@ -95,8 +96,8 @@ def evaluation_batches(
     context: BuildContext,
     augmented: Sequence[Callable[..., Any]] = (),
 ) -> Iterable[Sequence[Tensor]]:
-    """This process's share of the test images in batches `(images, *views, labels)`: `views` are augmented, one for
-    each of `augmented`, and the same at every evaluation."""
+    """This process's share of the test images, in batches `(images, *views, labels)`. There is an augmented view for
+    each transform in `augmented`; the views are the same at every evaluation."""
     keys = [(index, index) for index in range(context.rank, len(bundle.test), context.world_size)]
     views = SeededViews(bundle.test, [eval_transform(bundle, image_size), *augmented], seed=0)
     return Loader(views, context.test_batch_size, sampler=keys, num_workers=context.run.workers)
@@ -111,8 +112,8 @@ def class_batches(
     batch_size: int,
     context: BuildContext,
 ) -> Iterable[Sequence[Tensor]]:
-    """Training images of some classes as test images are shown, in batches `(images, labels)`: this process's share of
-    at most `most` of them, chosen at random by the run's seed."""
+    """Training images of some classes, transformed like test images, in batches `(images, labels)`: this process's
+    share of at most `most` images, which the run's seed chooses at random."""
     members = torch.isin(bundle.train.labels, torch.tensor(classes, dtype=torch.int64)).nonzero().flatten()
     generator = torch.Generator().manual_seed(derive_seed("class_batches", context.run.seed))
     chosen = members[torch.randperm(len(members), generator=generator)[:most]].tolist()

@@ -1,4 +1,4 @@
-"""The baseline: one stage, one classifier, any of the losses for single labels."""
+"""The baseline: one stage with one classifier and any of the losses for integer labels."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
-    """One of `--loss`'s losses, for training images of these counts, length C.
+    """The loss that `--loss` names, for training images of these counts, length C.
 
     Raises:
-        ValueError: there is no such loss, or a class has no images.
+        ValueError: the name is unknown, or a class has no images.
     """
     from ltfast.losses import AGCLLoss, BalancedBCELoss, LogitAdjustedLoss
 
@@ -39,12 +39,12 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """The one stage. Its initial weights come from torch's global generator.
+    """The plan with its one stage. The initial weights come from torch's global generator.
 
     Raises:
-        ValueError: a setting that does not fit the data.
+        ValueError: a setting does not fit the data.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.methods.check_batch_norm import check_batch_norm

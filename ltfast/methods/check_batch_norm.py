@@ -1,4 +1,4 @@
-"""Whether BatchNorm can train on batches of one image."""
+"""Checks whether BatchNorm can train on batches of one image."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from ltfast.errors import SettingError
 
 
 def check_batch_norm(network: nn.Module, image_shape: tuple[int, int, int], images: int, name: str) -> None:
-    """Refuse batches of one image where BatchNorm would get one value of a channel, which has no variance.
+    """Refuse batches of one image if a BatchNorm would get one value per channel, which has no variance.
 
     Args:
         network: takes images (B, channels, H, W).
         image_shape: (channels, H, W).
-        images: that go through the network at a time; of all processes if BatchNorm is synchronised.
-        name: the setting that says so.
+        images: the number of images in a batch, of all processes if BatchNorm is synchronised.
+        name: the setting that determines this number.
 
     Raises:
-        SettingError: there is such a layer, and images is 1.
+        SettingError: `images` is 1, and the network has such a BatchNorm.
     """
     if images > 1:
         return

@@ -1,4 +1,4 @@
-"""What a method's `build` needs besides its settings and the data."""
+"""The context in which a method is built: the run and its processes."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ from ltfast.engine.settings import RunSettings
 
 @dataclass(frozen=True)
 class BuildContext:
-    """The circumstances of a run: the same for all methods.
+    """What a method's `build` needs besides its settings and the data; the same for all methods.
 
     Attributes:
         run: the settings of the engine.
-        rank, world_size: this process, and how many there are.
-        test_batch_size: test images of a batch and process.
+        rank, world_size: this process's number, and the number of processes.
+        test_batch_size: test images per batch and process.
     """
 
     run: RunSettings = field(default_factory=RunSettings)
@@ -21,5 +21,5 @@ class BuildContext:
     test_batch_size: int = 256
 
     def normalised_together(self, batch_size: int) -> int:
-        """The images that BatchNorm normalises together, for so many images a batch and process."""
+        """The number of images that BatchNorm normalises together, with `batch_size` images per batch and process."""
         return batch_size * (self.world_size if self.run.sync_batchnorm else 1)

@@ -1,10 +1,10 @@
 """DO: Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024.
 
-One network, whose weights are shared out among groups of classes: many, medium and few. A stage for each group trains
-the weights that are still free, with sampling and a loss that prefer the group; then the weights that matter little to
-the group are pruned, gradually, and left to the next stage, while the others are frozen. The sub-model of a stage is
-the network without what later stages have put into it. A test image is classified by all sub-models, weighted so that
-two augmented views of it agree best.
+The weights of one network are divided among groups of classes: many, medium and few. A stage for each group trains the
+weights that are still free, with sampling and a loss that prefer the group. Then the weights of low importance for the
+group are gradually pruned and left to the next stage, and the others are frozen. The sub-model of a stage is the
+network without the weights that later stages train. All sub-models classify a test image, with weights under which two
+augmented views of the image agree best.
 """
 
 import warnings
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from ltfast.data import DataBundle
     from ltfast.models import SubModels
 
-IMPORTANCE_IMAGES = 2048  # of a group: its importance, and the accuracy that the search looks at, are measured on these
+IMPORTANCE_IMAGES = 2048  # of a group, on which the importance and the accuracies of the search are measured
 CANDIDATES = tuple(share / 10 for share in range(10))
 
 
 class SubModelStage(SupervisedStage):
-    """Trains the weights that earlier stages have left; those that they have kept stay as they are, bit for bit."""
+    """Trains the weights that earlier stages have left. The weights that they have kept do not change."""
 
     network: "SubModels"
 
@@ -48,9 +48,9 @@ class SubModelStage(SupervisedStage):
         """
         Args:
             name, batches, optimisation: see `Stage`.
-            network: its sub-model `number` is trained.
-            number: of the stage, from 1.
-            loss: of class scores and labels.
+            network: has the sub-model `number`, which is trained.
+            number: the number of the stage, from 1.
+            loss: takes class scores and labels.
             fresh: makes a newly initialised network.
         """
         super().__init__(name, batches, optimisation, network=network, loss=loss)
@@ -75,7 +75,7 @@ class SubModelStage(SupervisedStage):
 
 
 class PruningStage(SubModelStage):
-    r"""Prunes what matters little to the group, a step at each epoch's start, and trains what is left.
+    r"""Prunes weights of low importance for the group at the start of each epoch, and trains the weights that are left.
 
     After epoch t of T the share pruned is :math:`\gamma (1 - (1 - t / T)^3)` (Zhu and Gupta, "To prune, or not to
     prune", 2017).
@@ -99,11 +99,11 @@ class PruningStage(SubModelStage):
         """
         Args:
             name, batches, optimisation: see `Stage`.
-            images: training images of given classes, in batches `(images, labels)`.
-            classes: the group's.
+            images: gives training images of some classes, in batches `(images, labels)`.
+            classes: the classes of the group.
             num_classes: C.
-            share: of the free weights, pruned in the end; None searches it.
-            accumulate: batches an optimiser step: the importance is measured on as many images at a time.
+            share: the share of the free weights that is pruned in the end; None searches for it.
+            accumulate: batches per optimiser step; the importance is measured on as many images at a time.
             options: see `SubModelStage`.
         """
         super().__init__(name, batches, optimisation, **options)
@@ -134,8 +134,8 @@ class PruningStage(SubModelStage):
         )
 
     def _searched(self) -> float:
-        """The largest share before the steepest fall of the accuracy, without training between. It is that of training
-        images of all classes: a network that sees one group everywhere has learned nothing of it."""
+        """The largest share before the steepest fall of the accuracy, without training in between. The accuracy is that
+        on training images of all classes: on one group alone, a network that always predicts it would score well."""
         importance = self._importance()
         accuracy = [self._accuracy(importance, share) for share in CANDIDATES]
         falls = [before - after for before, after in pairwise(accuracy[1:])]
@@ -156,7 +156,7 @@ class PruningStage(SubModelStage):
 
 
 class Aggregation(Predictor):
-    """All sub-models together: the logarithm of their predictions' weighted mean."""
+    """Combines all sub-models: predicts the logarithm of the weighted mean of their probabilities."""
 
     members: Tensor
     group_weights: Tensor
@@ -166,9 +166,9 @@ class Aggregation(Predictor):
     ) -> None:
         """
         Args:
-            network: all of whose stages are trained.
-            groups: of classes.
-            kind: `Settings.aggregate`; the group of a test image is that of the class that equal weights predict.
+            network: the network after all of its stages.
+            groups: the classes of each group.
+            kind: `Settings.aggregate`. A test image belongs to the group of the class that equal weights predict.
         """
         super().__init__()
         self.network = network
@@ -200,7 +200,7 @@ class Aggregation(Predictor):
 
     @torch.no_grad()
     def weights(self, image: Tensor, *augmented: Tensor) -> Tensor:
-        """Of the sub-models, (B, T); kind `instance` takes two augmented views of the image."""
+        """The weights of the sub-models, (B, T). The kind `instance` takes two augmented views of the image."""
         from ltfast.models.aggregation import aggregation_weights, agreement
 
         if self.kind == "instance":
@@ -227,13 +227,13 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """A stage and a pruning stage for each group that has classes but the last, and a stage for the last; then all
-    sub-models together.
+    """The plan, with a stage and a pruning stage for each group that has classes, except that the last group is not
+    pruned. Its predictor combines all sub-models.
 
     Raises:
-        ValueError: a setting that does not fit the data.
+        ValueError: a setting does not fit the data.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
@@ -277,7 +277,7 @@ def build(
     start_draw = 0
     for number, name in enumerate(names):
         classes = every[name]
-        # the paper's three: the long tail itself, a group preferred, the tail reversed
+        # the paper's three kinds: the long tail itself, a preferred group, the reversed tail
         kind = 1 if name == present[0] else 3 if name == present[-1] else 2
         preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
         plain = kind == 2 and settings.sampler != "group_preferred"

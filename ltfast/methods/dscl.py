@@ -1,9 +1,9 @@
 """DSCL: Xuan and Zhang, "Decoupled Contrastive Learning for Long-Tailed Recognition", AAAI 2024.
 
-Two stages. The backbone learns by the decoupled contrastive loss between a query view and a momentum encoder's keys of
-this batch and of a long queue; patches of the query view, cropped out, learn to be as similar to every key as the same
-patches pooled from the query's feature map. Then a linear classifier learns on the frozen backbone, with batches that
-are balanced over the classes.
+The method has two stages. The first trains the backbone with the decoupled contrastive loss between a query view and a
+momentum encoder's keys, which are those of the batch and of a long queue. Patches cropped from the query view also
+learn to have the same similarities to all keys as the same patches pooled from the query's feature map. The second
+stage trains a linear classifier on the frozen backbone, with class-balanced batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class QueueLosses(nn.Module):
-    """Both losses; queries and patches go through the queue in one launch."""
+    """Computes both losses; queries and patches attend to the queue in one kernel launch."""
 
     def __init__(self, contrast: "DSCLLoss", distillation: "PBSDLoss", queue: "MemoryQueue") -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class QueueLosses(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, labels: Tensor, pooled: Tensor | None = None, cropped: Tensor | None = None
     ) -> Tensor:
-        """The contrastive loss and, given the patches (B, L, D), the distillation's: (1,) or (2,)."""
+        """The contrastive loss, (1,); or with patches (B, L, D), this loss and the distillation loss, (2,)."""
         if pooled is None or cropped is None:
             return self.contrast(query, key, labels, self.queue)[None]
         attended = self.queue.attend(
@@ -68,15 +68,15 @@ class ContrastStage(Stage):
         Args:
             name, batches, optimisation: see `Stage`.
             network: its backbone and projection head are trained.
-            losses: with the queue.
-            pbsd_weight: of the distillation; 0 leaves it out.
-            key_momentum: share of the key encoder that stays at each optimiser step.
+            losses: the losses and the queue.
+            pbsd_weight: the weight of the distillation loss; 0 leaves it out.
+            key_momentum: the share of the key encoder that is kept at each optimiser step.
         """
         from timm.utils.model_ema import ModelEmaV3
 
         super().__init__(name, batches, optimisation)
         self.network = network
-        # BatchNorm's running statistics, which are copied, are not used: the key encoder stays in training mode
+        # the key encoder stays in training mode, so that BatchNorm's running statistics, which are copied, are not used
         self.key_network = ModelEmaV3(network, decay=key_momentum, exclude_buffers=True)
         self.queue_losses = losses
         self.pbsd_weight = pbsd_weight
@@ -98,7 +98,6 @@ class ContrastStage(Stage):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         from ltfast.models import feature_map
-        from ltfast.ops import patch_roi_pool
 
         (query_images, key_images, patches, boxes), labels = batch
         maps, features = feature_map(self.network.backbone, query_images)
@@ -110,9 +109,9 @@ class ContrastStage(Stage):
             total, logged = contrast, {}
         else:
             images, number = patches.shape[:2]
-            with torch.no_grad():  # what the patches learn from
+            with torch.no_grad():  # the targets of the distillation
                 scale = maps.shape[-1] / query_images.shape[-1]
-                pooled = self.network.projection(patch_roi_pool(maps, boxes, spatial_scale=scale).flatten(0, 1))
+                pooled = self.network.projection(self.pool_patches(maps, boxes, scale).flatten(0, 1))
             cropped = self.network.projection(self.network.backbone(patches.flatten(0, 1)))
             contrast, distillation = self.queue_losses(
                 query, key, labels, pooled.unflatten(0, (images, number)), cropped.unflatten(0, (images, number))
@@ -120,6 +119,13 @@ class ContrastStage(Stage):
             total, logged = contrast + self.pbsd_weight * distillation, {"distillation": distillation}
         self.queue_losses.queue.enqueue(key, labels)
         return total, {"contrast": contrast, **logged}
+
+    def pool_patches(self, maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        """Features (B, L, D) of patches, from feature maps (B, D, H, W) and boxes (B, L, 4) in pixels of the image.
+        `scale` is the ratio of the map's size to the image's."""
+        from ltfast.ops import patch_roi_pool
+
+        return patch_roi_pool(maps, boxes, spatial_scale=scale)
 
     def after_step(self) -> None:
         self.key_network.update(self.network)
@@ -132,13 +138,13 @@ class ContrastStage(Stage):
 
 
 class ClassifierStage(SupervisedStage):
-    """The linear classifier alone."""
+    """Trains the linear classifier only."""
 
     def trained(self) -> Iterable[nn.Parameter]:
         return self.network.head.parameters()  # type: ignore[union-attr]
 
     def losses(self) -> Sequence[nn.Module]:
-        return []  # the first stage's are the method's
+        return []  # the times of a run are those of the first stage
 
 
 def build(
@@ -146,12 +152,12 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """Both stages. Their initial weights come from torch's global generator.
+    """The plan with both stages. The initial weights come from torch's global generator.
 
     Raises:
-        ValueError: a setting that does not fit the data or the backbone.
+        ValueError: a setting does not fit the data or the backbone.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from ltfast.data import PatchViews, train_transform
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
@@ -232,10 +238,10 @@ def build(
 
 
 def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: int, channels: int) -> None:
-    """Whether the backbone takes patches of this size, and its map's channels are its features'.
+    """Check that the backbone accepts patches of this size, and that its feature map is as wide as its features.
 
     Raises:
-        ValueError: they do not.
+        ValueError: a check fails.
     """
     from ltfast.models import feature_map
 
@@ -245,7 +251,7 @@ def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: 
         with torch.no_grad():
             maps, features = feature_map(network.backbone, torch.zeros(1, channels, size, size))
             feature_map(network.backbone, torch.zeros(1, channels, patch_size, patch_size))
-    except Exception as error:  # timm's models raise what they please
+    except Exception as error:  # timm's models raise errors of many types
         raise InputError(
             f"expected a size that {backbone} takes (the image's, {size}, is one), got {patch_size}: {error}",
             name="patch_size",

@@ -1,4 +1,4 @@
-"""Encoders that LiVT's first stage has trained, for another run or method."""
+"""Encoders from LiVT's first stage, for another run or method."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from timm.models.vision_transformer import VisionTransformer
 
-PRETRAINED = "0.autoencoder.encoder."  # where a LiVT run's checkpoint has it: as it was before the fine-tuning
+PRETRAINED = "0.autoencoder.encoder."  # the encoder before fine-tuning, in the checkpoint of a LiVT run
 
 
 def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
@@ -24,7 +24,8 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it cannot be read, is another method's, or its pre-training is not finished or was left out.
+        ValueError: the checkpoint cannot be read or belongs to another method, or its pre-training is not finished or
+            was left out.
     """
     try:
         saved = load_checkpoint(checkpoint.expanduser())
@@ -33,7 +34,7 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
             f"expected a run's folder or checkpoint, got {str(checkpoint)!r}", name="init"
         ) from error
     except CheckpointError as error:
-        # "delete it" is advice to a training alone
+        # "delete it" is advice for training only
         raise InputError(str(error).partition("; delete it")[0], name="init") from error
     method = saved["settings"].get("method")
     weights = {
@@ -49,18 +50,18 @@ def pretrained_encoder(checkpoint: "Path") -> dict[str, Tensor]:
 
 
 def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> None:
-    """Put an encoder's weights into a vision transformer, whose head stays as it is; the position embedding is
-    resampled if the images have another size.
+    """Load an encoder's weights into a vision transformer, except its head. The position embedding is resampled if the
+    images have another size.
 
     Raises:
-        ValueError: the weights are another network's.
+        ValueError: the weights belong to another network.
     """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     try:
         keys = model.load_state_dict(checkpoint_filter_fn(dict(weights), model), strict=False)
         wrong = [*keys.unexpected_keys, *(name for name in keys.missing_keys if not name.startswith("head."))]
-    except (RuntimeError, ValueError, IndexError) as error:  # sizes that differ, a line each
+    except (RuntimeError, ValueError, IndexError) as error:  # the message has a line for each size that differs
         wrong = str(error).splitlines()[1:] or [str(error)]
     if wrong:
         raise InputError(f"the encoder is not of this backbone: {wrong[0].strip()}", name="init")

@@ -1,10 +1,11 @@
 """LiVT: Xu et al., "Learning Imbalanced Data with Vision Transformers", CVPR 2023.
 
-Two stages. A vision transformer learns from the long-tailed images without their labels, as a masked autoencoder; then
-it is fine-tuned with mixed images and the balanced binary cross-entropy, its first layers gently. The encoder stays as
-it was pre-trained beside the fine-tuned one: another run can start from it (`init`).
+The method has two stages. First a vision transformer is pre-trained as a masked autoencoder on the long-tailed images
+without their labels. Then it is fine-tuned with mixed images and the balanced binary cross-entropy, with lower learning
+rates for its first layers. The checkpoint also keeps the pre-trained encoder, from which another run can start
+(`init`).
 
-The transformer's final normalisation comes before the tokens are averaged, as timm has it; the authors' after.
+The transformer's final normalisation precedes the mean over the tokens, as in timm; the authors' follows it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ Weights = Callable[[], Mapping[str, Tensor]]
 
 
 class PretrainingStage(Stage):
-    """A masked autoencoder's loss; the labels are not looked at."""
+    """Trains a masked autoencoder; the labels are ignored."""
 
     evaluated = False
 
@@ -49,8 +50,8 @@ class PretrainingStage(Stage):
         """
         Args:
             name, batches, optimisation: see `Stage`.
-            autoencoder: trained whole.
-            initial: gives the encoder's weights when the stage starts; None leaves them.
+            autoencoder: the network; all of its parameters are trained.
+            initial: called for the encoder's weights when the stage starts; None leaves them unchanged.
         """
         super().__init__(name, batches, optimisation)
         self.autoencoder = autoencoder
@@ -69,7 +70,7 @@ class PretrainingStage(Stage):
 
 
 class FineTuningStage(SupervisedStage):
-    """The loss of mixed images and targets, as `prepare` gives them."""
+    """Trains a network on mixed images and targets, which `prepare` makes."""
 
     network: "VisionTransformer"
 
@@ -89,12 +90,13 @@ class FineTuningStage(SupervisedStage):
         """
         Args:
             name, batches, optimisation: see `Stage`.
-            network: with its head.
-            loss: of scores and dense targets.
-            mix: mixes images and gives their targets; None leaves images as they are.
-            label_smoothing: of those targets.
-            layer_decay: factor of the learning rate from a block to the one before it.
-            initial: gives the network's weights but the head's when the stage starts; None leaves them.
+            network: the network with its head.
+            loss: takes scores and dense targets.
+            mix: mixes images and makes their targets; None leaves images unchanged.
+            label_smoothing: the smoothing of targets if `mix` is None.
+            layer_decay: the factor of the learning rate from a block to the one before it.
+            initial: called for the network's weights without the head when the stage starts; None leaves them
+                unchanged.
         """
         super().__init__(name, batches, optimisation, network=network, loss=loss)
         self.mix = mix
@@ -103,7 +105,7 @@ class FineTuningStage(SupervisedStage):
         self.initial = initial
 
     def optimizer(self) -> Optimizer:
-        # of the network, not of the stage: timm tells layers by the names that its own models give their parameters
+        # of the network, not of the stage: timm identifies layers by the parameter names of its models
         return self.optimisation.make_optimizer(self.network, layer_decay=self.layer_decay, filter_bias_and_bn=True)
 
     def start(self) -> None:
@@ -120,10 +122,10 @@ class FineTuningStage(SupervisedStage):
 
 
 def make_soft_target_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
-    """`--loss`, of scores and dense targets.
+    """The loss that `--loss` names, which takes scores and dense targets.
 
     Raises:
-        ValueError: there is no such loss, or a class has no images.
+        ValueError: the name is unknown, or a class has no images.
     """
     from ltfast.losses import BalancedBCELoss
 
@@ -141,13 +143,13 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """Both stages, or the second alone. Their initial weights come from torch's global generator; `init` is read when
-    the first of them starts.
+    """The plan with both stages, or with the second one only. The initial weights come from torch's global generator;
+    `init` is read when the first of these stages starts.
 
     Raises:
-        ValueError: a setting that does not fit the data or the backbone.
+        ValueError: a setting does not fit the data or the backbone.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from timm.data import Mixup
 
     from ltfast.data import train_transform
@@ -209,10 +211,11 @@ def build(
 def _transformer(
     settings: Settings, bundle: "DataBundle", size: int, num_classes: int, *, drop_path: float
 ) -> "VisionTransformer":
-    """The backbone, with the mean of the patch tokens for its features and a linear head of that many classes, or none.
+    """The backbone, whose features are the mean of the patch tokens, with a linear head for `num_classes` classes (none
+    for 0).
 
     Raises:
-        ValueError: it is no plain vision transformer, or does not take images of this size.
+        ValueError: the backbone is not a plain vision transformer, or does not accept images of this size.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -229,6 +232,6 @@ def _transformer(
         raise SettingError("backbone", "a plain vision transformer of timm's", settings.backbone)
     network.reset_classifier(num_classes, "avg")
     if isinstance(network.head, nn.Linear):
-        nn.init.trunc_normal_(network.head.weight, std=2e-5)  # as masked autoencoders are fine-tuned
+        nn.init.trunc_normal_(network.head.weight, std=2e-5)  # usual for the fine-tuning of masked autoencoders
         nn.init.zeros_(network.head.bias)
     return network

@@ -1,4 +1,4 @@
-"""Image-loading processes: what they will lack is said before they start."""
+"""A data loader that checks the resources of its worker processes before they start."""
 
 import multiprocessing
 import os
@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-_SHARED = Path("/dev/shm")  # Linux's; where batches go from one process to another
-_SPARE_FILES = 16  # for images, checkpoints and whatever else a run opens meanwhile
-_SPARE_MEMORY = 2**20  # for semaphores, and the rest of each batch's last page
+_SHARED = Path("/dev/shm")  # on Linux, batches pass from one process to another here
+_SPARE_FILES = 16  # for images, checkpoints and other files that a run opens
+_SPARE_MEMORY = 2**20  # for semaphores, and the unused part of each batch's last page
 
 
 class Loader(DataLoader[Any]):
-    """A `DataLoader` of batches of tensors that raises an OSError with a remedy where its worker processes would fail
-    in the middle of a run: without shared memory, or with too little of it; with too few open files."""
+    """A `DataLoader` of batches of tensors. It raises an OSError with a remedy if its worker processes would fail in
+    the middle of a run, because there is too little shared memory or the limit of open files is too low."""
 
     _checked = False
 
@@ -30,7 +30,7 @@ class Loader(DataLoader[Any]):
         keys = next(iter(self.batch_sampler or ()), None)
         if keys is None:
             return
-        # every worker loads ahead; one image tells how large its batches are
+        # every worker loads batches ahead; the size of one image gives theirs
         ahead = min(self.num_workers * (self.prefetch_factor or 1), len(self))
         parts = [part for part in self.dataset[keys[0]] if isinstance(part, Tensor)]
         check_files(self.num_workers, 4 * self.num_workers + ahead * (len(parts) + 1))
@@ -38,13 +38,14 @@ class Loader(DataLoader[Any]):
 
 
 def check_files(workers: int, needed: int) -> None:
-    """
+    """Check that this process may open the files that its workers need.
+
     Args:
-        workers: processes that are to start.
-        needed: files that this process opens for them.
+        workers: the number of worker processes.
+        needed: the number of files.
 
     Raises:
-        OSError: it may not open as many.
+        OSError: the limit of open files is too low.
     """
     try:
         import resource
@@ -60,13 +61,14 @@ def check_files(workers: int, needed: int) -> None:
 
 
 def check_shared_memory(workers: int, needed: int) -> None:
-    """
+    """Check that there is enough shared memory for the batches that workers load ahead.
+
     Args:
-        workers: processes that are to start.
-        needed: bytes of the batches that they load ahead.
+        workers: the number of worker processes.
+        needed: bytes of the batches.
 
     Raises:
-        OSError: the processes would not have as much.
+        OSError: there is too little shared memory, or none.
     """
     remedy = "in Docker, start the container with a larger --shm-size; or use fewer --workers, 0 needs none"
     try:

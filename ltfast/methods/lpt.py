@@ -1,9 +1,10 @@
 """LPT: Dong et al., "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023.
 
-A frozen vision transformer learns by prompts. In the first phase prompts that all images share, and a cosine
-classifier, adapt it to the data. In the second, what the first sees in an image chooses group prompts for it from a
-pool, by the nearest keys; a batch is half class-balanced and half as the data are, and the latter half counts less and
-less. The checkpoint of a finished run has no backbone: it is timm's, or that of a LiVT run.
+Prompts adapt a frozen vision transformer to the data. The first phase trains prompts that all images share, and a
+cosine classifier. In the second phase, each image gets group prompts from a pool: its features from the first phase
+select the nearest keys. Half of a batch is sampled class-balanced and the other half as the data are distributed; the
+weight of the latter half decreases. The checkpoint of a finished run does not contain the backbone, which comes from
+timm or from a LiVT run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SharedPromptStage(SupervisedStage):
-    """The first phase: shared prompts and the classifier."""
+    """The first phase, which trains shared prompts and the classifier."""
 
     network: "PromptedClassifier"
 
@@ -33,7 +34,7 @@ class SharedPromptStage(SupervisedStage):
         """
         Args:
             arguments, options: see `SupervisedStage`.
-            recall: puts the backbone's weights into it, when the stage starts.
+            recall: loads the backbone's weights when the stage starts.
         """
         super().__init__(*arguments, **options)
         self.recall = recall
@@ -46,18 +47,19 @@ class SharedPromptStage(SupervisedStage):
         yield from self.network.head.parameters()
 
     def losses(self) -> Sequence[nn.Module]:
-        return []  # the second phase's are the method's
+        return []  # the times of a run are those of the second phase
 
 
 class GroupPromptStage(Stage):
-    """The second phase: group prompts, their keys and the classifier.
+    """The second phase, which trains group prompts, their keys and the classifier.
 
-    The loss is the class-balanced half's, and `eta (E - e) / E` times the other half's in epoch e of E, and one minus
-    the mean cosine between queries and the keys that they match. The keys start as queries of some images: from random
-    keys, features that point nearly the same way would all choose the same ones, and only those would learn.
+    The loss is the sum of the class-balanced half's loss, `eta (E - e) / E` times the other half's loss in epoch e of
+    E, and one minus the mean cosine between queries and the keys that they match. The keys are initialised with the
+    queries of some images. With random keys, features of nearly equal directions would all match the same keys, and
+    only those would learn.
     """
 
-    share: Tensor  # of the other half's loss in this epoch
+    share: Tensor  # the weight of the other half's loss in this epoch
 
     def __init__(
         self,
@@ -73,11 +75,11 @@ class GroupPromptStage(Stage):
     ) -> None:
         """
         Args:
-            name, batches, optimisation: see `Stage`; a batch's images are from either half in turn, see `DualSampler`.
-            network: with the first phase's prompts.
-            balanced, instance: losses of the halves.
+            name, batches, optimisation: see `Stage`; the two halves of a batch alternate, see `DualSampler`.
+            network: has the first phase's prompts.
+            balanced, instance: the losses of the halves.
             eta: see above.
-            first: its first batch has the images that the keys start from, the same in every process.
+            first: its first batch has the images that initialise the keys, the same in every process.
         """
         super().__init__(name, batches, optimisation)
         self.network = network
@@ -98,7 +100,7 @@ class GroupPromptStage(Stage):
 
     def train(self, mode: bool = True) -> "GroupPromptStage":
         super().train(mode)
-        self.network.norm.eval()  # queries stay as the first phase has them
+        self.network.norm.eval()  # the queries stay those of the first phase
         self.share.fill_(self.eta * (1 - self.epoch / self.optimisation.epochs))
         return self
 
@@ -128,12 +130,13 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """Both phases. Their initial weights come from torch's global generator; `init` is read when the first starts.
+    """The plan with both phases. The initial weights come from torch's global generator; `init` is read when the first
+    phase starts.
 
     Raises:
-        ValueError: a setting that does not fit the data or the backbone.
+        ValueError: a setting does not fit the data or the backbone.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import AGCLLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
@@ -153,7 +156,7 @@ def build(
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
-        # a masked autoencoder's class token learns nothing, and its patches' means lie far from zero
+        # a masked autoencoder does not train the class token, and the means of its patch tokens are far from zero
         global_pool=None if settings.init is None else "avg",
         standardise=settings.init is not None,
     )
@@ -197,7 +200,7 @@ def build(
             transforms,
             batch_size=min(settings.pool_size, len(bundle.train)),
             sampler="class_balanced",
-            context=BuildContext(context.run),  # all processes see the same images, and start with the same keys
+            context=BuildContext(context.run),  # all processes use the same images, and start with the same keys
         ),
     )
     test = evaluation_batches(bundle, size, context=context)

@@ -1,8 +1,8 @@
 """ProCo: Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024.
 
-One stage, two branches on one backbone: a classifier, trained with logit-adjusted cross-entropy on a first view of each
-image, and a projection head, trained on two more views with ProCo's expected contrastive loss. The classifier alone is
-used afterwards.
+The method has one stage, which trains two branches on one backbone: a classifier with logit-adjusted cross-entropy on a
+first view of each image, and a projection head with ProCo's expected contrastive loss on two more views. Predictions
+use the classifier only.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
     from ltfast.models import TwoBranchClassifier
 
-_COSINE_SCALE = 30.0  # the authors'
+_COSINE_SCALE = 30.0  # the authors' choice
 
 
 class UpdatedProCoLoss(nn.Module):
-    """ProCo's loss after its statistics have taken in the same features, so that one timing has both."""
+    """Updates ProCo's statistics with the features before it computes the loss, so that one timing covers both."""
 
     def __init__(self, loss: "ProCoLoss") -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class ProCoStage(Stage):
             name, batches, optimisation: see `Stage`; the batches have three views.
             network: both branches.
             classifier_loss, contrast_loss: their losses.
-            contrast_weight: of the second in the sum.
-            scale: factor of the classifier's scores.
+            contrast_weight: the weight of the second loss in the sum.
+            scale: a factor of the classifier's scores.
         """
         super().__init__(name, batches, optimisation)
         self.network = network
@@ -73,7 +73,7 @@ class ProCoStage(Stage):
 
     def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         *views, labels = batch
-        # as the authors do: one batch, so that BatchNorm's statistics, the projection head's too, are of all views
+        # one batch, as in the authors' code, so that BatchNorm's statistics cover all views in both branches
         scores, features = self.network.branches(torch.cat(views))
         n = len(labels)
         classifier = self.classifier_loss(self.scale * scores[:n], labels)
@@ -93,12 +93,12 @@ def build(
     bundle: "DataBundle",
     context: BuildContext,
 ) -> Plan:
-    """The one stage. Its initial weights come from torch's global generator.
+    """The plan with its one stage. The initial weights come from torch's global generator.
 
     Raises:
-        ValueError: a setting that does not fit the data.
+        ValueError: a setting does not fit the data.
     """
-    # seconds to import, and --help needs none of it
+    # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
     from ltfast.methods.batches import evaluation_batches, train_batches

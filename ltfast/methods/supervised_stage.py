@@ -8,7 +8,7 @@ from ltfast.engine import Batches, Optimisation, Stage
 
 
 class SupervisedStage(Stage):
-    """A network and a loss: `loss(network(images), labels)`."""
+    """Trains a network with `loss(network(images), labels)`."""
 
     def __init__(
         self, name: str, batches: Batches, optimisation: Optimisation, *, network: nn.Module, loss: nn.Module

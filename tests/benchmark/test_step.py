@@ -1,14 +1,22 @@
+import numpy as np
 import pytest
 import torch
 
 from ltfast.benchmark.step import METHODS, default_sizes, run_steps
-from ltfast.benchmark.steps.pair import Size
+from ltfast.benchmark.steps.noise import noise_bundle
+from ltfast.benchmark.steps.size import Size
+from ltfast.engine.loss_calls import caught_loss_calls
+from ltfast.methods.dscl import ContrastStage
+from ltfast.methods.livt import FineTuningStage
+from ltfast.methods.lpt import GroupPromptStage
+from ltfast.methods.proco import ProCoStage
 
 CPU = torch.device("cpu")
 RESNET = Size("resnet10t", 12, 64, classes=3, imbalance=2, queue=24, patch_pixels=32)
 VIT = Size("vit_tiny_patch16_224", 4, 32, classes=7)
 BALANCED = Size("vit_tiny_patch16_224", 4, 32, classes=2, imbalance=1)  # no noise, and probabilities whose powers count
 SIZES = {"proco": RESNET, "dscl": RESNET, "lpt": BALANCED, "livt": VIT}
+STAGES = {"proco": ProCoStage, "dscl": ContrastStage, "lpt": GroupPromptStage, "livt": FineTuningStage}
 
 
 def trained(pair):
@@ -18,7 +26,8 @@ def trained(pair):
 def with_gradient(pair, name):
     """The loss, and the gradients of all parameters in one vector."""
     torch.manual_seed(0)  # of stochastic depth
-    loss = pair.loss(name, pair.outputs(name))
+    np.random.seed(0)  # of MixUp
+    loss = pair.loss(name)
     return loss.double(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(pair))])
 
 
@@ -37,20 +46,53 @@ def test_both_are_the_same_step(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_trains_and_the_loss_alone_does_not(method):
     pair = METHODS[method](SIZES[method], CPU)
-    for name in pair.implementations:
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in pair.outputs(name)]
+    assert list(pair.stages) == ["ltfast", "published"]
+    assert type(pair.stages["ltfast"]) is STAGES[method]
+    for name, stage in pair.stages.items():
+        assert isinstance(stage, STAGES[method])
+        assert stage.training
+        with caught_loss_calls(stage) as calls:
+            pair.loss(name)
+        assert [call.loss for call in calls] == list(stage.losses())
         reached = []
+        leaves = [leaf for call in calls for leaf in call.differentiable]
         for leaf in leaves:
-            if leaf.requires_grad:
-                leaf.register_hook(reached.append)
+            leaf.register_hook(reached.append)
         before = [p.clone() for p in trained(pair)]
-        pair.loss_alone(name, leaves)
-        assert len(reached) == sum(leaf.requires_grad for leaf in leaves) > 0
-        assert all(leaf.grad is None for leaf in leaves)
+        for call in calls:
+            call.repeat(pair.autocast)
+        assert len(reached) == len(leaves) > 0
         assert all(map(torch.equal, trained(pair), before))
         pair.step(name)
         assert not all(map(torch.equal, trained(pair), before))
         assert all(p.grad is None for p in trained(pair))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_train_the_same_networks(method):
+    pair = METHODS[method](SIZES[method], CPU)
+    ours, theirs = ({id(p) for p in stage.trained()} for stage in pair.stages.values())
+    assert ours == theirs >= {id(p) for p in trained(pair)}
+
+
+def test_a_step_moves_the_queue_and_the_key_encoder():
+    pair = METHODS["dscl"](RESNET, CPU)
+    for name, stage in pair.stages.items():
+        queue, (key, *_) = stage.queue_losses.queue, stage.key_network.module.projection.parameters()
+        before, labels, position = key.clone(), queue.labels.clone(), int(queue.position)
+        pair.step(name)
+        assert not torch.equal(key, before)
+        assert int(queue.position) == position + RESNET.images
+        assert torch.equal(queue.labels[: RESNET.images], pair.batch[1])
+        assert torch.equal(queue.labels[RESNET.images :], labels[RESNET.images :])
+
+
+def test_the_images_of_noise_have_a_long_tail():
+    bundle = noise_bundle(RESNET)
+    assert bundle.class_counts == RESNET.class_counts().tolist() == [1280, 905, 640]
+    (image, label), again = bundle.train[2000], bundle.train[2000][0]
+    assert (image.size, image.mode, label) == ((64, 64), "RGB", 1)
+    assert image.tobytes() == again.tobytes() != bundle.train[2001][0].tobytes()
 
 
 def test_rows():

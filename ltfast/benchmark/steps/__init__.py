@@ -1,4 +1,4 @@
-"""One file a method: its training step, with ltfast and as published."""
+"""One file for each method: its own stage, and the stage with the losses as published."""
 
 NAMES = ("proco", "dscl", "lpt", "livt")
-"""The names of `--methods`, and of their files."""
+"""The methods that can be timed; their files have the same names."""

@@ -1,81 +1,73 @@
 """DSCL's contrastive stage: a momentum encoder's keys, a queue of them, and patches."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
-from torch.optim import SGD
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from ltfast.benchmark.cases import published_dscl as published
-from ltfast.benchmark.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
-from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-from ltfast.methods.dscl import QueueLosses
-from ltfast.models import TwoBranchClassifier, feature_map
-from ltfast.ops import patch_roi_pool
+from ltfast.benchmark.cases import published_dscl
+from ltfast.benchmark.steps.pair import StepPair, make_pair, own_stage, unit
+from ltfast.benchmark.steps.size import Size
+from ltfast.losses import MemoryQueue
+from ltfast.methods.dscl import ContrastStage, QueueLosses
 
-_PATCHES = 5  # of an image
-_PBSD_WEIGHT = 1.5
+
+class PublishedQueue:
+    """A full queue as in MoCo: keys and labels alone, the newest in the place of the oldest.
+
+    Args:
+        queue: whose keys and labels it takes over; its size is a multiple of the batch's.
+    """
+
+    def __init__(self, queue: MemoryQueue) -> None:
+        self.keys, self.labels, self.position = queue.keys.clone(), queue.labels.clone(), 0
+
+    def enqueue(self, keys: Tensor, labels: Tensor) -> None:
+        place = slice(self.position, self.position + len(keys))
+        self.keys[place], self.labels[place] = keys, labels
+        self.position = place.stop % len(self.keys)
+
+
+class PublishedQueueLosses(nn.Module):
+    """The authors' losses in the place of `QueueLosses`, whose temperature, beta and queue they take over."""
+
+    def __init__(self, losses: QueueLosses) -> None:
+        super().__init__()
+        self.temperature, self.beta = losses.contrast.temperature, losses.contrast.beta
+        self.queue = PublishedQueue(losses.queue)
+
+    def forward(self, query: Tensor, key: Tensor, labels: Tensor, pooled: Tensor, cropped: Tensor) -> Tensor:
+        past = self.queue.keys.clone()  # as in MoCo: the queue moves on before the backward pass
+        contrast = published_dscl.dscl(
+            query, key, labels, past, self.queue.labels, temperature=self.temperature, beta=self.beta
+        )
+        distillation = published_dscl.pbsd(pooled, cropped, key, past, temperature=self.temperature)
+        return torch.stack([contrast.mean(), distillation.mean()])
+
+
+class PublishedContrastStage(ContrastStage):
+    """Pools patches as the authors do."""
+
+    def pool_patches(self, maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        return roi_align(maps, list(boxes), 2, scale).mean((2, 3)).unflatten(0, boxes.shape[:2])
 
 
 def pair(size: Size, device: torch.device) -> StepPair:
-    n, patches, pixels = size.images, (size.images, _PATCHES), size.patch_pixels
-    network: Any = TwoBranchClassifier(
-        size.backbone, 1, feature_dim=FEATURE_DIM, hidden_dim=None, batch_norm=False, image_size=size.pixels
-    ).to(device)
-    key_network = ModelEmaV3(network, decay=0.999, exclude_buffers=True).train()
-    queue = MemoryQueue(FEATURE_DIM, size.queue, num_classes=size.classes).to(device)
-    queue.enqueue(unit(size.queue, device), torch.randint(size.classes, (size.queue,), device=device))
-    losses = QueueLosses(DSCLLoss(), PBSDLoss(), queue)
-    keys, key_labels, position = queue.keys.clone(), queue.labels.clone(), 0
-
-    def forward(pool: Callable[..., Tensor], *inputs: Tensor) -> Sequence[Tensor]:
-        query_images, key_images, patch_images, boxes = inputs
-        maps, features = feature_map(network.backbone, query_images)
-        with torch.no_grad():
-            key_network.update(network)
-            key = key_network.module.branches(key_images)[1]
-            pooled = network.projection(pool(maps, boxes, maps.shape[-1] / size.pixels))
-        cropped = network.projection(network.backbone(patch_images))
-        return network.projection(features), key, pooled.unflatten(0, patches), cropped.unflatten(0, patches)
-
-    def ours(query: Tensor, key: Tensor, pooled: Tensor, cropped: Tensor, labels: Tensor) -> Tensor:
-        contrast, distillation = losses(query, key, labels, pooled, cropped)
-        queue.enqueue(key, labels)
-        return contrast + _PBSD_WEIGHT * distillation
-
-    def theirs(query: Tensor, key: Tensor, pooled: Tensor, cropped: Tensor, labels: Tensor) -> Tensor:
-        nonlocal position
-        past = keys.clone()  # as in MoCo: the queue moves on before the backward pass
-        contrast = published.dscl(query, key, labels, past, key_labels).mean()
-        distillation = published.pbsd(pooled, cropped, key, past).mean()
-        keys[position : position + n], key_labels[position : position + n] = key, labels
-        position = (position + n) % size.queue
-        return contrast + _PBSD_WEIGHT * distillation
-
-    corners = torch.rand(*patches, 2, device=device) * (size.pixels - pixels)
-    return StepPair(
-        SGD([*network.backbone.parameters(), *network.projection.parameters()], 1e-3, momentum=0.9),
-        [
-            size.draw_images(n, device),
-            size.draw_images(n, device),
-            torch.randn(n * _PATCHES, 3, pixels, pixels, device=device),
-            torch.cat([corners, corners + pixels], 2),
-        ],
-        size.draw_labels(device),
-        {
-            "ltfast": Implementation(partial(forward, _patch_roi_pool), ours),
-            "published": Implementation(partial(forward, _roi_align), theirs),
-        },
+    values = {"queue_size": size.queue, "patch_size": size.patch_pixels}
+    stage = cast(ContrastStage, own_stage("dscl", "contrast", size, device, **values))
+    losses = stage.queue_losses
+    labels = torch.randint(size.classes, (size.queue,), device=device)
+    losses.queue.enqueue(unit(size.queue, losses.queue.keys.shape[1], device), labels)
+    published_losses: Any = PublishedQueueLosses(losses)
+    published = PublishedContrastStage(
+        stage.name,
+        stage.batches,
+        stage.optimisation,
+        network=stage.network,
+        losses=published_losses,
+        pbsd_weight=stage.pbsd_weight,
+        key_momentum=stage.key_network.decay,
     )
-
-
-def _patch_roi_pool(maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
-    return patch_roi_pool(maps, boxes, spatial_scale=scale).flatten(0, 1)
-
-
-def _roi_align(maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
-    return roi_align(maps, list(boxes), 2, scale).mean((2, 3))
+    published.key_network = stage.key_network
+    return make_pair(stage, published, device)

@@ -1,36 +1,28 @@
-"""LiVT's fine-tuning, on images that are mixed already."""
+"""LiVT's fine-tuning, on mixed images."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.data import Mixup
-from torch import Tensor
-from torch.optim import AdamW
 
-from ltfast.benchmark.steps.pair import Implementation, Size, StepPair
-from ltfast.losses import BalancedBCELoss
-from ltfast.models import make_backbone
-from ltfast.ops.balanced_bce.bench import published
+from ltfast.benchmark.cases.published import balanced_bce
+from ltfast.benchmark.steps.pair import PublishedLoss, StepPair, make_pair, own_stage
+from ltfast.benchmark.steps.size import Size
+from ltfast.methods.livt import FineTuningStage
 
 
 def pair(size: Size, device: torch.device) -> StepPair:
-    network: Any = make_backbone(size.backbone, image_size=size.pixels, drop_path_rate=0.1)[0]
-    network.reset_classifier(size.classes, "avg")
-    network.to(device)
-    loss = BalancedBCELoss(size.class_counts()).to(device)
-    mix = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=size.classes)
-    images, target = mix(size.draw_images(size.images, device), size.draw_labels(device))
-
-    def forward(images: Tensor) -> tuple[Tensor]:
-        return (network(images),)
-
-    return StepPair(
-        AdamW(network.parameters(), 1e-4),
-        [images],
-        target,
-        {
-            "ltfast": Implementation(forward, loss),
-            "published": Implementation(forward, partial(published, bias=loss.bias)),
-        },
+    stage = cast(FineTuningStage, own_stage("livt", "finetune", size, device, pretrain_epochs=0, warmup_epochs=0))
+    loss: Any = stage.loss
+    published = FineTuningStage(
+        stage.name,
+        stage.batches,
+        stage.optimisation,
+        network=stage.network,
+        loss=PublishedLoss(partial(balanced_bce, bias=loss.bias)),
+        mix=stage.mix,
+        label_smoothing=stage.label_smoothing,
+        layer_decay=stage.layer_decay,
+        initial=None,
     )
+    return make_pair(stage, published, device)

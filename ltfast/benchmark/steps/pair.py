@@ -1,103 +1,100 @@
-"""A whole training step, and who does it."""
+"""A method's own stage, and one that shares its networks and computes the losses as published."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-FEATURE_DIM = 128  # of projections
+from ltfast.benchmark.steps.noise import noise_bundle
+from ltfast.benchmark.steps.size import Size
+from ltfast.engine import RunSettings, Stage
+from ltfast.engine.stage import freeze_untrained
+from ltfast.methods import METHODS, BuildContext, settings_of
+
+LR = 1e-3  # noise teaches nothing; what is trained must only stay finite
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a step is of.
+class PublishedLoss(nn.Module):
+    """A published loss, written as a function, in the place of a loss module."""
 
-    Attributes:
-        backbone: timm's name.
-        images: of a batch, an even number; ProCo has three views of each, DSCL two and patches.
-        pixels: height and width of an image.
-        classes: of the data.
-        imbalance: the largest class's images for one of the smallest's.
-        queue: keys in DSCL's, a multiple of the batch.
-        patch_pixels: height and width of DSCL's patches.
-    """
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
-    backbone: str
-    images: int
-    pixels: int = 224
-    classes: int = 1000
-    imbalance: float = 256.0
-    queue: int = 65536
-    patch_pixels: int = 64
-
-    def class_counts(self) -> Tensor:
-        return (1280 * self.imbalance ** -torch.linspace(0, 1, self.classes)).round()
-
-    def draw_images(self, number: int, device: torch.device) -> Tensor:
-        return torch.randn(number, 3, self.pixels, self.pixels, device=device)
-
-    def draw_labels(self, device: torch.device) -> Tensor:
-        """Of a batch, as often as the classes have images."""
-        return self.class_counts().multinomial(self.images, replacement=True).to(device)
-
-
-@dataclass(frozen=True)
-class Implementation:
-    """Who does a step.
-
-    Attributes:
-        forward: inputs -> what the loss takes of the networks.
-        loss: of that and the target; it moves statistics and the queue on.
-    """
-
-    forward: Callable[..., Sequence[Tensor]]
-    loss: Callable[..., Tensor]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 @dataclass(frozen=True)
 class StepPair:
-    """A step of the same networks, with the same optimiser, on the same batch, by two implementations.
+    """Two stages that train the same networks, with the same optimiser, on the same batch.
 
     Attributes:
-        optimizer: of what is trained.
-        inputs: images, and the patches' boxes.
-        target: labels, or shares of the classes.
-        implementations: `ltfast` and `published`.
+        stages: `ltfast`, the method's own stage, and `published`, another of its class whose losses are the authors'.
+        batch: what the method's data loading gives, on the device.
+        optimizer: the method's.
     """
 
+    stages: dict[str, Stage]
+    batch: Any
     optimizer: Optimizer
-    inputs: Sequence[Tensor]
-    target: Tensor
-    implementations: Mapping[str, Implementation]
 
-    def outputs(self, name: str) -> Sequence[Tensor]:
-        """What the loss takes of the networks."""
-        with self._autocast():
-            return self.implementations[name].forward(*self.inputs)
-
-    def loss(self, name: str, outputs: Sequence[Tensor]) -> Tensor:
-        with self._autocast():
-            return self.implementations[name].loss(*outputs, self.target)
+    def loss(self, name: str) -> Tensor:
+        """The loss of the whole step."""
+        stage = self.stages[name]
+        batch = stage.prepare(self.batch)
+        with self.autocast():
+            loss, _ = stage(batch)
+        return loss
 
     def step(self, name: str, _: object = None) -> None:
-        self.loss(name, self.outputs(name)).backward()
+        """One training step, as the engine makes it."""
+        stage = self.stages[name]
+        self.loss(name).backward()
+        stage.after_backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        stage.after_step()
 
-    def loss_alone(self, name: str, outputs: Sequence[Tensor]) -> None:
-        """Forward and backward, of outputs that are leaves."""
-        self.loss(name, outputs).backward()
-        for output in outputs:
-            output.grad = None
-
-    def _autocast(self) -> torch.autocast:
-        device = self.target.device.type
+    def autocast(self) -> AbstractContextManager[Any]:
+        device = next(self.stages["ltfast"].parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-def unit(rows: int, device: torch.device) -> Tensor:
-    """Random projections."""
-    return F.normalize(torch.randn(rows, FEATURE_DIM, device=device))
+def own_stage(method: str, name: str, size: Size, device: torch.device, **values: Any) -> Stage:
+    """The stage of this name, built by the method's own code, ready to train.
+
+    Args:
+        method: of `METHODS`.
+        name: of the stage.
+        size: of the step.
+        device: where.
+        values: more settings of the method.
+    """
+    settings = settings_of(
+        method,
+        {"backbone": size.backbone, "image_size": size.pixels, "batch_size": size.images, "lr": LR, **values},
+    )
+    plan = METHODS[method].build(settings, noise_bundle(size), BuildContext(RunSettings()))
+    (stage,) = (stage for stage in plan.stages if stage.name == name)
+    freeze_untrained(stage)
+    stage.to(device).start()
+    return stage
+
+
+def make_pair(stage: Stage, published: Stage, device: torch.device) -> StepPair:
+    """A pair of stages of the same networks, which are put into training mode, and the first batch of the first."""
+    batch = send_to_device(next(stage.batches.epoch(0, 0)), device)
+    stage.train()
+    return StepPair({"ltfast": stage, "published": published.to(device).train()}, batch, stage.optimizer())
+
+
+def unit(rows: int, width: int, device: torch.device) -> Tensor:
+    """Random projections, (rows, width) of length 1."""
+    return F.normalize(torch.randn(rows, width, device=device))

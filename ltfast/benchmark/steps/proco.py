@@ -1,43 +1,57 @@
 """ProCo: logit-adjusted cross-entropy of one view, and the contrastive loss of two more."""
 
+from typing import Any, cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD
 
 from ltfast.benchmark.cases.published_proco import Baseline
-from ltfast.benchmark.steps.pair import FEATURE_DIM, Implementation, Size, StepPair, unit
-from ltfast.losses import LogitAdjustedLoss, ProCoLoss
-from ltfast.methods.proco import UpdatedProCoLoss
-from ltfast.models import TwoBranchClassifier
+from ltfast.benchmark.steps.pair import PublishedLoss, StepPair, make_pair, own_stage, unit
+from ltfast.benchmark.steps.size import Size
+from ltfast.losses import ProCoLoss
+from ltfast.methods.proco import ProCoStage
 
 _SEEN = 4  # features of each class, before the first step: the authors' recurrence is for more than one
 
 
+class PublishedProCo(nn.Module):
+    """The authors' contrastive loss, beside the statistics of `ProCoLoss`.
+
+    Args:
+        loss: whose statistics, temperature and class prior it takes over.
+    """
+
+    def __init__(self, loss: ProCoLoss) -> None:
+        super().__init__()
+        self.log_prior: Any = loss.log_prior
+        self.baseline = Baseline(loss.num_classes, loss.feature_dim, loss.temperature)
+        self.baseline.means = [loss.sums / loss.counts[:, None]] * 2
+        self.baseline.counts = [loss.counts.float()] * 2
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        self.baseline.update(features, labels)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.baseline.logits(features) + self.log_prior, labels)
+
+
 def pair(size: Size, device: torch.device) -> StepPair:
-    counts, n = size.class_counts(), size.images
-    log_prior = (counts / counts.sum()).log().to(device)
-    network = TwoBranchClassifier(size.backbone, size.classes, feature_dim=FEATURE_DIM, image_size=size.pixels)
-    network.to(device)
-    classifier_loss = LogitAdjustedLoss(counts).to(device)
-    proco = ProCoLoss(size.classes, FEATURE_DIM, class_counts=counts).to(device)
-    contrast_loss = UpdatedProCoLoss(proco)
-    proco.update(unit(_SEEN * size.classes, device), torch.arange(size.classes, device=device).repeat(_SEEN))
-    baseline = Baseline(size.classes, FEATURE_DIM)
-    baseline.means, baseline.counts = [proco.sums / _SEEN] * 2, [proco.counts.float()] * 2
-
-    def ours(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        return classifier_loss(scores[:n], labels) + contrast_loss(features[n:], labels.repeat(2))
-
-    def theirs(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        views, both = features[n:], labels.repeat(2)
-        baseline.update(views.detach(), both)
-        contrast = F.cross_entropy(baseline.logits(views) + log_prior, both)
-        return F.cross_entropy(scores[:n] + log_prior, labels) + contrast
-
-    return StepPair(
-        SGD(network.parameters(), 1e-3, momentum=0.9),
-        [size.draw_images(3 * n, device)],
-        size.draw_labels(device),
-        {"ltfast": Implementation(network.branches, ours), "published": Implementation(network.branches, theirs)},
+    stage = cast(ProCoStage, own_stage("proco", "train", size, device))
+    loss: Any = stage.contrast_loss.loss
+    classes = torch.arange(loss.num_classes, device=device)
+    loss.update(unit(_SEEN * len(classes), loss.feature_dim, device), classes.repeat(_SEEN))
+    losses: dict[str, Any] = {
+        "classifier_loss": PublishedLoss(lambda scores, labels: F.cross_entropy(scores + loss.log_prior, labels)),
+        "contrast_loss": PublishedProCo(loss),
+    }
+    published = ProCoStage(
+        stage.name,
+        stage.batches,
+        stage.optimisation,
+        network=stage.network,
+        contrast_weight=stage.contrast_weight,
+        scale=stage.scale,
+        **losses,
     )
+    return make_pair(stage, published, device)

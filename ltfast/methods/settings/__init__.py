@@ -1,6 +1,6 @@
-"""The methods' settings: one file each, a dataclass `Settings` whose fields are the method's command-line options.
+"""The settings of the methods. Each file has a dataclass `Settings`, whose fields are a method's command-line options.
 
-They stand apart from the methods, so that the command line knows every option without importing PyTorch.
+They are separate from the methods, so that the command line knows every option without importing PyTorch.
 """
 
 from ltfast.methods.settings import ce, decoupled_optimisation, dscl, livt, lpt, proco

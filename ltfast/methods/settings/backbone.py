@@ -1,7 +1,7 @@
-"""Settings that methods share.
+"""The settings that all methods share.
 
-A setting that is "auto" is chosen for the method and the data. One that is None, `none` on the command line and in
-recipes, is left out.
+The value "auto" means that the setting is chosen for the method and the data. The value None, which is `none` on the
+command line and in recipes, leaves out what the setting is for.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def unless_auto(value: T | Literal["auto"], chosen: T) -> T:
-    """A setting's value, or what is chosen where it is "auto"."""
+    """A setting's value, or `chosen` if it is "auto"."""
     return chosen if value == "auto" else value
 
 
@@ -26,7 +26,7 @@ class BackboneSettings(Optimisation):
     """Options of every method that trains a timm backbone on images.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     backbone: str = option(
@@ -41,11 +41,11 @@ class BackboneSettings(Optimisation):
         check(size == "auto" or size >= 1, "image_size", "at least 1 pixel, or auto", size)
 
     def size_for(self, bundle: "DataBundle") -> int:
-        """Height and width in pixels of the images that a network for this data takes."""
+        """The height and width in pixels of the network's images, for this data."""
         return unless_auto(self.image_size, bundle.image_size)
 
     def chosen(self: S, bundle: "DataBundle") -> S:
-        """These settings with a value for each "auto" that follows from other settings and the data alone."""
+        """These settings, with "auto" replaced wherever the value follows from other settings and the data."""
         from ltfast.models import default_backbone
 
         size = self.size_for(bundle)

@@ -12,7 +12,7 @@ class Settings(BackboneSettings):
     """Options of `--method ce`.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     loss: Literal["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"] = option(

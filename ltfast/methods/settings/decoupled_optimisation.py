@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BackboneSettings):
-    """Options of `--method do`; those without a prefix are the first stage's.
+    """Options of `--method do`. Options without a prefix belong to the first stage.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
@@ -64,7 +64,7 @@ class Settings(BackboneSettings):
         check(fits, "prune", "shares in (0, 1), one for each stage but the last, or auto", self.prune)
 
     def of_stage(self, number: int) -> Optimisation:
-        """How the training of a stage, from 0, is optimised."""
+        """The optimisation of a stage; `number` counts from 0."""
         names = Optimisation.__dataclass_fields__
         first = Optimisation(**{name: getattr(self, name) for name in names})
         if number == 0:
@@ -77,7 +77,7 @@ class Settings(BackboneSettings):
         )
 
     def of_pruning(self) -> Optimisation:
-        """How what is left is trained while the rest is pruned."""
+        """The optimisation of the pruning stages."""
         return replace(
             self.of_stage(0), epochs=self.prune_epochs, lr=self._later_lr, schedule="constant", warmup_epochs=0
         )

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BackboneSettings):
-    """Options of `--method dscl`; those without a prefix are the contrastive stage's.
+    """Options of `--method dscl`. Options without a prefix belong to the contrastive stage.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     augment: Literal["auto", "basic", "cifar", "dscl"] = option(
@@ -80,7 +80,7 @@ class Settings(BackboneSettings):
         )
 
     def of_classifier(self, batch_size: int, images: int) -> Optimisation:
-        """How the second stage is optimised, with batches of this size, and so many images an optimiser step."""
+        """The optimisation of the second stage, with batches of this size and `images` images per optimiser step."""
         milestones = sorted({self.classifier_epochs // 2, self.classifier_epochs * 3 // 4} - {0})
         return Optimisation(
             epochs=self.classifier_epochs,

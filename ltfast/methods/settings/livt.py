@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BackboneSettings):
-    """Options of `--method livt`; those without a prefix are the fine-tuning's.
+    """Options of `--method livt`. Options without a prefix belong to the fine-tuning.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     epochs: int = option(100, "passes over the training images")
@@ -90,7 +90,7 @@ class Settings(BackboneSettings):
         )
 
     def of_pretraining(self) -> Optimisation:
-        """How the first stage is optimised."""
+        """The optimisation of the first stage."""
         return Optimisation(
             epochs=self.pretrain_epochs,
             batch_size=self.pretrain_batch_size,

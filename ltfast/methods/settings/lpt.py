@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BackboneSettings):
-    """Options of `--method lpt`; those without a prefix are the first phase's, and the second's unless it has its own.
+    """Options of `--method lpt`. Options without a prefix belong to the first phase, and to the second one unless it
+    has its own.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     backbone: str = option(
@@ -74,7 +75,7 @@ class Settings(BackboneSettings):
         )
 
     def of_group_phase(self) -> Optimisation:
-        """How the second phase is optimised."""
+        """The optimisation of the second phase."""
         first = Optimisation(**{name: getattr(self, name) for name in Optimisation.__dataclass_fields__})
         epochs = unless_auto(self.group_epochs, self.epochs)
         return replace(

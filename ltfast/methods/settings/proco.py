@@ -12,7 +12,7 @@ class Settings(BackboneSettings):
     """Options of `--method proco`.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     classifier: Literal["linear", "cosine"] = option(
