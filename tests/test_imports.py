@@ -1,4 +1,5 @@
-"""What needs torch and numpy alone runs with them alone, as after `pip install .`; the rest says what it lacks."""
+"""Modules that need only torch and numpy run with these alone, as after `pip install .`; the others name the missing
+package."""
 
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# nothing but the standard library, what torch and numpy come with, and ltfast
+# only the standard library, the dependencies of torch and numpy, and ltfast
 BLOCK = """
     import importlib.metadata as metadata
     import re

@@ -1,4 +1,4 @@
-"""The package installs without a compiler, and says so; `import torch` is nothing that building it needs."""
+"""The package installs without a compiler, with a message; its build does not import torch."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The clock, the machine's limits, tables, pictures and the command `ltfast bench`."""
+"""Tests the clock, the limits of the machine, tables, pictures and the command `ltfast bench`."""
 
 import json
 import time
@@ -19,7 +19,8 @@ LIMITS = Ceilings(bytes=1e9, flops={"float32": 1e11, "bfloat16": 2e11}, exps=1e9
 
 
 class FakeClock:
-    """Time that passes when a step says so: the tests do not depend on what else the machine does."""
+    """A clock that advances only when a step tells it to, so that the tests do not depend on the load of the
+    machine."""
 
     def __init__(self):
         self.now = 0.0
@@ -61,10 +62,10 @@ def test_quartiles_are_those_of_the_calls(fake):
     watch = clock.Stopwatch(fake.pass_, [2, 4, 6], CPU)
     watch.run(0, 9)
     timing = watch.timing()
-    assert timing.rounds == 9  # each set three times
+    assert timing.rounds == 9  # each set is used three times
     assert (timing.first_ms, timing.q1_ms, timing.median_ms, timing.q3_ms) == pytest.approx((2, 2, 4, 6))
     watch.run(0.025, 1)
-    assert len(watch.samples) == 9 + 7  # the last of 2 4 6 2 4 6 2 milliseconds begins after 24
+    assert len(watch.samples) == 9 + 7  # the last of the steps 2 4 6 2 4 6 2 ms starts after 24 ms
     with pytest.raises(ValueError, match="samples"):
         clock.Stopwatch(lambda pause: None, [0], CPU).timing()
 
@@ -110,7 +111,7 @@ def test_a_row_for_each_that_runs_and_a_reason_for_each_that_does_not(fake):
     assert (ours["implementation"], slow["implementation"]) == ("ltfast", "slow")
     assert ours["times_ltfast"] == 1
     assert slow["times_ltfast"] == pytest.approx(3)
-    assert ours["share"] == pytest.approx(1 / ours["median_ms"])  # 1 MB at 1 GB/s: a millisecond
+    assert ours["share"] == pytest.approx(1 / ours["median_ms"])  # 1 MB at 1 GB/s takes one millisecond
     assert ours["rounds"] >= 4
     assert [(row["implementation"], row["reason"]) for row in missing] == [
         ("absent", "no_such_package is not installed"),
@@ -154,7 +155,7 @@ def test_slower_is_past_the_threshold_and_past_the_spread():
     before = result(rows("a", 1.0), rows("b", 1.0), rows("c", 1.0), rows("gone", 1.0))
     after = result(rows("a", 1.15), rows("b", 1.5), rows("c", 1.5, spread=0.5), rows("new", 9.0))
     _, found = results.slower(before, after, 1.2)
-    assert found == ["b"]  # a: within the threshold; c: its quartiles meet
+    assert found == ["b"]  # a is within the threshold; the interquartile ranges of c overlap
     with pytest.raises(ValueError, match="in common"):
         results.slower(before, result(rows("new", 1.0)), 1.2)
 
@@ -183,7 +184,7 @@ def test_bench_writes_results_and_pictures(measured):
 
 @pytest.mark.slow
 def test_compare_catches_a_kernel_that_became_slower(measured, tmp_path, monkeypatch, capsys):
-    """A pause of ten milliseconds is planted into the kernel's caller."""
+    """A pause of ten milliseconds is added to the caller of the kernel."""
     assert main(["bench", "--compare", str(measured), str(measured)]) == 0
     assert "slower: nothing" in capsys.readouterr().out
     kernels = backends.native()
@@ -230,7 +231,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
 def test_every_op_has_cases():
     from ltfast import ops
 
-    # within vmf_cross_entropy; the other two are those of one process, with an exchange between several
+    # part of vmf_cross_entropy; the other two equal the ops of one process plus communication
     timed = {"vmf_logits", "class_parallel_agcl", "class_parallel_vmf_cross_entropy"}
     assert set(ops.__all__) - timed <= set(benches())
 

@@ -1,4 +1,4 @@
-"""Every implementation computes what ltfast does, so that their times are of the same task."""
+"""Every implementation computes the same as ltfast's, so that their times are comparable."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def same_random_numbers():
 
 
 def results(case, *, without=("copy",)):
-    """Of one step on the same inputs: ltfast's, and the others' by name."""
+    """The results of one step on the same inputs: ltfast's, and those of the others by name."""
     inputs = case.inputs()
     steps = {name: make for name, make in case.implementations.items() if name not in without and "compile" not in name}
     values = {name: make()(inputs) for name, make in steps.items()}
@@ -37,7 +37,7 @@ def check(case, *peers, **tolerance):
 
 
 def test_agcl_has_the_same_mean_gradient():
-    """The noise differs: every row is another draw for the same logits and label."""
+    """The noise differs, so every row is another sample for the same logits and label."""
     case = agcl.case(CPU, "small", DRAWS, 5, torch.float32)
     cosine = torch.tensor([0.6, -0.2, 0.1, 0.3, -0.5]).repeat(DRAWS, 1).requires_grad_()
     inputs = cosine, torch.full((DRAWS,), 3)
@@ -57,7 +57,7 @@ def test_balanced_bce_in_bfloat16():
 
 
 def test_proco():
-    """Statistics and gradient, in the first step and the next."""
+    """Statistics and gradients agree in the first and second step."""
     case = proco.proco(CPU, "small", 100, 5, 32)
     names = ("ltfast", "eager", "published")
     assert [name for name in case.implementations if "compile" not in name] == [*names]
@@ -90,7 +90,7 @@ def test_the_linear_classifier_has_a_loss_of_its_own():
     torch.testing.assert_close(gradient, p @ directions / 9)
 
 
-@pytest.mark.parametrize("order", [0.5, 63.0])  # at more scipy's values underflow
+@pytest.mark.parametrize("order", [0.5, 63.0])  # scipy's values underflow in more dimensions
 @pytest.mark.parametrize("op", bessel.EXPS)
 @pytest.mark.parametrize(
     ("peer", "package"), [("scipy", "scipy"), ("TensorFlow Probability", "tensorflow_probability")]

@@ -10,7 +10,7 @@ from ltfast.ops.roi_pool import bench as roi_pool
 from ltfast.ops.taylor import bench as taylor
 
 CPU = torch.device("cpu")
-LIMITS = ("matmul", "copy")  # what they do is another task
+LIMITS = ("matmul", "copy")  # these do another task
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def leaves(tree):
 
 
 def results(case, inputs):
-    """Of each implementation on equal inputs: what it returns, or else what it left of them."""
+    """The result of each implementation on equal inputs: what it returns, or the inputs that it has modified."""
 
     def fresh(x):
         return x.detach().clone().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x
@@ -46,7 +46,7 @@ def check_alike(found, *peers, **tolerance):
 
 @pytest.fixture
 def few_classes(monkeypatch):
-    """Every anchor has positives in a queue of some dozens."""
+    """With few classes, every anchor has positives in a queue of some dozens of keys."""
     monkeypatch.setattr(queue_losses, "CLASSES", 3)
 
 
@@ -162,7 +162,7 @@ def test_test_time_weights():
     case = models.aggregation(CPU, "small", 20, 3, 10)
     found = results(case, case.inputs())
     check_alike(found, "eager", rtol=1e-4, atol=1e-5)
-    assert found["ltfast"][0].std(1).max() > 0.1  # not those that it starts from
+    assert found["ltfast"][0].std(1).max() > 0.1  # not the initial ones
 
 
 def test_prompts_among_the_tokens_have_the_same_gradients():
@@ -184,6 +184,6 @@ def test_an_encoder_that_is_shown_all_patches():
 def test_products_are_those_of_the_formula():
     tokens, width, blocks, images = 1 + 49, 192, 12, 2
     block = 24 * tokens * width**2 + 4 * tokens**2 * width
-    patches = 2 * 196 * 3 * 16**2 * width  # their embedding has no gradient in the images
+    patches = 2 * 196 * 3 * 16**2 * width  # their embedding has no gradient with respect to the images
     case = models.masked_autoencoder(CPU, "small", "vit_tiny_patch16_224", images)
     assert case.work.flops == pytest.approx(images * (3 * blocks * block + 2 * patches), rel=1e-3)

@@ -14,7 +14,7 @@ from ltfast.methods.proco import ProCoStage
 CPU = torch.device("cpu")
 RESNET = Size("resnet10t", 12, 64, classes=3, imbalance=2, queue=24, patch_pixels=32)
 VIT = Size("vit_tiny_patch16_224", 4, 32, classes=7)
-BALANCED = Size("vit_tiny_patch16_224", 4, 32, classes=2, imbalance=1)  # no noise, and probabilities whose powers count
+BALANCED = Size("vit_tiny_patch16_224", 4, 32, classes=2, imbalance=1)  # no noise; the exponents matter
 SIZES = {"proco": RESNET, "dscl": RESNET, "lpt": BALANCED, "livt": VIT}
 STAGES = {"proco": ProCoStage, "dscl": ContrastStage, "lpt": GroupPromptStage, "livt": FineTuningStage}
 
@@ -24,9 +24,9 @@ def trained(pair):
 
 
 def with_gradient(pair, name):
-    """The loss, and the gradients of all parameters in one vector."""
-    torch.manual_seed(0)  # of stochastic depth
-    np.random.seed(0)  # of MixUp
+    """The loss, and the gradients of all parameters as one vector."""
+    torch.manual_seed(0)  # for stochastic depth
+    np.random.seed(0)  # for MixUp
     loss = pair.loss(name)
     return loss.double(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(pair))])
 
@@ -35,11 +35,11 @@ def with_gradient(pair, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_both_are_the_same_step(method):
     pair = METHODS[method](SIZES[method], CPU)
-    for _ in range(3):  # statistics and the queue move on; the queue is full anew after two batches
+    for _ in range(3):  # statistics and the queue change; after two batches, all keys of the queue are new
         loss, gradient = with_gradient(pair, "ltfast")
         expected_loss, expected = with_gradient(pair, "published")
         torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
-        tolerance = 1e-4 if method == "proco" else 1e-5  # its 1 - R^2 cancels, in either
+        tolerance = 1e-4 if method == "proco" else 1e-5  # 1 - R^2 cancels in both implementations
         assert (gradient - expected).norm() < tolerance * expected.norm()
 
 

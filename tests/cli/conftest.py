@@ -7,7 +7,7 @@ from PIL import Image
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Bits depend on the number of threads; the child processes of these tests have one."""
+    """Results depend on the number of threads; the child processes of these tests have one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,7 +22,8 @@ def _fresh_accelerator():
 
 @pytest.fixture
 def pets(tmp_path, monkeypatch):
-    """The folder `pets` of tiny images, in the current folder: three classes, six and two images each."""
+    """The folder `pets` of tiny images in the current folder, with three classes of six training and two test
+    images."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for part, count in (("train", 6), ("test", 2)):

@@ -1,5 +1,5 @@
-"""`killed_train.py STEP ... -- ARGUMENTS`: `ltfast ARGUMENTS`, killed after its STEP-th optimiser step, time and again;
-STEP 0 lets it come to its end. In forked children: importing torch once saves time."""
+"""`killed_train.py STEP ... -- ARGUMENTS` runs `ltfast ARGUMENTS` once per STEP, killed after that optimiser step;
+STEP 0 lets it finish. The runs are forked children, since importing torch only once saves time."""
 
 import os
 import signal

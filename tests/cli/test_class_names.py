@@ -1,4 +1,4 @@
-"""Classes are matched by name, whatever the order in which the data have them."""
+"""Classes are matched by name, whatever their order in the data."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TRAIN = ["train", "--epochs", "1", "--batch-size", "6", "--image-size", "8", "--
 
 @pytest.fixture
 def order(pets):
-    """The pets as a list and as arrays whose labels follow another order, and files with the names in that order."""
+    """The pets as a list and as arrays whose labels have another order, and files with the names in that order."""
     order = ("emu", "cat", "dog")
     arrays = {}
     for part in ("train", "test"):
@@ -46,11 +46,11 @@ def refused(capsys, *words):
 
 @pytest.mark.parametrize("source", ["list:train.txt", "npz:d.npz"])
 def test_a_run_on_names_evaluates_numbers_that_are_named(pets, order, source, capsys):
-    """Images and classes are the run's own, so each class's accuracy is."""
+    """Images and classes are those of the run, so the accuracy of each class is too."""
     assert main([*TRAIN, "--data", "folder:pets", "--out", "run"]) == 0
     assert "in 3 classes (cat, dog, emu) of 6 to 3" in capsys.readouterr().out
     own = evaluated()
-    assert len(set(own["per_class"])) > 1  # so that the order shows
+    assert len(set(own["per_class"])) > 1  # so that the order matters
     words = ["--data", source, "--root", "pets"]
     error = refused(capsys, "eval", "--checkpoint", "run", *words)
     expected = f"expected a file with a name for each class of {source}, whose classes are only numbered"
@@ -85,7 +85,7 @@ def test_names_that_a_training_is_told_are_the_runs(pets, order, capsys):
     assert own["per_class"] == evaluated("--data", "folder:pets")["per_class"]
     assert main(["report", "importance", "run", "--per-class"]) == 0
     assert list(json.loads(Path("importance.json").read_text())["run"]["per_class"]) == list(order)
-    # they are part of the settings
+    # the names are part of the settings
     Path("other.txt").write_text("\n".join(NAMES))
     assert "class_names was ['emu', 'cat', 'dog'] and is now ['cat'" in refused(
         capsys, *[word.replace("names.txt", "other.txt") for word in words]
@@ -116,5 +116,5 @@ def test_classes_that_the_training_did_not_have_are_refused_by_name(pets, capsys
         (pets / part / "ant").rename(pets / part / "cow")
     for path in (pets / "test" / "cow").iterdir():
         path.unlink()
-    # without test images, a class is no matter; dog has none now
+    # a class without test images does not matter; dog has none now
     assert evaluated()["per_class"] == [own["per_class"][0], None, own["per_class"][2]]

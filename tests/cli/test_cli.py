@@ -25,7 +25,7 @@ PETS = ["train", "--epochs", "1", "--batch-size", "8", "--image-size", "8"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of two epochs."""
+    """The folder of a run with two epochs."""
     out = tmp_path_factory.mktemp("run")
     assert main([*TINY, "--out", str(out)]) == 0
     return out
@@ -86,7 +86,7 @@ def test_eval_gives_the_runs_metrics(run, tmp_path, capsys):
 
 
 def test_eval_on_other_data_normalises_and_groups_as_in_training(run, tmp_path, capsys):
-    """The digits' own test images from a file, with a training set of its own that must not matter."""
+    """The digits' own test images from a file, with another training set that must not matter."""
     from ltfast.data import load
 
     test = load("digits").test
@@ -98,7 +98,7 @@ def test_eval_on_other_data_normalises_and_groups_as_in_training(run, tmp_path, 
     metrics, result = json.loads((run / "metrics.json").read_text()), json.loads(out.read_text())
     assert all(result[key] == metrics[key] for key in ("top1", "many", "medium", "few", "per_class"))
 
-    keep = labels < 9  # the digits' names are their numbers
+    keep = labels < 9  # the names of the digits are their numbers
     np.savez(tmp_path / "d.npz", x_train=images[keep], y_train=labels[keep], x_test=images[keep], y_test=labels[keep])
     assert main(["eval", "--checkpoint", str(run), "--data", f"npz:{tmp_path}/d.npz", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["per_class"] == [*metrics["per_class"][:9], None]
@@ -121,7 +121,7 @@ def test_eval_takes_batch_size_workers_and_precision(run, tmp_path, monkeypatch)
 
     from ltfast.engine import metrics
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # the run may have been trained in this test, in fp32
+    AcceleratorState._reset_state(reset_partial_state=True)  # the run may have been trained in fp32 in this test
     seen = []
     evaluate = metrics.evaluate
     monkeypatch.setattr(metrics, "evaluate", lambda *args: seen.append(args) or evaluate(*args))
@@ -143,7 +143,7 @@ def test_eval_of_an_unfinished_run_says_so(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(SupervisedStage, "evaluated", False)
     assert main(["eval", "--checkpoint", str(tmp_path)]) == 2
     assert "and its stage train gives no class scores" in capsys.readouterr().err
-    assert main(["eval", "--checkpoint", str(run), "--out", str(tmp_path / "e.json")]) == 0  # the last one's do count
+    assert main(["eval", "--checkpoint", str(run), "--out", str(tmp_path / "e.json")]) == 0  # the last stage does
 
 
 def test_eval_looks_at_out_before_it_evaluates(run, tmp_path, monkeypatch, capsys):
@@ -168,7 +168,7 @@ def test_eval_does_not_tell_to_delete_what_it_cannot_read(tmp_path, capsys):
 
 
 def test_names_are_shown_as_they_are(pets, capsys):
-    """rich takes [x] for markup and :x: for an emoji."""
+    """rich interprets [x] as markup and :x: as an emoji."""
     pets.rename(":x:")
     assert main([*PETS, "--data", "folder::x:", "--out", "[red]:x:"]) == 0
     assert main(["eval", "--checkpoint", "[red]:x:"]) == 0
@@ -183,7 +183,7 @@ def test_names_are_shown_as_they_are(pets, capsys):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_broken_image_is_named_in_one_line(pets, workers, capsys):
     path = pets / "train" / "dog" / "3.png"
-    path.write_bytes(path.read_bytes()[:100])  # cut off behind its header
+    path.write_bytes(path.read_bytes()[:100])  # truncated after its header
     assert main([*PETS, "--data", "folder:pets", "--out", "run", "--workers", workers]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ltfast: error: cannot decode image pets/train/dog/3.png")
@@ -221,7 +221,7 @@ def test_report_says_and_draws_what_a_run_gains_over_the_first(run, capsys, tmp_
 
 
 def settings_after(monkeypatch, words):
-    """The settings a command line comes to, without training."""
+    """The settings of a command line, without training."""
     seen = []
     monkeypatch.setattr(cli.train, "_train", lambda method, settings, run, args, out: seen.append(args) or 0)
     status = main(["train", "--out", "unused", *words])
@@ -232,13 +232,13 @@ def settings_after(monkeypatch, words):
 def test_bare_train_is_the_digits_recipe(monkeypatch):
     args = settings_after(monkeypatch, [])
     assert (args["data"], args["imbalance"], args["loss"]) == ("digits", 50.0, "cross_entropy")
-    assert settings_after(monkeypatch, ["--data", "digits"])["imbalance"] is None  # data one names are not cut unasked
+    assert settings_after(monkeypatch, ["--data", "digits"])["imbalance"] is None  # all images
 
 
 def test_recipes_by_name_path_and_override(monkeypatch, tmp_path):
     args = settings_after(monkeypatch, ["--config", "ce/cifar10-lt"])
     assert (args["data"], args["epochs"], list(args["milestones"])) == ("cifar10", 200, [160, 180])
-    # the command line comes first, wherever it stands
+    # the command line overrides the recipe, wherever --config is
     for words in (["--lr", "0.5", "--config", "ce/cifar10-lt"], ["--config=ce/cifar10-lt", "--lr=0.5"]):
         args = settings_after(monkeypatch, words)
         assert (args["lr"], args["epochs"]) == (0.5, 200)
@@ -397,7 +397,7 @@ def test_a_fault_of_the_program_is_shown_with_its_traceback_and_status_1(error, 
     monkeypatch.setitem(cli.COMMANDS, "info", fail)
     assert main(["info"]) == 1
     shown = capsys.readouterr().err
-    if isinstance(error, FileNotFoundError):  # the machine's, not the program's
+    if isinstance(error, FileNotFoundError):  # a failure of the machine, not of the program
         assert shown == "ltfast: error: x\n"
         return
     assert shown.startswith("Traceback")
@@ -417,13 +417,13 @@ def test_a_batch_of_one_image_is_refused_where_batch_norm_needs_two(tmp_path, ca
         error = capsys.readouterr().err
         assert "--batch-size: expected at least 2: of one image, the BatchNorm backbone.layer4.0.bn1 gets" in error
     assert not (tmp_path / "run").exists()
-    # eight pixels of an image are enough values
+    # eight pixels per image are enough values
     assert main(["train", "--out", str(tmp_path / "digits"), "--batch-size", "1", "--epochs", "1"]) == 0
 
 
 def test_settings_say_what_auto_has_chosen(pets, capsys):
     assert main([*PETS, "--data", "folder:pets", "--out", "run"]) == 0
-    assert "chosen by auto: --backbone digits_convnet\n" in capsys.readouterr().out  # the image size was given
+    assert "chosen by auto: --backbone digits_convnet\n" in capsys.readouterr().out  # the image size is given
     saved = load_checkpoint(Path("run"))
     assert (saved["settings"]["backbone"], saved["settings"]["image_size"]) == ("auto", 8)
 
@@ -455,7 +455,7 @@ def test_none_is_none_and_auto_is_auto(monkeypatch, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_default_of_a_method_is_a_value_or_auto_or_none(method):
-    """`None` is "none", left out; its help says so. "auto" is chosen, and its help says by what."""
+    """`None` is "none", which the help describes. The value of "auto" is chosen, and the help says how."""
     for field in dataclasses.fields(METHODS[method].settings):
         if field.default is None:
             assert field.name == "init", field.name
@@ -495,7 +495,7 @@ def test_info(capsys):
 
 
 def test_help_names_everything(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")  # an option a line
+    monkeypatch.setenv("COLUMNS", "400")  # one option per line
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 0
@@ -507,7 +507,7 @@ def test_help_names_everything(capsys, monkeypatch):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("method", "data", "imbalance", "config", "out", "loss", "batch-size"))
-    # the option's own default, not that of the recipe that a bare command stands for
+    # the default of the option, not that of the recipe that is used without --config
     assert re.search(r"--imbalance IMBALANCE\s+subsample .*default: none\)", shown)
     assert "`ltfast train --method M --help` shows those of method M" in shown
     with pytest.raises(SystemExit):

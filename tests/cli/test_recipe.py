@@ -1,4 +1,4 @@
-"""Recipes: what is read, and what is refused by file and line."""
+"""Tests reading recipes, and errors that name the file and the line."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_words_that_yaml_reads_as_something_else_are_refused_by_line(word, tmp_p
     assert error.startswith(f"ltfast: error: --config {path}:2: expected epochs: decimal numbers, true, false, none")
     assert f"got {word[:50]}" in error
     assert len(error) < 400
-    path.write_text(f"data: '{word}'\n")  # in quotes it is a word
+    path.write_text(f"data: '{word}'\n")  # in quotes, it is a word
     assert read_recipe(str(path)).values == {"data": word}
 
 
@@ -159,7 +159,7 @@ def test_a_setting_on_the_command_line_is_not_blamed_on_the_recipe(tmp_path, cap
 
 
 def test_nested_aliases_end_at_once(tmp_path, capsys):
-    """A few hundred bytes whose copies would fill the memory."""
+    """A few hundred bytes that would expand to fill the memory."""
     path = tmp_path / "laughs.yaml"
     lines = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]

@@ -1,4 +1,4 @@
-"""What reaches the terminal: names with control characters, and streams that are closed, full or ASCII."""
+"""Tests terminal output: names with control characters, and streams that are closed, full or ASCII."""
 
 import ast
 import io
@@ -19,7 +19,7 @@ from ltfast.cli import main
 from ltfast.terminal import Output, say, shown
 
 ROOT = Path(__file__).parent.parent.parent
-EVIL = "\x1b]0;pwned\x07\x9b31m\u202egnp\nx\x7f"  # a title, a colour, text turned round, a line of its own
+EVIL = "\x1b]0;pwned\x07\x9b31m\u202egnp\nx\x7f"  # a title, a colour, reversed text, a line break
 SHOWN = r"\x1b]0;pwned\x07\x9b31m\u202egnp\nx\x7f"
 ACTED_ON = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -35,7 +35,7 @@ def test_shown():
 
 @pytest.fixture
 def evil_data(tmp_path, monkeypatch):
-    """A folder whose name, class names and files' names a terminal would act on, and a list of the files."""
+    """A folder whose name, class names and file names contain control characters, and a list of its files."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -51,7 +51,7 @@ TRAIN = ["train", "--epochs", "1", "--batch-size", "4", "--image-size", "8"]
 
 
 def test_names_are_shown_and_not_sent(evil_data, capsys):
-    """By each command that shows a name, in its output and in its errors."""
+    """Tests each command that shows a name, in its output and in its errors."""
     run = f"run{EVIL}"
     data = f"folder:{evil_data}"
     assert main([*TRAIN, "--data", data, "--out", run]) == 0
@@ -102,7 +102,7 @@ def test_errors_show_names_and_do_not_send_them(words, evil_data, capsys):
 
 def test_tracebacks_and_warnings_show_names_and_do_not_send_them(capsys, monkeypatch):
     def fail(argv):
-        # pytest takes warnings before they are shown
+        # pytest captures warnings before they are shown
         for place in (str(ROOT / "ltfast" / "cli" / "info.py"), "/elsewhere.py"):
             sys.stderr.write(warnings.formatwarning(f"careful: {EVIL}", UserWarning, place, 7))
         raise RuntimeError(EVIL)
@@ -117,7 +117,7 @@ def test_tracebacks_and_warnings_show_names_and_do_not_send_them(capsys, monkeyp
 
 
 def test_all_that_is_printed_goes_through_shown():
-    """`print` and `Accelerator.print` send names as they are."""
+    """`print` and `Accelerator.print` would not escape names."""
     for path in (ROOT / "ltfast").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or path.name in ("terminal.py", "__main__.py"):
@@ -138,7 +138,7 @@ def test_an_output_that_cannot_be_written_loses_text_and_says_why(capsys, monkey
     output.write("d")
     output.flush()
     assert output.error.errno == 28
-    # a command's files are written; only printing is lost
+    # the files of a command are written; only printing fails
     monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: say("text") or 0)
     monkeypatch.setitem(cli.COMMANDS, "info", lambda argv: say("text") or 0)
     for command, status in (("train", 0), ("info", 1)):
@@ -149,7 +149,7 @@ def test_an_output_that_cannot_be_written_loses_text_and_says_why(capsys, monkey
         )
 
 
-# from here on: the program as others start it
+# the tests below start the program in a process
 
 
 def environment(**more):
@@ -171,7 +171,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_standard_output_is_one_line(tmp_path):
-    """Python itself would fail again when it flushes what it has left. Each command's rule is tested above."""
+    """Python itself would fail again when it flushes the remaining output. The rule of each command is tested above."""
     with open("/dev/full", "w") as full, start(["info"], stdout=full) as process:
         assert process.wait(900) == 1
         error = process.stderr.read()
@@ -181,7 +181,8 @@ def test_a_full_standard_output_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_without_docstrings_on_an_ascii_terminal_beside_nvcc(tmp_path):
-    """`python -OO`, names that are no ASCII, and a machine with nvcc and no GPU, of which PyTorch would say so."""
+    """Tests `python -OO`, names that are not ASCII, and a machine with nvcc but without GPU, about which PyTorch would
+    log a message."""
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\n")
@@ -222,7 +223,7 @@ def test_help_without_docstrings():
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["ltfast.cli", "yaml", "torch", "timm.models", "accelerate"])
 def test_an_interrupt_while_something_is_imported_is_a_line(module, tmp_path):
-    """In the first seconds of a run; the signal comes when this module is looked for."""
+    """Tests the first seconds of a run: the signal comes when this module is imported."""
     script = (
         "import os, runpy, signal, sys\n"
         "class Interrupting:\n"

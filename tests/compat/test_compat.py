@@ -1,4 +1,4 @@
-"""The authors' signatures, against their losses written out plainly."""
+"""Compares the losses with the authors' signatures to plain implementations of their formulas."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def test_agcl_has_the_authors_defaults():
 @pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
 def test_agcl_train_cls_is_a_focal_loss(weight):
     cosine, target = batch()
-    loss = AGCL([7] * 6, m=0.2, s=5, weight=weight, train_cls=True, gamma=2.0)  # balanced: no noise
+    loss = AGCL([7] * 6, m=0.2, s=5, weight=weight, train_cls=True, gamma=2.0)  # balanced classes have no noise
     cross_entropy = F.cross_entropy(5 * (cosine - 0.2 * F.one_hot(target, 6)), target, weight=weight, reduction="none")
     expected = ((1 - (-cross_entropy).exp()) ** 2 * cross_entropy).mean()
     torch.testing.assert_close(loss(cosine, target), expected)
@@ -55,7 +55,7 @@ def test_logit_adjust(weight):
 
 
 def published_bce(x, target, kind, threshold, reduction, pos_weight):
-    """C times the elementwise reduction; labels smoothed as timm does."""
+    """C times the elementwise reduction, with labels smoothed as in timm."""
     classes = x.shape[1]
     if target.dim() == 1:
         target = F.one_hot(target, classes) * (1 - ARGS.smoothing) + ARGS.smoothing / classes

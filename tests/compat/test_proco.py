@@ -1,4 +1,4 @@
-"""ProCo's training script calls the loss once a view and differentiates the mean of both."""
+"""ProCo's training script calls the loss once per view, and differentiates the mean of both."""
 
 from types import SimpleNamespace
 
@@ -34,7 +34,7 @@ def test_the_training_script():
                 torch.autograd.grad(loss, views), torch.autograd.grad(wanted, twins), strict=True
             ):
                 torch.testing.assert_close(gradient.double(), other, rtol=1e-4, atol=1e-6)
-    assert torch.equal(ours(views[0]), ours.logits(views[0]))  # without labels, the statistics stay
+    assert torch.equal(ours(views[0]), ours.logits(views[0]))  # without labels, the statistics do not change
     ours.reload_memory()
 
 

@@ -1,5 +1,5 @@
-"""The loops of published training scripts, under DistributedDataParallel with two processes, call ``ltfast.compat``'s
-losses as they call their own, and the training is the one that their formulas give."""
+"""The loops of published training scripts run under DistributedDataParallel with two processes. They call the losses of
+``ltfast.compat`` like their own, and the training matches that with plain implementations of their formulas."""
 
 from types import SimpleNamespace
 
@@ -17,12 +17,12 @@ from ltfast import compat
 from ltfast.benchmark.cases import published_dscl, published_proco
 
 COUNTS = [12, 8, 4]
-WIDTH = 128  # the authors' Bessel recurrence wants many dimensions
+WIDTH = 128  # the authors' Bessel recurrence needs many dimensions
 QUEUE = 32
 
 
 class Views(Dataset):
-    """Several views of each image, in a list as the scripts' data sets give them."""
+    """Several views of each image in a list, as in the data sets of the scripts."""
 
     def __init__(self, views, labels):
         self.views, self.labels = views, labels
@@ -41,7 +41,7 @@ def loader_of(views, labels):
 
 
 class TwoBranches(nn.Module):
-    """Normalised features, logits, and what was before both, as ProCo's network gives them."""
+    """Normalised features, logits, and the inputs of both heads, as returned by ProCo's network."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class PlainLogitAdjust(nn.Module):
 
 
 class PlainProCo:
-    """The authors' estimators and recurrence, from the batches of all processes."""
+    """The authors' estimators and recurrence, on the batches of all processes."""
 
     def __init__(self):
         self.start = compat.ProCoLoss(WIDTH, num_classes=len(COUNTS)).start.double()
@@ -82,7 +82,7 @@ class PlainProCo:
 
 
 def proco_loop(criterion_ce, criterion_scl, state, views, labels):
-    """ProCo's: three views in one batch, a loss a view, clipped gradients."""
+    """The loop of ProCo: three views in one batch, one loss per view, clipped gradients."""
     args = SimpleNamespace(world_size=2, alpha=1.0, epochs=3)
     model = TwoBranches().double()
     model.load_state_dict(state)
@@ -112,7 +112,7 @@ def proco_loop(criterion_ce, criterion_scl, state, views, labels):
 
 
 class MomentumContrast(nn.Module):
-    """DSCL's network in little: two encoders, and a queue with a key a column and the labels in a row."""
+    """A small version of DSCL's network: two encoders, and a queue with one key per column and the labels in a row."""
 
     def __init__(self, contrast, distillation):
         super().__init__()
@@ -160,7 +160,8 @@ def plain_pbsd(pooled, cropped, key, queue, main_labels, main_label_queue):
 
 
 def dscl_loop(contrast, distillation, state, views, labels):
-    """DSCL's: two views and patches; the loss of its own batch and of the common queue in each process."""
+    """The loop of DSCL: two views and patches. Each process computes the loss of its own batch with the common
+    queue."""
     model = MomentumContrast(contrast, distillation).double()
     model.load_state_dict(state)
     model.encoder_k.requires_grad_(False)
@@ -182,7 +183,7 @@ def dscl_loop(contrast, distillation, state, views, labels):
 
 
 def loops(rank, proco_state, dscl_state, views, labels):
-    """Both, with the losses of ``ltfast.compat`` and with the plain ones."""
+    """Both loops, with the losses of ``ltfast.compat`` and with the plain ones."""
     ours = compat.LogitAdjust(COUNTS), compat.ProCoLoss(contrast_dim=WIDTH, temperature=0.1, num_classes=len(COUNTS))
     queued = (
         compat.DSCLLoss(temperature=0.07, base_temperature=None, K=QUEUE, weighted_beta=6.0),
@@ -198,7 +199,7 @@ def loops(rank, proco_state, dscl_state, views, labels):
 
 @pytest.mark.slow
 def test_published_loops():
-    print(f"torch.manual_seed({torch.seed()})")  # shown where the test fails
+    print(f"torch.manual_seed({torch.seed()})")  # shown if the test fails
     labels = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))
     centres = torch.randn(3, 10, dtype=torch.float64)
     views = [centres[labels] + torch.randn(len(labels), 10, dtype=torch.float64) for _ in range(4)]
@@ -212,4 +213,4 @@ def test_published_loops():
             assert len(ours) >= 6
             torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance, msg=name)
             torch.testing.assert_close(our_state, plain_state, rtol=tolerance, atol=tolerance)
-        assert results[0][name][0][0] != results[1][name][0][0]  # each had its own share
+        assert results[0][name][0][0] != results[1][name][0][0]  # each process had its own part

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: refused by name before a run begins, or left out."""
+"""Images that cannot be decoded raise an error that names them before a run begins, or are skipped."""
 
 import os
 import struct
@@ -39,7 +39,7 @@ def deep(path):
 
 
 def huge(path):
-    """Says that it is of 20,000 x 20,000 pixels."""
+    """A file whose header claims 20,000 x 20,000 pixels."""
     content = path.read_bytes()
     header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + content[24:29]
     path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
@@ -154,7 +154,7 @@ def test_a_class_without_images_is_refused_by_name(bundle, paths):
         check_images(bundle, skip_broken=True)
     assert str(paths[1]) in str(e.value)
     test = check_images(bundle, skip_broken=True, splits=["test"]).test
-    assert test.class_counts == [2, 0]  # as good as a class without test images
+    assert test.class_counts == [2, 0]  # equivalent to a class without test images
     for path in paths[::2]:
         cut_off(path)
     with pytest.raises(InputError, match="for 2 of them, no image can be decoded: ant, bee "):
@@ -194,6 +194,6 @@ def test_processes_share_the_files(bundle, paths, monkeypatch, capsys):
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
         together = check_images(bundle, skip_broken=True, splits=["train"]).train.paths
     assert together == alone
-    assert sorted(decoded) == list(range(12))  # each once
+    assert sorted(decoded) == list(range(12))  # each image once
     assert [list(share) for share in sent.values()] == [[], [4, 7], []]
-    assert capsys.readouterr().out == ""  # 4 and 7 are the second process's, and the first one speaks
+    assert capsys.readouterr().out == ""  # 4 and 7 belong to the second process, and the first one prints

@@ -26,7 +26,7 @@ def jpeg(seed, mode="RGB"):
 
 @pytest.fixture
 def files(tmp_path):
-    """Four JPEGs: whole, grey, cut off, and no image at all."""
+    """Four JPEG files: intact, greyscale, truncated, and not an image."""
     contents = [jpeg(0), jpeg(1, "L"), jpeg(2)[:-200], b"not an image"]
     (tmp_path / "class").mkdir()
     paths = [tmp_path / "class" / f"{i}.jpg" for i in range(4)]
@@ -61,11 +61,11 @@ def test_files_are_decoded_to_rgb(files):
         image, label = data[index]
         assert (image.mode, image.size, label) == ("RGB", (30, 24), index)
     np.testing.assert_array_equal(np.asarray(data.image(0)), np.asarray(Image.open(files[0])))
-    assert len(np.unique(np.ptp(np.asarray(data.image(1)), axis=2))) == 1  # grey in three channels
+    assert len(np.unique(np.ptp(np.asarray(data.image(1)), axis=2))) == 1  # greyscale in three channels
     part = data.subset(torch.tensor([3, 0]))
     assert part.paths == [str(files[3]), str(files[0])]
     assert part.labels.tolist() == [0, 0]
-    assert pickle.loads(pickle.dumps(part)).paths == part.paths  # workers may spawn
+    assert pickle.loads(pickle.dumps(part)).paths == part.paths  # workers may be spawned
 
 
 @pytest.mark.parametrize("broken", [2, 3])
@@ -207,14 +207,14 @@ def test_digests_of_files_are_of_names_below_their_folder_and_sizes(files, tmp_p
     content = files[1].read_bytes()
     files[1].write_bytes(content[:-1])
     assert differ() == ["file sizes"]
-    files[1].unlink()  # who opens it names it
+    files[1].unlink()  # opening the file reports it
     assert differ() == ["file sizes"]
     files[1].write_bytes(content)
     assert differ() == []
     files[1] = files[1].rename(moved / "renamed.jpg")
     assert differ() == ["file names"]
     one, another = (FileDataset([file], LABELS[:1], NAMES).digests() for file in files[:2])
-    assert one["file names"] != another["file names"]  # a file alone has a name too
+    assert one["file names"] != another["file names"]  # a single file has a name too
 
 
 def test_digests_of_a_reader_are_of_its_labels(files):
@@ -227,7 +227,7 @@ def test_digests_of_a_reader_are_of_its_labels(files):
 
 
 def test_many_files_have_their_sizes_in_order(tmp_path):
-    """More than one thread takes at once."""
+    """There are more files than one thread processes at once."""
     paths = [tmp_path / str(number) for number in range(2500)]
     for number, path in enumerate(paths):
         path.write_bytes(b"x" * (number % 7))
@@ -236,7 +236,7 @@ def test_many_files_have_their_sizes_in_order(tmp_path):
 
 
 def changes(before, after):
-    """The parts whose digests differ."""
+    """The parts with different digests."""
     one, two = before.digests(), after.digests()
     assert one.keys() == two.keys()
     return [name for name in one if one[name] != two[name]]

@@ -1,4 +1,4 @@
-"""One image file: as a person sees it, whatever is in it, and never waited for."""
+"""Tests decoding image files: upright, for any content, and without blocking."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, ExifTags, Image
 from ltfast.data import FileDataset, ImageDecodeError, ImageNotFoundError, ReaderDataset, decode
 from ltfast.errors import InputError, InputNotFoundError
 
-# the side of the picture on which row 0 and column 0 of the pixels lie: Exif 2.32, tag 274
+# sides of the picture where row 0 and column 0 of the pixels are: Exif 2.32, tag 274
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -35,7 +35,7 @@ SAVED = {
 
 
 def pixels(height=32, width=48):
-    """Random 16 x 16 blocks, which JPEG keeps nearly as they are."""
+    """Random 16 x 16 blocks, which JPEG barely changes."""
     blocks = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     return blocks.repeat(16, 0).repeat(16, 1)
 
@@ -51,7 +51,7 @@ def encoded(array, kind, orientation=None, **options):
 
 
 class Reader:
-    """As timm's: a file and a target for each position."""
+    """Like timm's readers: a file and a target for each position."""
 
     def __init__(self, content):
         self.content = content
@@ -66,7 +66,7 @@ class Reader:
 def decoded(content, tmp_path, reader=False):
     if reader:
         return ReaderDataset(Reader(content), torch.tensor([0]), torch.tensor([0]), ["a"]).image(0)
-    (tmp_path / "a.png").write_bytes(content)  # a name says nothing
+    (tmp_path / "a.png").write_bytes(content)  # the extension does not matter
     return of(tmp_path / "a.png").image(0)
 
 
@@ -75,7 +75,7 @@ def of(path):
 
 
 def seen(array, orientation):
-    """The picture whose pixels are `array`, by the sides on which its first row and column lie."""
+    """The picture with the pixels `array`, given the sides where its first row and column are."""
     rows, columns = SIDES[orientation]
     if rows in ("left", "right"):
         array, rows, columns = array.transpose(1, 0, 2), columns, rows
@@ -122,9 +122,9 @@ SHORT = struct.pack("<HH", 6, 0)
         (block((274, 3, 1, SHORT))[:-3], 1),
         (block((274, 3, 1, struct.pack("<HH", 0, 0))), 1),
         (block((274, 3, 1, struct.pack("<HH", 9, 0))), 1),
-        (block((274, 3, 100, SHORT)), 1),  # a value that lies outside
+        (block((274, 3, 100, SHORT)), 1),  # a value at an offset outside the block
         (block((274, 2, 2, b"6\0\0\0")), 1),  # text
-        # the orientation is fine, the others are of types that Pillow cannot write again
+        # the orientation is valid, the others have types that Pillow cannot write
         (block((274, 3, 1, SHORT), (0x11A, 2, 2, b"1\0\0\0")), 6),
         (block((274, 3, 1, SHORT), (0x8769, 1, 4, b"1234")), 6),
     ],
@@ -140,18 +140,18 @@ def test_a_damaged_exif_block_fails_no_image(exif, orientation, kind, tmp_path):
 
 
 def test_no_program_is_run_for_a_file(tmp_path, monkeypatch):
-    """Pillow runs Ghostscript, `gs`, for an EPS file, whatever its name ends in."""
+    """Pillow runs Ghostscript, `gs`, for an EPS file, whatever its extension."""
     gs = tmp_path / "bin" / "gs"
     gs.parent.mkdir()
     gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/proof\n")
     gs.chmod(0o755)
     monkeypatch.setenv("PATH", str(gs.parent), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looks for it again
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # makes Pillow search for it again
     path = tmp_path / "a.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
-    with pytest.raises(OSError, match="cannot identify image file"):  # what this gs has drawn
+    with pytest.raises(OSError, match="cannot identify image file"):  # the picture that this gs draws
         Image.open(path).load()
-    assert (tmp_path / "proof").exists()  # so it would be run
+    assert (tmp_path / "proof").exists()  # shows that it would run
     (tmp_path / "proof").unlink()
 
     for look in (of(path).image, of(path).check_header):
@@ -210,7 +210,7 @@ def test_no_descriptor_is_left_open(tmp_path):
 
 
 def png(width, height, *chunks):
-    """A PNG of black pixels, 1 bit each, whose chunks come before the pixels."""
+    """A PNG of black pixels with 1 bit each, with these chunks before the pixels."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -228,14 +228,14 @@ def png(width, height, *chunks):
 
 
 def test_one_limit_holds_and_nothing_is_warned_of(tmp_path):
-    """178,956,970 pixels; Pillow alone would warn above half of that."""
+    """The limit is 178,956,970 pixels; Pillow alone would warn above half of that."""
     (tmp_path / "large.png").write_bytes(png(12_000, 14_000))
     (tmp_path / "huge.png").write_bytes(png(60_000, 3_000))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Image.open(tmp_path / "large.png").close()
         assert [warning.category for warning in caught] == [Image.DecompressionBombWarning]
-        module = runpy.run_path(decode.__file__)  # as a process that loads images imports it
+        module = runpy.run_path(decode.__file__)  # imported as in a worker process
         module["check_header"](lambda: module["open_regular"](tmp_path / "large.png"), str)
         assert len(caught) == 1
     for look in (of(tmp_path / "huge.png").image, of(tmp_path / "huge.png").check_header):
@@ -244,7 +244,7 @@ def test_one_limit_holds_and_nothing_is_warned_of(tmp_path):
 
 
 def tiff(tile):
-    """A grey TIFF of 8 x 8 pixels in one square tile of zeros."""
+    """A greyscale TIFF of 8 x 8 pixels in one square tile of zeros."""
     data = zlib.compress(bytes(min(tile, 512) ** 2))
     tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -252,7 +252,7 @@ def tiff(tile):
 
 
 def test_the_tiles_of_a_small_image_are_small_too(tmp_path):
-    """Pillow makes room for the whole tile: 1.5 GiB, for one of 40,000 x 40,000."""
+    """Pillow allocates the whole tile: 1.5 GiB for one of 40,000 x 40,000 pixels."""
     assert decoded(tiff(512), tmp_path).size == (8, 8)
     (tmp_path / "a.tif").write_bytes(tiff(40_000))
     for look in (of(tmp_path / "a.tif").image, of(tmp_path / "a.tif").check_header):
@@ -264,7 +264,7 @@ def test_the_tiles_of_a_small_image_are_small_too(tmp_path):
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
 def test_text_and_profiles_do_not_fill_the_memory(name, tmp_path):
-    """4 MiB of zeros in 4 KiB; Pillow takes 1 MiB."""
+    """The chunk has 4 MiB of zeros in 4 KiB; Pillow accepts 1 MiB."""
     zeros = zlib.compress(bytes(2**22), 9)
     content = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[name] + zeros
     (tmp_path / "a.png").write_bytes(png(8, 8, (name, content)))

@@ -1,4 +1,4 @@
-"""Text and arrays that a user's files hold: read right, or refused by file and line."""
+"""Text and arrays in the user's files are read correctly, or raise an error that names file and line."""
 
 import codecs
 import io
@@ -58,12 +58,12 @@ def test_other_encodings_are_refused_by_line(tmp_path, content, message):
         read_lines("list", tmp_path / "a.txt")
 
 
-# what is no file
+# paths that are not regular files
 
 
 @pytest.mark.parametrize("source", ["npz:{}", "list:{}"])
 def test_what_is_no_regular_file_is_refused(tmp_path, source):
-    """At once: opening a FIFO would wait for ever."""
+    """The error is immediate: opening a FIFO would block forever."""
     os.mkfifo(tmp_path / "fifo_train")
     for name, what in (("fifo_train", "a FIFO"), ("folder_train", "a folder"), ("device_train", "a device")):
         path = tmp_path / name
@@ -94,7 +94,7 @@ def test_a_fifo_as_the_test_list_is_refused(tmp_path):
 
 @pytest.fixture
 def listed(tmp_path):
-    """`list:FILE` of two images a class."""
+    """A `list:FILE` with two images per class."""
 
     def write(train, test="x.png 0\n", names=("x.png",)):
         for name in names:
@@ -121,13 +121,13 @@ def test_paths_with_unusual_characters(listed, tmp_path):
 def test_windows_paths_are_refused_by_line(listed):
     with pytest.raises(InputError, match=r"train\.txt:2: expected / as separator, got 'cat\\\\a b\.png'"):
         listed("x.png 0\ncat\\a b.png 1\n")
-    # where a backslash is part of the name, it is
+    # a file whose name contains a backslash is valid
     assert listed("x.png 0\na\\b.png 1\n", names=["x.png", "a\\b.png"]).class_counts == [1, 1]
 
 
 @pytest.mark.parametrize("label", ["3000000000", "2", "9" * 19, "9" * 5000, "007"])
 def test_a_label_beyond_the_number_of_images_is_named_by_line(listed, label):
-    """Before a name is made for each class."""
+    """The error comes before a name is created for each class."""
     with pytest.raises(
         InputError, match=r"train\.txt:3: expected a label (below 2, the number of|of at most 18 digits)"
     ):
@@ -146,7 +146,7 @@ def test_lines_without_path_or_label_are_refused(listed, line):
 
 
 def arrays(**changed):
-    """Two classes, as many images each."""
+    """Two classes with the same number of images."""
     random = np.random.default_rng(0)
     return {
         "x_train": random.integers(0, 256, (4, 3, 3), dtype=np.uint8),
@@ -201,7 +201,7 @@ def test_array_datasets_refuse_labels_that_are_no_classes(dtype):
 
 
 def forged(path, name, header, body=b"", size=None):
-    """An archive in which one array's file is made by hand; `size` is what the archive claims of it."""
+    """An archive in which one array's file is written by hand; `size` is the size that the archive claims for it."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for other, array in arrays().items():
             file = io.BytesIO()
@@ -224,7 +224,7 @@ def test_a_header_that_claims_another_size_is_refused_before_it_is_allocated(tmp
 
 
 def test_arrays_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
-    """As the archive says, and as a bomb of zeros holds."""
+    """Tests the size that the archive claims, and a real archive of zeros that expands to it."""
     forged(tmp_path / "lie.npz", "x_train", (4, 3, 3), bytes(36), size=2**32 - 2)
     zeros = 9 * 2**20
     forged(tmp_path / "bomb.npz", "x_test", (zeros // 9, 3, 3), bytes(zeros // 9 * 9))
@@ -248,7 +248,7 @@ def test_forged_headers_are_refused(tmp_path, header):
         load(f"npz:{tmp_path}/d.npz")
 
 
-# Hugging Face's
+# Hugging Face's data sets
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_labels_of_readers(monkeypatch, train, test, names, message):
         load("hfds/x")
 
 
-# names of classes
+# class names
 
 
 def test_class_names_are_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Which files of a folder are the images of which class."""
+"""Tests which files of a folder are the images of which class."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ def image(path):
 
 @pytest.fixture
 def pets(tmp_path):
-    """cat: 3 training images, dog: 2; a test image each."""
+    """Class cat has 3 training images, dog has 2; each has one test image."""
     root = tmp_path / "pets"
     for path in ("train/cat/0", "train/cat/1", "train/cat/2", "train/dog/0", "train/dog/1", "test/cat/0", "test/dog/0"):
         image(root / f"{path}.png")
@@ -28,7 +28,7 @@ def pets(tmp_path):
 
 
 def files(root):
-    """Each class's training images, relative to the folder."""
+    """The training images of each class, relative to the folder."""
     data = load(f"folder:{root}").train
     names = [data.class_names[label] for label in data.labels.tolist()]
     return [(name, os.path.relpath(path, root)) for name, path in zip(names, data.paths, strict=True)]
@@ -89,7 +89,7 @@ def test_what_is_no_regular_file_is_left_out(pets, tmp_path):
     (pets / "train" / "cat" / "f.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as server:
         before = os.getcwd()
-        os.chdir(pets / "train" / "dog")  # a socket's path is short
+        os.chdir(pets / "train" / "dog")  # the path of a socket must be short
         try:
             server.bind("s.png")
         finally:
@@ -134,7 +134,7 @@ def test_an_image_behind_a_broken_link_is_missed_by_name(pets):
             "/usr/share",
             r"train/emu: expected no link to a folder outside \S+pets, got one to /usr/share",
         ),
-        ("val", "train", None),  # test/ is there and taken
+        ("val", "train", None),  # test/ exists and is used
     ],
 )
 def test_links_that_lead_up_out_or_to_the_same_folder_again_are_refused(pets, link, target, message):
@@ -163,7 +163,7 @@ def test_test_images_that_are_the_training_images_are_refused(pets, held_out, ta
 
 
 def test_images_below_the_class_folder(pets):
-    """One folder in between, as Tiny ImageNet has, or folders beside images."""
+    """There may be one folder in between, as in Tiny ImageNet, or subfolders next to images."""
     image(pets / "train" / "emu" / "images" / "0.png")
     image(pets / "train" / "fox" / "0.png")
     image(pets / "train" / "fox" / "2021" / "1.png")

@@ -14,7 +14,7 @@ PROFILES = {"exponential": exponential_counts, "pareto": pareto_counts}
 
 
 def literature_indices(labels, imbalance):
-    """LDAM's code, written out: the global generator, its own loop."""
+    """LDAM's code with the global generator and its own loop."""
     targets = np.asarray(labels)
     num_classes = len(set(targets.tolist()))
     np.random.seed(0)
@@ -71,7 +71,7 @@ def test_counts_fall_from_largest_to_smallest(profile, smallest, imbalance, num_
     assert len(counts) == num_classes
     assert all(a >= b for a, b in pairwise(counts))
     assert counts[0] == int(largest)
-    assert smallest - 1 <= counts[-1] <= smallest  # int() of a float that may be a rounding error below
+    assert smallest - 1 <= counts[-1] <= smallest  # int() of a number that rounding may put slightly below
 
 
 @given(num_classes=st.integers(3, 100), imbalance=st.floats(1.5, 300))
@@ -84,9 +84,9 @@ def test_exponential_counts_have_a_constant_ratio(num_classes, imbalance):
 def test_pareto_resembles_imagenet_lt():
     counts = pareto_counts(1280, 1000, 256)
     assert (counts[0], counts[-1]) == (1280, 5)
-    assert sum(counts) == 121_449  # as documented; the published list has 115,846
+    assert sum(counts) == 121_449  # as documented; the published list has 115,846 images
     groups = {name: len(labels) for name, labels in class_groups(counts).items()}
-    assert groups == {"many": 404, "medium": 456, "few": 140}  # the published list: 385, 479, 136
+    assert groups == {"many": 404, "medium": 456, "few": 140}  # the published list has 385, 479 and 136
 
 
 def test_pareto_falls_faster_at_the_head_than_exponential():
@@ -147,7 +147,7 @@ def test_any_classes_are_cut_to_the_profile_or_told_what_can_be(available, imbal
 
 
 def test_slightly_uneven_classes_keep_the_profile():
-    available = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # MNIST's, whose mean is 6000
+    available = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # MNIST, whose mean is 6000
     labels = torch.arange(10).repeat_interleave(torch.tensor(available))
     counts = torch.bincount(labels[long_tail_indices(labels, 10, 100)]).tolist()
     assert counts == exponential_counts(5923, 10, 100)

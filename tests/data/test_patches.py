@@ -38,7 +38,7 @@ def test_shapes_and_boxes(policy, channels, size):
 
 
 def test_patches_are_the_boxes_of_the_query():
-    """The policy "basic" leaves colours and sides alone."""
+    """The policy "basic" does not change colours or flip."""
     make = views()
     for index in range(4):
         query, _, patches, boxes = make(bundle().train[index][0])
@@ -52,7 +52,7 @@ def test_areas_are_within_the_scale():
     make = views(scale=(0.2, 0.5), patches=50)
     boxes = make(bundle().train[0][0])[3]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 32**2
-    assert (areas > 0.15).all()  # sides are whole pixels
+    assert (areas > 0.15).all()  # sides are rounded to whole pixels
     assert (areas < 0.56).all()
     assert areas.std() > 0.03
 

@@ -20,7 +20,7 @@ from ltfast.data import (
 )
 from ltfast.data.samplers import SAMPLERS as NAMES
 
-COUNTS = [300, 150, 0, 60, 30, 12, 3]  # two many classes, an empty one, two medium ones, two few
+COUNTS = [300, 150, 0, 60, 30, 12, 3]  # two many, one empty, two medium and two few classes
 ORDER = torch.from_numpy(np.random.RandomState(0).permutation(sum(COUNTS)))
 LABELS = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))[ORDER]
 SAMPLERS = {
@@ -41,7 +41,7 @@ def make(name, labels=LABELS, **arguments):
 def merged(name, world_size, **arguments):
     shares = [list(make(name, rank=rank, world_size=world_size, **arguments)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    if name == "dual":  # in step: pairs are shared out
+    if name == "dual":  # pairs of the two streams are split over the processes
         shares = [list(zip(share[::2], share[1::2], strict=True)) for share in shares]
         return [index for row in zip(*shares, strict=True) for pair in row for index in pair]
     return [index for row in zip(*shares, strict=True) for index in row]
@@ -60,7 +60,7 @@ def test_ranks_share_the_one_process_stream(name, world_size, seed, num_samples)
     assert together[: len(stream)] == stream
     padding = together[len(stream) :]
     assert len(padding) < world_size * (2 if name == "dual" else 1)
-    assert padding == (stream * world_size)[: len(padding)]  # from the stream's own beginning
+    assert padding == (stream * world_size)[: len(padding)]  # padded from the beginning of the stream
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -97,7 +97,7 @@ def test_instance_sampler_is_a_permutation():
 
 
 n = torch.tensor(COUNTS, dtype=torch.float64)
-PROBABILITIES = {  # written out by hand, from the papers
+PROBABILITIES = {  # computed by hand from the papers
     "class_balanced": (n > 0) / n.new_tensor(6),
     "square_root": n**0.5 / (n**0.5).sum(),
     "group_preferred": n.new_tensor(
@@ -233,7 +233,7 @@ def test_bad_probabilities_and_counts():
 
 
 def test_orders_and_views_share_no_seed(monkeypatch):
-    """Neither do the two streams of a dual sampler, in whatever epoch."""
+    """The two streams of a dual sampler share none either, in any epoch."""
     from ltfast.data import samplers, views
 
     used = []

@@ -15,7 +15,7 @@ def test_every_key_counts():
 
 
 def test_a_seed_stays_what_it_was():
-    """A resumed run goes on with the numbers of the one that was interrupted."""
+    """A resumed run continues with the random numbers of the interrupted one."""
     assert derive_seed("views", 0, 1) == 319333906713458882
 
 

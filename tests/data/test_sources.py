@@ -86,7 +86,7 @@ def test_a_class_without_training_images_is_named(tmp_path):
     with pytest.raises(InputError, match=r"all 4 classes, but 1 have none: 0; do its labels start at 1\?") as caught:
         load(with_labels([1, 2, 3] * 4))
     assert str(caught.value).startswith(f"npz:{tmp_path}")
-    with pytest.raises(InputError, match=r"all 4 classes, but 2 have none: 0, 2$"):  # label 0 is not the only one
+    with pytest.raises(InputError, match=r"all 4 classes, but 2 have none: 0, 2$"):  # not only label 0 is empty
         load(with_labels([1, 3] * 6))
     with pytest.raises(ValueError, match=r"all 12 classes, but 9 have none: 1, 2, 3, 4, 5, \.\.\.$"):
         load(with_labels([0, 10, 11] * 4), imbalance=2)
@@ -97,7 +97,7 @@ def test_a_class_without_training_images_is_named(tmp_path):
         load(make_list(tmp_path, train="a b/0.png 0\na b/1.png 2\na b/2.png 2\n"), root=tmp_path / "images")
 
 
-# cifar10, cifar100: small files of the same form
+# cifar10 and cifar100: small files in the same format
 
 
 @pytest.mark.parametrize(("source", "dataset"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
@@ -329,7 +329,7 @@ def test_bad_lists(tmp_path):
         load(source, root=tmp_path / "alone" / "images")
 
 
-# timm's
+# timm's data sets
 
 
 def write_idx(path, array):
@@ -363,7 +363,7 @@ def test_torch_image_folder(tmp_path):
 
 
 class FakeReader:
-    """Of the form of timm's ReaderHfds."""
+    """Has the interface of timm's ReaderHfds."""
 
     label_key = "label"
 
@@ -403,7 +403,7 @@ def test_hfds(tmp_path, monkeypatch, held_out):
 
 
 def test_hfds_without_its_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "datasets", None)  # simulates a missing package
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"source: hfds/mnist needs .* \(pip install datasets\)"):
         load("hfds/mnist", root=tmp_path)

@@ -126,7 +126,7 @@ def views_of(bundle, policy, number):
 
 
 def crops(bundle, padding):
-    """Every crop of the padded image, as the transform should give it."""
+    """Every crop of the padded image, in the transform's format."""
     image, size = bundle.train.image(0), bundle.image_size
     padded = v2.Pad(padding)(image)
     steps = range(2 * padding + 1)
@@ -162,27 +162,27 @@ def test_cutout_is_a_black_square_around_any_pixel():
         rows, columns = np.flatnonzero(black.any(1)), np.flatnonzero(black.any(0))
         assert black.sum() == len(rows) * len(columns)
         assert len(rows) == rows[-1] - rows[0] + 1
-        # the square reaches 8 to either side of its centre, and is cut off at the border
+        # the square extends 8 pixels from its centre on each side, and is clipped at the border
         seen.add((int(rows[0]), int(rows[-1]) + 1))
     assert seen == {(max(y - 8, 0), min(y + 8, 32)) for y in range(32)}
     assert np.asarray(white).min() == 255
 
 
 def test_cifar_autoaugment_cuts_out_and_changes_colours(colour_bundle):
-    images = colour_bundle.train.images // 4 + 64  # 64 to 127, so that new colours show
+    images = colour_bundle.train.images // 4 + 64  # 64 to 127, so that changed colours are visible
     train = ArrayDataset(images, colour_bundle.train.labels, ["even", "odd"])
     bundle = dataclasses.replace(colour_bundle, train=train, mean=(0.0,) * 3, std=(1.0,) * 3)
     views = (torch.stack(views_of(bundle, "cifar_autoaugment", 60)) * 255).round()
     black = (views == 0).all(1).float().mean((1, 2))
-    assert (black >= 8 * 8 / 32**2).all()  # what is left of the hole in a corner
+    assert (black >= 8 * 8 / 32**2).all()  # the rest of the hole in a corner
     recoloured = ((views > 0) & ((views < 64) | (views > 127))).flatten(1).any(1)
     assert 20 < recoloured.sum() < 60
-    filled = (views == 128).all(1).float().mean((1, 2))  # beside a shifted image
+    filled = (views == 128).all(1).float().mean((1, 2))  # next to a shifted image
     assert (filled > 0.1).any()
 
 
 def test_autoaugment_is_the_published_policy():
-    """The authors' operations and magnitudes, on an image whose pixels tell them apart."""
+    """Tests the authors' operations and magnitudes on an image whose pixels distinguish them."""
     assert len(_CIFAR_POLICIES) == 25
     image = Image.fromarray(np.random.RandomState(3).randint(0, 256, (32, 32, 3), dtype=np.uint8))
     for policy in _CIFAR_POLICIES:
@@ -193,7 +193,7 @@ def test_autoaugment_is_the_published_policy():
                 assert _autoaugment_step(picture, name, level).mode == picture.mode
 
     def either(name, tenth):
-        """What both signs give."""
+        """The results of both signs."""
         return {_autoaugment_step(image, name, tenth / 9).tobytes() for _ in range(30)}
 
     assert either("Color", 9) == {F.adjust_saturation(image, factor).tobytes() for factor in (0.1, 1.9)}
@@ -246,12 +246,12 @@ def test_jitter_is_distributed_as_torchvisions(colour_bundle):
         np.stack([np.asarray(jitter(image), dtype=float) for _ in range(3000)])
         for jitter in (ColorJitter(0.4, hue=0.1), v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
     )
-    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=4)  # a standard error is about 0.6
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=4)  # the standard error is about 0.6
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.15)
 
 
 def test_randaugment_runs_long(colour_bundle):
-    """Among thousands of draws timm asks to posterize to 0 bits, which some versions of Pillow refuse."""
+    """In thousands of draws, timm sometimes posterizes to 0 bits, which some versions of Pillow do not accept."""
     transform = train_transform(colour_bundle, "randaugment", image_size=8)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     image = colour_bundle.train.image(0).resize((8, 8))

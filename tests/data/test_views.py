@@ -9,7 +9,7 @@ from ltfast.data import NumberedBatches, SeededViews, make_sampler, train_transf
 
 
 def three_random_numbers(image):
-    """One from each global generator."""
+    """One number from each global generator."""
     return torch.tensor([random.random(), np.random.random(), torch.rand(()).item()], dtype=torch.float64)
 
 
@@ -57,7 +57,7 @@ def test_each_draw_seed_and_generator_counts(colour_bundle):
     views = SeededViews(colour_bundle.train, [three_random_numbers], seed=0)
     other = SeededViews(colour_bundle.train, [three_random_numbers], seed=1)
     drawn = [views[(0, 4)][0], views[(1, 4)][0], views[(2**40, 4)][0], other[(0, 4)][0], other[(1, 4)][0]]
-    assert (torch.stack(drawn).T.sort().values.diff() > 0).all()  # all five differ, in each of the three generators
+    assert (torch.stack(drawn).T.sort().values.diff() > 0).all()  # all five differ in each of the three generators
     assert views[(0, 4)][1] == 0
 
 
@@ -118,7 +118,7 @@ def test_draws_are_unique_across_epochs_ranks_and_stages(views, sampler, world_s
                 batches.set_epoch(epoch)
                 draws += [draw for batch in batches for draw, _ in batch]
         start += 3 * batches.draws_per_epoch
-    assert sorted(draws) == list(range(start))  # unique, and none left out
+    assert sorted(draws) == list(range(start))  # unique and complete
 
 
 @pytest.mark.parametrize("sampler", ["instance", "class_balanced", "dual"])

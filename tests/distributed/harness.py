@@ -1,4 +1,4 @@
-"""Functions that run in several processes, which talk through gloo."""
+"""Runs functions in several processes that communicate through gloo."""
 
 import gc
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# Processes are forked from a server that has imported torch once and has no threads.
+# Processes are forked from a server that has imported torch and has no threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["ltfast.losses", "ltfast.engine.loop", "ltfast.methods.batches", "ltfast.models", "torch.distributed.nn", "pytest"]
@@ -22,19 +22,22 @@ _CONTEXT.set_forkserver_preload(
 
 
 def run_processes(function: Callable[..., Any], processes: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:
-    """What `function(rank, *arguments)` gives back in each of so many processes of one gloo group.
+    """Run `function(rank, *arguments)` in each of several processes of one gloo group.
 
-    With one process there is no group, as in a script that knows nothing of `torch.distributed`. Each process has one
-    thread, and the variables that `torchrun` would set.
+    With one process there is no group, as in a script that does not use `torch.distributed`. Each process has one
+    thread, and the environment variables that `torchrun` would set.
 
     Args:
-        function: at the top level of a file that can be imported.
-        processes: how many.
-        arguments: tensors and plain values (what `torch.load` takes with `weights_only`); so is what comes back.
-        timeout: seconds for all of them together.
+        function: a function at the top level of an importable file.
+        processes: number of processes.
+        arguments: tensors and plain values (types that `torch.load` accepts with `weights_only`), as are the results.
+        timeout: seconds for all processes together.
+
+    Returns:
+        The result of each process, in rank order.
 
     Raises:
-        AssertionError: a process failed, or was not done in time; it has what all of them wrote to stderr.
+        AssertionError: a process failed or timed out; the message has the standard error of all processes.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,7 +66,7 @@ def run_processes(function: Callable[..., Any], processes: int, *arguments: Any,
 
 
 def _child(folder: Path, rank: int, processes: int, file: str, name: str) -> None:
-    gc.freeze()  # what the server has imported: a look through all of it takes longer than most tests
+    gc.freeze()  # the modules that the server has imported: scanning them all takes longer than most tests
     errors = os.open(folder / f"errors{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(errors, 2)
     torch.set_num_threads(1)
@@ -78,13 +81,13 @@ def _child(folder: Path, rank: int, processes: int, file: str, name: str) -> Non
     if processes > 1:
         for variable, value in (("RANK", rank), ("WORLD_SIZE", processes)):
             os.environ[variable] = os.environ[f"LOCAL_{variable}"] = str(value)
-        torch.distributed.init_process_group(  # a device's backend, as Accelerate has it: get_backend() knows no name
+        torch.distributed.init_process_group(  # per device, as with Accelerate; get_backend() has no name for it
             "cpu:gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes
         )
     result = getattr(module, name)(rank, *torch.load(folder / "arguments.pt", weights_only=True))
     torch.save(result, folder / f"result{rank}.pt")
     if processes > 1:
-        torch.distributed.barrier()  # the first to leave would close the connections of the others
+        torch.distributed.barrier()  # the first process to leave would close the connections of the others
         torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Classes split over processes: losses, gradients and statistics are those of one process with the joined batch."""
+"""Classes split over processes: losses, gradients and statistics equal those of one process with the global batch."""
 
 import resource
 import time
@@ -16,7 +16,7 @@ from ltfast.ops import class_parallel_agcl
 from ltfast.ops.core.collectives import class_ranges, gather
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
-# classes, and AGCLLoss's options; no number of classes is a multiple of the processes
+# classes, and options of AGCLLoss; no number of classes is a multiple of the number of processes
 SETTINGS = [
     (11, {}),
     (4102, {"gamma_pos": 2.0, "gamma_neg": 1.7, "label_smoothing": 0.6}),
@@ -31,16 +31,16 @@ def unit(*shape):
 
 
 def labels_of(rows, classes):
-    """Of the first and the last class of each process, and others."""
+    """The labels of the first and the last class of each process, and others."""
     ends = torch.tensor([0, classes // 2 - 1, classes // 2, classes - 1])
     return torch.cat([ends, torch.randint(classes, (rows - 4,))])
 
 
 def train_step(rank, processes, images, labels, weights, settings):
-    """Of each setting this process's losses, and the gradients of the backbone and of the classes' weights."""
+    """For each setting, this process's losses and the gradients of the backbone and of the classifier's weights."""
     results = []
     for weight, (classes, options) in zip(weights, settings, strict=True):
-        torch.manual_seed(5 if rank == 0 else 77 + rank)  # the noise is the first process's
+        torch.manual_seed(5 if rank == 0 else 77 + rank)  # the noise is that of the first process
         backbone = nn.Linear(6, 5, dtype=torch.float64)
         parallel = processes > 1
         if parallel:
@@ -54,7 +54,7 @@ def train_step(rank, processes, images, labels, weights, settings):
         own, targets = images.chunk(processes)[rank], (labels % classes).chunk(processes)[rank]
         generator = torch.Generator().manual_seed(3 if rank == 0 else rank)
         loss = criterion(head(backbone(own)), targets, generator=generator)
-        # the losses of rows weigh differently
+        # the losses of the rows have different weights
         (loss * torch.arange(1.0, 1 + len(own)) if loss.dim() else loss).mean().backward()
         results.append((loss.detach(), *(p.grad for p in backbone.parameters()), head.weight.grad))
     return results
@@ -62,7 +62,7 @@ def train_step(rank, processes, images, labels, weights, settings):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_agcl_and_the_classifier(processes):
-    """With DistributedDataParallel around the backbone."""
+    """The backbone is wrapped in DistributedDataParallel."""
     batch = 12
     images, labels = torch.randn(batch, 6, dtype=torch.float64), labels_of(batch, 4102)
     weights = [unit(classes, 5) for classes, _ in SETTINGS]
@@ -80,14 +80,14 @@ def test_agcl_and_the_classifier(processes):
         losses = torch.stack([one[0] for one in found])
         joined = losses.flatten() if reduction == "none" else getattr(losses, reduction)()
         torch.testing.assert_close(joined, whole.detach(), **CLOSE)
-        for one in found:  # what DistributedDataParallel averaged
+        for one in found:  # the gradients that DistributedDataParallel has averaged
             for gradient, parameter in zip(one[1:-1], backbone.parameters(), strict=True):
                 torch.testing.assert_close(gradient, parameter.grad, **CLOSE)
         torch.testing.assert_close(torch.cat([one[-1] for one in found]), head.weight.grad, **CLOSE)
 
 
 def contrast(rank, processes, batches, classes, counts):
-    """Of each batch the loss, the logits and the gradient of this process's features; and the statistics."""
+    """For each batch, the loss, the logits and the gradient of this process's features; and the final statistics."""
     loss = ProCoLoss(classes, 6, class_counts=counts, class_parallel=True)
     results = []
     for step, (features, labels) in enumerate(batches):
@@ -95,7 +95,7 @@ def contrast(rank, processes, batches, classes, counts):
             loss.start_epoch()
         own, targets = features.chunk(processes)[rank].clone().requires_grad_(), labels.chunk(processes)[rank]
         loss.update(own.detach(), targets)
-        if step == 2:  # goes on from a checkpoint
+        if step == 2:  # continues from a checkpoint
             loss.collect()
             state = {name: value.clone() for name, value in loss.state_dict().items()}
             loss = ProCoLoss(classes, 6, class_counts=counts, class_parallel=True)
@@ -119,14 +119,14 @@ def test_proco(processes):
         torch.testing.assert_close(torch.cat([one[1] for one in found]), gradient, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(torch.cat([one[2] for one in found], dim=1), logits, rtol=1e-6, atol=1e-6)
     for _, its_state, buffers in results:
-        assert buffers == []  # DistributedDataParallel would broadcast them
+        assert buffers == []  # DistributedDataParallel would broadcast buffers
         assert its_state.keys() == state.keys()
         for name, value in state.items():
             torch.testing.assert_close(its_state[name], value, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def many(rank, processes, classes, rows, width):
-    """AGCL's and ProCo's loss over very many classes; what one process gives is the whole."""
+    """The losses of AGCL and ProCo for a very large number of classes; one process returns the whole loss."""
     torch.manual_seed(1)
     features, labels = unit(rows, width), labels_of(rows, classes)
     own, targets = features.chunk(processes)[rank].clone().requires_grad_(), labels.chunk(processes)[rank]
@@ -156,7 +156,7 @@ def test_a_million_classes():
 
 
 def misuse(rank, processes):
-    """The messages of what cannot be done."""
+    """The error messages for unsupported uses."""
     messages = []
 
     def attempt(function):

@@ -1,4 +1,4 @@
-"""Each loss of a network whose parameters are sharded is that of one process with the joined batch."""
+"""Each loss of a network with sharded parameters equals that of one process with the global batch."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ WIDTH = 8
 
 
 class Scores(nn.Module):
-    """A loss of class scores."""
+    """A network whose loss takes class scores."""
 
     def __init__(self, loss):
         super().__init__()
@@ -35,7 +35,7 @@ class Scores(nn.Module):
 
 
 class Statistics(nn.Module):
-    """ProCo's loss, after its update."""
+    """A network with ProCo's loss, which is computed after the update."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Statistics(nn.Module):
 
 
 class Queued(nn.Module):
-    """A contrastive loss with a queue, and the patches' distillation."""
+    """A network with a contrastive loss, a queue, and the distillation of patches."""
 
     def __init__(self, loss):
         super().__init__()
@@ -82,7 +82,7 @@ def make_network(state):
 
 
 def steps(rank, processes, wrapper, state, batches):
-    """Of each loss, two steps of SGD: the losses, and the weights after them, which the gradients have made."""
+    """For each loss, the losses of two steps of SGD and the weights after them, which depend on the gradients."""
     results = {}
     for name, make in LOSSES.items():
         network = make_network(state)
@@ -116,6 +116,6 @@ def test_sharded_network(wrapper):
     whole = steps(0, 1, None, state, batches)
     one, two = run_processes(steps, 2, 2, wrapper, state, batches)
     for name, (losses, weights) in whole.items():
-        close = {"rtol": 1e-6, "atol": 1e-6} if name == "proco" else {}  # its statistics are float32
+        close = {"rtol": 1e-6, "atol": 1e-6} if name == "proco" else {}  # the statistics are float32
         torch.testing.assert_close((one[name][0] + two[name][0]) / 2, losses, **close, msg=name)
         torch.testing.assert_close(one[name][1], weights, **close, msg=name)

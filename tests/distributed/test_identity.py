@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other before they train."""
+"""Tests the checks between the processes of a run before they train."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from ltfast.errors import InputError
 from ltfast.methods import METHODS, BuildContext, settings_of
 
 NAMES = ["a", "b"]
-EACH = {  # what the second process has instead
+EACH = {  # the different value of the second process
     "nothing": {},
     "workers": {"workers": 1},
     "seed": {"seed": 1},
@@ -44,7 +44,7 @@ def bundle_of(changed):
 
 
 def start(rank, folder):
-    """Of each case what `train` has raised in this process before its first step, or that it has begun."""
+    """For each case, the error that `train` raises in this process before its first step, or that it has begun."""
     said = {}
     for case, changes in EACH.items():
         changes = changes if rank else {}
@@ -102,7 +102,7 @@ def test_what_differs_is_named_in_all_processes(tmp_path):
 
 
 def compare(rank):
-    """Of odd values: what `check_processes` says."""
+    """The messages of `check_processes` for unusual values."""
     accelerator = make_accelerator("fp32")
     own = {"same": [1, 2.5, None, "ü"], "long": [0] * 100 + [rank], "only here": 1, "many": rank // 2}
     if rank:

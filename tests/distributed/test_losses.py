@@ -1,4 +1,4 @@
-"""The losses that exchange values between processes are those of the joined batch."""
+"""The losses that communicate between processes equal those of the global batch."""
 
 import torch
 from torch.nn import functional as F
@@ -12,7 +12,7 @@ def unit(*shape, dtype=torch.float64):
 
 
 def contrast(rank, processes, batches):
-    """Of each batch the loss and the gradient of this process's queries; and the queue in the end."""
+    """For each batch, the loss and the gradient of this process's queries; and the final queue."""
     queue = MemoryQueue(8, 20, num_classes=3, dtype=torch.float64)
     results = []
     for batch in batches:
@@ -49,8 +49,8 @@ def statistics(rank, processes, batches):
 def test_statistics_of_proco():
     centres = unit(9, 16, dtype=torch.float32)
     batches = []
-    for rows in range(11, 15):  # no multiples of the processes
-        labels = torch.randint(7, (rows,))  # of 9 classes, two are never seen
+    for rows in range(11, 15):  # not multiples of the number of processes
+        labels = torch.randint(7, (rows,))  # two of 9 classes have no samples
         batches.append((F.normalize(centres[labels] + torch.randn(rows, 16) / 4), labels))
     one, two = run_processes(statistics, 2, 2, batches)
     for name, value in statistics(0, 1, batches).items():

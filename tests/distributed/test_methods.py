@@ -1,4 +1,4 @@
-"""A run of each method under 2 and 4 processes is the run of one process with the joined batch."""
+"""A run of each method with 2 and 4 processes equals the run of one process with the global batch."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from ltfast.engine.loop import train
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settings_of
 
-COUNTS = [12, 7, 5]  # 24 images, whole batches of 8
+COUNTS = [12, 7, 5]  # 24 images in full batches of 8
 GROUP_MINIMA = (10, 6)
 JOINED = 8
 TEST_IMAGES = {"ce": 5, "proco": 3, "dscl": 5, "do": 5, "livt": 3, "lpt": 5}  # not a multiple of 4 processes, or fewer
-RUNS = {  # in this order: lpt takes up what livt has pre-trained
+RUNS = {  # in this order: lpt uses the encoder that livt has pre-trained
     "ce": {"epochs": 1, "loss": "balanced_bce", "sampler": "class_balanced"},
     "proco": {"epochs": 2, "lr": 0.01, "augment": "basic", "contrast_augment": "basic",
               "feature_dim": 16, "hidden_dim": 32},
@@ -37,7 +37,7 @@ RUNS = {  # in this order: lpt takes up what livt has pre-trained
 
 
 def bundle_of(test_images):
-    """Three kinds of noise, alike enough for a network to err."""
+    """Three kinds of noise that are similar enough for a network to make errors."""
     generator = np.random.default_rng(0)
 
     def images(labels):
@@ -50,7 +50,7 @@ def bundle_of(test_images):
 
 
 def without_randomness(plan):
-    """What each process draws for itself: A-GCL's noise is left out, a mask becomes a function of the image."""
+    """Removes what each process draws for itself: A-GCL has no noise, and a mask becomes a function of the image."""
     for module in nn.ModuleList(plan.stages).modules():
         if hasattr(module, "noisy"):
             module.noisy = False
@@ -62,7 +62,7 @@ def without_randomness(plan):
 
 
 def recorded(stage, record):
-    """Keep the stage's losses, and the gradients of its first and last step."""
+    """Record the stage's losses, and the gradients of its first and last step."""
     forward, after_backward = stage.forward, stage.after_backward
     losses, gradients = record.setdefault(stage.name, ([], []))
 
@@ -73,16 +73,16 @@ def recorded(stage, record):
 
     def watched_after_backward():
         of_step = {name: p.grad.clone() for name, p in stage.named_parameters() if p.grad is not None}
-        gradients[1:] = [of_step]  # the first stays
+        gradients[1:] = [of_step]  # keep the first
         after_backward()
 
     stage.forward, stage.after_backward = watched_forward, watched_after_backward
-    stage.losses = list  # one process would time them, and move BatchNorm's statistics by a step
+    stage.losses = list  # with one process, they would be timed, which updates BatchNorm's statistics by one step
 
 
 def train_all(rank, processes, folder, names):
-    """Train methods in float64; of each the losses, gradients, weights and accuracies of this process."""
-    report.plot_per_class = lambda *_: None  # it takes as long as the training
+    """Train methods in float64. For each, return the losses, gradients, weights and accuracies of this process."""
+    report.plot_per_class = lambda *_: None  # this takes as long as the training
     decoupled_optimisation.CANDIDATES = (0.0, 0.3, 0.6, 0.9)
     to_float32 = NormalizedTensor.__call__
     NormalizedTensor.__call__ = lambda self, image: to_float32(self, image).double()
@@ -119,7 +119,7 @@ def train_all(rank, processes, folder, names):
         )
         state = nn.ModuleList(plan.stages).state_dict()
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
-        if rank > 0:  # they are compared with the first's
+        if rank > 0:  # they are compared with those of the first process
             state = {}
             record = {name: (losses, []) for name, (losses, _) in record.items()}
         accuracies = metrics and {name: metrics[name] for name in ("top1", "many", "medium", "few", "per_class")}
@@ -128,8 +128,8 @@ def train_all(rank, processes, folder, names):
 
 
 def check(actual, expected, name):
-    """Relative to what is largest: ProCo's statistics are float32, and their parts are added up in another order. Its
-    kappa, D R / (1 - R^2), loses another digit where R is near 1."""
+    """The tolerance is relative to the largest value: ProCo's statistics are float32 and summed in another order. Its
+    kappa, D R / (1 - R^2), loses another digit if R is close to 1."""
     tolerance = 1e-5 if name.endswith("kappa") else 1e-6
     largest = max(1.0, *(float(value.abs().max()) for value in expected if value.numel()))
     for one, other in zip(actual, expected, strict=True):
@@ -140,7 +140,7 @@ def check(actual, expected, name):
 
 
 def sorted_queue(state):
-    """The keys by class and first value: each process's come in a row."""
+    """The keys sorted by class and first value, since those of each process are contiguous."""
     keys, labels = (state[f"0.queue_losses.queue.{name}"] for name in ("keys", "labels"))
     order = np.lexsort((keys[:, 0].numpy(), labels.numpy()))
     return {**state, "0.queue_losses.queue.keys": keys[order], "0.queue_losses.queue.labels": labels[order]}
@@ -159,7 +159,7 @@ def test_processes_train_as_one_with_the_joined_batch(processes, tmp_path):
             for step, (of_parts, of_one) in enumerate(zip(parts[0][0][stage][1], gradients, strict=True)):
                 assert of_parts.keys() == of_one.keys()
                 check(of_parts.values(), of_one.values(), f"{method}: gradients of {stage}, {step}")
-        assert len({part[3] for part in parts}) == 1, method  # the same bits everywhere
+        assert len({part[3] for part in parts}) == 1, method  # bit-identical everywhere
         joined = parts[0][1]
         if method == "dscl":
             joined, state = sorted_queue(joined), sorted_queue(state)

@@ -1,4 +1,4 @@
-"""A queue that is shared out is the queue that each process would hold."""
+"""A sharded queue equals the queue that each process would hold without sharding."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from ltfast.methods import METHODS, BuildContext, settings_of
 from methods.conftest import tiny_bundle
 
 CLASSES = 5
-# keys in the queue, and of a batch: each closes the ring at other places, the third batch is larger than the queue
+# keys in the queue and in a batch: the ring wraps at different slots, and the third batch is larger than the queue
 SIZES = [(20, 8), (23, 12), (5, 20), (9, 4), (1000, 8)]
 
 
@@ -35,7 +35,7 @@ def make_batches(rows, number=6):
 
 
 def state_of(queue):
-    """What a checkpoint holds, what each process keeps, and the sums of the classes."""
+    """The content of a checkpoint, the keys of each process, and the sums of the classes."""
     queue.collect()
     return (
         {name: value.clone() for name, value in queue.state_dict().items()},
@@ -45,7 +45,7 @@ def state_of(queue):
 
 
 def contents(rank, processes, sizes, num_classes, dtype):
-    """Of each queue its state after each batch; and with its state after the third one it goes on as another queue."""
+    """For each queue, its state after each batch. After the third batch, another queue continues from its state."""
     results = []
     for size, batches in sizes:
         queue = MemoryQueue(6, size, num_classes=num_classes, dtype=dtype, sharded=True)
@@ -82,7 +82,7 @@ def test_keys_and_sums(processes, num_classes, dtype):
 
 
 def losses(rank, processes, sizes, sharded):
-    """Of each batch the losses and the gradients of this process's rows."""
+    """For each batch, the losses and the gradients of this process's rows."""
     results = []
     for size, batches in sizes:
         queue = MemoryQueue(6, size, num_classes=CLASSES, dtype=torch.float64, sharded=sharded)
@@ -97,7 +97,7 @@ def losses(rank, processes, sizes, sharded):
             ]
             gradients = torch.autograd.grad(sum(parts), (query, cropped))
             queue.enqueue(key, labels)
-            results.append((torch.stack(parts).detach(), *(g / processes for g in gradients)))  # as DDP does
+            results.append((torch.stack(parts).detach(), *(g / processes for g in gradients)))  # as in DDP
     return results
 
 
@@ -122,11 +122,11 @@ def test_one_process_has_the_whole_queue():
 
 
 def misuse(rank, processes):
-    """The messages of what cannot be done."""
+    """The error messages for unsupported uses."""
     messages = []
     queue = MemoryQueue(4, 8, num_classes=2, sharded=True)
     query = torch.randn(2, 4, requires_grad=True)
-    torch.nn.ModuleList([queue]).to(torch.float16)  # moves what is held, and leaves its dtype
+    torch.nn.ModuleList([queue]).to(torch.float16)  # moves the sharded tensors without changing their dtype
     assert queue.keys.dtype == torch.float32
     assert not {"keys", "labels"} & {name for name, _ in queue.named_buffers()}
     queue.enqueue(query.detach(), torch.tensor([0, 1]))
@@ -171,8 +171,8 @@ class Stopped(Exception):
 
 
 def train_dscl(rank, processes, folder, sharded, stop):
-    """What the checkpoint of a run of `--method dscl` holds; it is stopped after so many steps and started again."""
-    report.plot_per_class = lambda *_: None  # it takes as long as the training
+    """The checkpoint of a run of `--method dscl` that is stopped after some steps and resumed."""
+    report.plot_per_class = lambda *_: None  # this takes as long as the training
     values = {
         "epochs": 3, "batch_size": 4, "backbone": "digits_convnet", "feature_dim": 8, "queue_size": 19, "patches": 2,
         "classifier_epochs": 1, "lr": 0.03, "queue_sharded": sharded,
@@ -214,7 +214,7 @@ def train_dscl(rank, processes, folder, sharded, stop):
 
 
 def test_a_run_saves_and_resumes(tmp_path):
-    """With a queue that is shared out it ends as with one that is not; stopped and resumed, with the same bits."""
+    """A run with a sharded queue matches a run without one; an interrupted and resumed run is bit-identical."""
     whole, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), False, 0)
     sharded, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), True, 0)
     resumed, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), True, 5)
@@ -223,7 +223,7 @@ def test_a_run_saves_and_resumes(tmp_path):
     for name, value in whole.items():
         torch.testing.assert_close(sharded[name], value, rtol=1e-5, atol=1e-6, msg=name)
         assert torch.equal(sharded[name], resumed[name]), name
-    queue = MemoryQueue(8, 19, num_classes=3)  # of one process
+    queue = MemoryQueue(8, 19, num_classes=3)  # the queue of one process
     part = "0.queue_losses.queue."
     queue.load_state_dict({name.removeprefix(part): x for name, x in sharded.items() if name.startswith(part)})
     assert len(queue) == 19

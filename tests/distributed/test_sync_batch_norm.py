@@ -1,4 +1,4 @@
-"""BatchNorm on the shares of several processes is BatchNorm on the joined batch."""
+"""BatchNorm over several processes equals BatchNorm on the global batch."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ NORMS = {
     "rows": lambda: nn.BatchNorm1d(3),
     "activation": lambda: BatchNormAct2d(3, act_layer=nn.SiLU),
 }
-SHARES = [4, 1]  # rows of each process; one row alone is enough beside others
+SHARES = [4, 1]  # rows of each process; a single row is enough if other processes have more
 
 
 def passes(rank, states, inputs, outgoing):
-    """Two steps in training and a look in evaluation mode: outputs, gradients of inputs and weights, and buffers."""
+    """Two training steps and one evaluation: outputs, gradients of inputs and weights, and buffers."""
     results = {}
     for name, make in NORMS.items():
         model = nn.Sequential(make()).double()
@@ -58,7 +58,7 @@ def test_it_is_batch_norm_on_the_joined_batch():
     close = {"rtol": 1e-10, "atol": 1e-10}
     for name in NORMS:
         joined = [[torch.cat(both) for both in zip(*(part[name][i] for part in parts), strict=True)] for i in (0, 1)]
-        if name == "no_statistics":  # evaluated on its own batch, as ever
+        if name == "no_statistics":  # evaluated on its own batch, as usual
             joined[0], whole[name][0][2:] = joined[0][:2], []
         torch.testing.assert_close(joined, [*whole[name][:2]], **close, msg=name)
         summed = [sum(gradients) for gradients in zip(*(part[name][2] for part in parts), strict=True)]
@@ -94,6 +94,6 @@ def test_exchanged_in_place(device):
     assert model[0][1] is inner[1]
     assert isinstance(inner[2].act, nn.SiLU)
     assert inner[1].running_mean is shared.running_mean
-    assert not inner[1].training  # as it was
+    assert not inner[1].training  # unchanged
     assert list(model.state_dict()) == names
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))

@@ -1,4 +1,4 @@
-"""What two processes send each other in the steps of a run: how often, and how much."""
+"""Tests the number and size of the messages that two processes exchange in the steps of a run."""
 
 from collections import Counter
 from math import prod
@@ -9,12 +9,12 @@ from torch.profiler import ProfilerActivity, profile
 from distributed.harness import run_processes
 from distributed.test_methods import COUNTS, JOINED, RUNS, train_all
 
-STEPS = sum(COUNTS) // JOINED  # of an epoch
+STEPS = sum(COUNTS) // JOINED  # steps of an epoch
 
 
 def traffic(rank, processes, folder, methods):
-    """Of each method's run the calls of each collective by its number of elements, and the names and sizes of what the
-    checkpoint holds."""
+    """For each method's run, the calls of each collective by its number of elements, and the names and sizes of the
+    tensors in the checkpoint."""
     results = {}
     for method in methods:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
@@ -34,14 +34,14 @@ def test_collectives_of_a_step(tmp_path):
     calls, sizes = results["proco"]
     steps = STEPS * RUNS["proco"]["epochs"]
     width, rows = RUNS["proco"]["feature_dim"], JOINED // 2
-    assert calls[f"all_reduce {len(COUNTS) * (width + 1)}"] == steps  # sums and counts of both views, at once
+    assert calls[f"all_reduce {len(COUNTS) * (width + 1)}"] == steps  # sums and counts of both views in one call
     statistics = sum(size for name, size in sizes.items() if name.endswith(("running_mean", "running_var")))
-    assert calls[f"broadcast {statistics}"] == steps  # BatchNorm's, and no statistics of ProCo's
+    assert calls[f"broadcast {statistics}"] == steps  # those of BatchNorm, without ProCo's statistics
 
     calls, sizes = results["dscl"]
     width = RUNS["dscl"]["feature_dim"]
     assert calls[f"all_gather {rows * width}"] == 2 * STEPS  # queries and keys, for the loss
-    assert calls[f"all_to_all {2 * rows * width}"] == STEPS  # the queries' gradients, back to where they came from
-    assert calls[f"all_gather {rows * (width * 4 + 8)}"] == STEPS  # bytes of float32 keys and their labels, to enqueue
+    assert calls[f"all_to_all {2 * rows * width}"] == STEPS  # the gradients of the queries, back to their processes
+    assert calls[f"all_gather {rows * (width * 4 + 8)}"] == STEPS  # bytes of float32 keys and their labels, for enqueue
     first = [name for name in sizes if name.startswith("0.") and name.endswith(("running_mean", "running_var"))]
-    assert calls[f"broadcast {sum(sizes[name] for name in first)}"] == STEPS  # and no queue
+    assert calls[f"broadcast {sum(sizes[name] for name in first)}"] == STEPS  # without the queue

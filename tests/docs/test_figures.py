@@ -1,4 +1,4 @@
-"""The figures of the README and of the page of measurements are those of bench/results/."""
+"""The numbers in the README and in docs/benchmarks.md are those of bench/results/."""
 
 import json
 import re

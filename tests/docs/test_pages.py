@@ -1,4 +1,4 @@
-"""What the pages name is there: messages, options, recipes, files; and their examples run."""
+"""Messages, options, recipes and files named in the docs exist, and the examples run."""
 
 import ast
 import dataclasses
@@ -19,7 +19,7 @@ from ltfast.models import CosineClassifier
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md"), ROOT / "README.md"])
 SOURCES = sorted(ROOT.glob("ltfast/**/*.py"))
-OTHERS = {  # torchrun's, pip's, Apple's
+OTHERS = {  # environment variables of torchrun, pip and Apple
     *(
         "--nproc-per-node",
         "--nnodes",
@@ -34,7 +34,7 @@ OTHERS = {  # torchrun's, pip's, Apple's
 
 
 def words(node: ast.AST) -> str | None:
-    """A string or f-string of the source, with … for what varies."""
+    """A string or f-string of the source, with … for the variable parts."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -44,22 +44,22 @@ def words(node: ast.AST) -> str | None:
 
 @pytest.fixture(scope="module")
 def strings() -> list[str]:
-    """All that the sources can say, with … for what varies."""
+    """All messages in the sources, with … for the variable parts."""
     trees = [ast.parse(path.read_text()) for path in SOURCES]
     found = [text for tree in trees for node in ast.walk(tree) if (text := words(node)) is not None]
-    # what `InputError(problem, name=name)` says
+    # the message of `InputError(problem, name=name)`
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and node.keywords:
                 name, problem = (words(part) or "…" for part in (node.keywords[0].value, node.args[0]))
                 found.append(f"{name}: {problem}")
-    # what `check(condition, name, expected, got)` and `SettingError(name, expected, got)` say
+    # the messages of `check(condition, name, expected, got)` and `SettingError(name, expected, got)`
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("check", "SettingError"):
                 name, expected = (words(part) or "…" for part in node.args[-3:-1])
                 found.append(f"{name}: expected {expected}, got …")
-    return [" ".join(text.split()) for text in (*found, (ROOT / "pyproject.toml").read_text())]  # on one line, as shown
+    return [" ".join(text.split()) for text in (*found, (ROOT / "pyproject.toml").read_text())]  # as printed
 
 
 def said(message: str, strings: list[str]) -> bool:
@@ -77,7 +77,7 @@ def messages() -> list[str]:
 @pytest.mark.parametrize("message", messages())
 def test_troubleshooting_quotes_messages_that_there_are(message, strings):
     message = message.removeprefix("ltfast: ")
-    if flag := re.match(r"--([a-z-]+): ", message):  # the command line says flags for settings
+    if flag := re.match(r"--([a-z-]+): ", message):  # the command line prints flags for settings
         name = {"data": "source"}.get(flag[1], flag[1].replace("-", "_"))
         message = f"{name}: {message[flag.end() :]}"
     assert said(message, strings), message
@@ -138,7 +138,7 @@ def test_the_first_example_runs(page):
 
 
 def test_the_losses_examples_run():
-    """One after the other, as a reader would: the queue is made in one and used in the next."""
+    """The examples run in order, as for a reader: the queue is created in one and used in the next."""
     features, patches = F.normalize(torch.randn(8, 128)), F.normalize(torch.randn(8, 5, 128), dim=-1)
     labels = torch.randint(3, (8,))
     names = {

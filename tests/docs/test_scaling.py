@@ -39,7 +39,7 @@ def test_what_is_counted_is_what_was_counted():
 
 
 def test_operations_of_a_resnet():
-    """Against the sum over its layers, from the sizes of what comes out of them."""
+    """Compares with the sum over the layers, computed from the sizes of their outputs."""
     network, expected = ImageClassifier("resnet32_cifar", 10), 0
 
     def add(layer, _, output):
@@ -64,18 +64,18 @@ def test_saved_bytes_and_launches():
     def run(network, number):
         return network(torch.randn(number, 10)).float().sum()
 
-    # of an image: its values, what the sigmoid gives (kept by it and by the layer after it, once), what the tanh gives
+    # per image: its values, the output of the sigmoid (saved by it and the next layer, once), the output of the tanh
     assert count(build, run, half=False).saved == 4 * (10 + 20 + 30)
     assert count(build, run, half=True).saved == 2 * (10 + 20 + 30)
     # forward: randn, two products, two activations, the sum; backward: two activations, three products, two biases
-    # and the gradient it starts from
+    # and the initial gradient
     assert count(build, run, half=False).launches == 14
 
 
 def test_state_of_the_losses():
     recipe = OF["dscl contrast"].recipe
     queue = MemoryQueue(recipe["feature_dim"], recipe["queue_size"], num_classes=1000)
-    assert OF["dscl contrast"].state(recipe) == sum(b.nbytes for b in queue.buffers()) - 2 * 8  # two numbers
+    assert OF["dscl contrast"].state(recipe) == sum(b.nbytes for b in queue.buffers()) - 2 * 8  # without two scalars
     recipe = OF["proco"].recipe
     loss = ProCoLoss(1000, recipe["feature_dim"], class_counts=range(1, 1001))
     assert OF["proco"].state(recipe) == sum(b.nbytes for b in loss.buffers())

@@ -1,4 +1,4 @@
-"""The site is built from every page, and a link that leads nowhere is an error."""
+"""The site is built from every page, and broken links are errors."""
 
 import importlib.util
 import os

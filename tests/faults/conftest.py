@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Fixtures and functions shared by the tests of faults."""
 
 import json
 
@@ -17,7 +17,7 @@ METHODS = ("ce", "do", "dscl", "livt", "lpt", "proco")
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Bits depend on the number of threads."""
+    """Results depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,8 +26,8 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _command_line(monkeypatch):
-    """Each command makes an accelerator of its own."""
-    monkeypatch.setattr(timing, "time_losses", lambda *arguments: None)  # half of a tiny run's time
+    """Each command creates its own accelerator."""
+    monkeypatch.setattr(timing, "time_losses", lambda *arguments: None)  # half of the time of a tiny run
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -36,7 +36,7 @@ def _command_line(monkeypatch):
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
-    """A LiVT run on tiny images, for LPT to start from."""
+    """A LiVT run on tiny images, from which LPT starts."""
     out = tmp_path_factory.mktemp("encoder")
     source = tiny_npz(out / "data.npz", [6, 4])
     assert main([*tiny("livt", source, batch_size=4), "--out", str(out / "run")]) == 0
@@ -44,7 +44,7 @@ def encoder(tmp_path_factory):
 
 
 def tiny_npz(path, counts, test=2, size=8):
-    """Random grey images, so many of each class, as a source."""
+    """A source of random greyscale images with the given class counts."""
     random = np.random.default_rng(0)
     parts = {"train": list(counts), "test": [test] * len(counts)}
     arrays = {}
@@ -56,7 +56,7 @@ def tiny_npz(path, counts, test=2, size=8):
 
 
 def tiny_folder(path, per_class=(6, 3), size=12):
-    """Random images in files: classes a and b."""
+    """Random images in files, in classes a and b."""
     random = np.random.default_rng(0)
     for part, number in zip(("train", "test"), per_class, strict=True):
         for name in "ab":
@@ -68,7 +68,7 @@ def tiny_folder(path, per_class=(6, 3), size=12):
 
 
 def tiny(method, source, *, batch_size, encoder=None):
-    """The words of a run of an epoch a stage."""
+    """The arguments of a run with one epoch per stage."""
     own = {
         "do": ["--prune-epochs", "1"],
         "dscl": ["--classifier-epochs", "1", "--patches", "2", "--feature-dim", "16"],
@@ -84,7 +84,7 @@ def tiny(method, source, *, batch_size, encoder=None):
 
 
 def same_bits(first, second):
-    """Whether two runs ended with the same weights and buffers, and the same accuracies."""
+    """Whether two runs ended with the same weights and buffers, bit for bit, and the same accuracies."""
     one, two = (load_checkpoint(out)["model"] for out in (first, second))
     accuracies = [json.loads((out / "metrics.json").read_text())["per_class"] for out in (first, second)]
     weights = one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())

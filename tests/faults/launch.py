@@ -1,10 +1,10 @@
-"""`launch.py SCENARIOS -- ARGUMENTS`: runs of `ltfast ARGUMENTS` in two processes, one run after the other, under
-torchrun's launcher; its workers are forked from a server, as importing torch once saves time.
+"""`launch.py SCENARIOS -- ARGUMENTS` runs `ltfast ARGUMENTS` in two processes with torchrun's launcher, once per
+scenario. The workers are forked from a server, since importing torch only once saves time.
 
 SCENARIOS is JSON, a list of `{"out": folder, "restarts": n, "faults": [[restart, rank, step, who, signal], ...]}`:
-after so many restarts, the process of this rank sends the signal to `who` ("self" or "launcher") after its step-th
-optimiser step. `"second": [...]` gives the second process more arguments, which come last. A line of JSON for each
-scenario says how it ended.
+after `restart` restarts, the process with rank `rank` sends the signal to `who` ("self" or "launcher") after optimiser
+step `step`. `"second": [...]` appends arguments for the second process. The output has one line of JSON per scenario
+with its outcome.
 """
 
 import json

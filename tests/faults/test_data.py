@@ -1,4 +1,4 @@
-"""Data that are not as they should be: a message that names what is wrong, or a run to its end."""
+"""Invalid data either raise an error that names the problem, or are trained on to the end."""
 
 import json
 
@@ -15,7 +15,7 @@ FILES = ["--epochs", "1", "--batch-size", "4", "--image-size", "8"]
 
 
 def fails(words, capsys):
-    """The one line that a command fails with, and its exit status."""
+    """The one-line message and the exit status of a command that fails."""
     status = main([str(word) for word in words])
     error = capsys.readouterr().err
     assert error.startswith("ltfast: error: ")
@@ -50,7 +50,7 @@ def test_fewer_images_than_a_batch_are_refused_by_name(method, encoder, tmp_path
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_image_a_class_is_trained_on(method, encoder, tmp_path):
-    """And a class has no test images."""
+    """One class has no test images."""
     source = tiny_npz(tmp_path / "d.npz", [1, 1, 1])
     with np.load(tmp_path / "d.npz") as file:
         arrays = dict(file)
@@ -95,12 +95,12 @@ def test_an_image_that_is_damaged_behind_its_header_is_named(part, workers, tmp_
     status, error = fails(["train", "--data", source, *FILES, "--workers", workers, "--out", out], capsys)
     assert status == 2
     assert f"cannot decode image {broken}: " in error
-    # what was trained before the test images were looked at is kept
+    # the training before the evaluation is kept
     assert (out / "checkpoint.pt").exists() == (part == "test")
 
 
 def test_images_that_cannot_be_decoded_can_be_left_out(tmp_path, capsys):
-    """Of training and testing; the run continues, is evaluated and looked into without them too."""
+    """Both training and test images are skipped. The run can be resumed, evaluated and analysed without them."""
     source = tiny_folder(tmp_path / "d", per_class=(7, 3))
     good = tiny_folder(tmp_path / "good", per_class=(7, 3))
     for part in ("train", "test"):
@@ -142,7 +142,7 @@ def test_headers_are_looked_at_once_for_a_run(tmp_path, monkeypatch):
 
 
 def test_test_images_that_would_be_enormous_are_evaluated(tmp_path):
-    """Resizing all of them, not what the crop keeps, would take 12 GB each."""
+    """Resizing whole images instead of the cropped part would take 12 GB each."""
     source = tiny_folder(tmp_path / "d")
     for part, size in (("train", (60_000, 1)), ("test", (60_000, 1)), ("test", (1, 60_000))):
         path = tmp_path / "d" / part / "b" / f"{size[0]}.png"

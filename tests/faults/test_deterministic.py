@@ -1,4 +1,4 @@
-"""The same bits from run to run and from call to call."""
+"""Results are bit-identical from run to run and from call to call."""
 
 import os
 
@@ -68,7 +68,7 @@ def sphere(device, *shape):
 
 def of_loss(function, logits, *arguments, **options):
     def call():
-        torch.manual_seed(0)  # of the noise
+        torch.manual_seed(0)  # seed of the noise
         loss = function(logits, *arguments, **options)
         return loss, *torch.autograd.grad(loss.sum(), [logits])
 

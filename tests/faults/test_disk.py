@@ -1,4 +1,4 @@
-"""A disk that is full: what is written goes to /dev/full, where writing fails as it does there."""
+"""A full disk: files are redirected to /dev/full, where writing fails in the same way."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ FULL = "[Errno 28] No space left on device"
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A run of 2 epochs of 5 steps."""
+    """The arguments of a run with 2 epochs of 5 steps."""
     source = tiny_npz(tmp_path_factory.mktemp("data") / "d.npz", [12, 8])
     return [*tiny("ce", source, batch_size=4), "--epochs", "2", "--checkpoint-minutes", "0"]
 
@@ -33,7 +33,7 @@ def whole(words, tmp_path_factory):
 
 @pytest.fixture
 def fill(monkeypatch):
-    """Of a file's name: make writing it fail, once."""
+    """Make writing the file with this name fail once."""
 
     def fill(name):
         def open_full(path, mode):
@@ -49,7 +49,7 @@ def fill(monkeypatch):
 
 
 def at_step(monkeypatch, number, act):
-    """Call `act` after the run's step of this number."""
+    """Call `act` after the step with this number."""
     left, whole_step = [number], _Run._step
 
     def step(*arguments):
@@ -72,7 +72,7 @@ def test_no_room_for_the_first_checkpoint(words, whole, tmp_path, capsys, fill):
 
 
 def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeypatch, fill):
-    """The one before it stays as it is, and once there is room the run continues from it."""
+    """The previous checkpoint is kept, and the run resumes from it once there is room."""
     at_step(monkeypatch, 7, lambda: fill(CHECKPOINT))
     assert main([*words, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_no_room_for_the_report(name, words, whole, tmp_path, capsys, fill):
     error = capsys.readouterr().err
     assert error == f"ltfast: error: cannot write {tmp_path}/{name}: {FULL}; there is no earlier one\n"
     assert not (tmp_path / name).exists()
-    assert (tmp_path / "metrics.json").exists() == (name == "per_class.png")  # the numbers are not lost
+    assert (tmp_path / "metrics.json").exists() == (name == "per_class.png")  # the values are not lost
     assert main([*words, "--out", str(tmp_path)]) == 0  # nothing is trained again
     assert "train 2/2" not in capsys.readouterr().out
     assert (tmp_path / name).exists()
@@ -138,7 +138,7 @@ def test_events_are_in_the_file_at_once_and_purged_where_a_killed_run_continues(
 
 
 def test_files_have_the_system_s_limit(words, whole, tmp_path):
-    """A real limit, on the size of a file, in a process of its own, which the run has in common with nobody."""
+    """A real limit on file sizes, in a separate process."""
     import resource
 
     child = os.fork()

@@ -1,4 +1,5 @@
-"""Files that were edited or broken: each is refused on one line with its name and the place in it, and none is used."""
+"""Files that are edited or broken are not used: each raises a one-line error with its name and the location of the
+problem."""
 
 import copy
 import json
@@ -22,7 +23,7 @@ BAD = [None, "text", [], [[]], {}, -1, 2.5, float("nan"), float("inf"), 2**62, 1
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A run of 2 epochs of 5 steps."""
+    """The arguments of a run with 2 epochs of 5 steps."""
     source = tiny_npz(tmp_path_factory.mktemp("data") / "d.npz", [12, 8])
     return [*tiny("ce", source, batch_size=4), "--epochs", "2", "--optimizer", "adamw"]
 
@@ -36,7 +37,7 @@ def finished(words, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(words, tmp_path_factory):
-    """A run at epoch 2, step 2."""
+    """A run that was stopped at epoch 2, step 2."""
     out, whole, left = tmp_path_factory.mktemp("stopped"), _Run._step, [7]
 
     def step(*arguments):
@@ -57,7 +58,7 @@ def runs(words, finished, stopped):
 
 
 def places(value, path=()):
-    """The paths of all values in nested data, but of few tensors."""
+    """The paths of all values in nested data, but of only a few tensors."""
     if path:
         yield path
     if isinstance(value, dict | list | tuple):
@@ -69,7 +70,7 @@ def places(value, path=()):
 
 
 def changed(value, path, new):
-    """Nested data with another value in a place."""
+    """Nested data with another value at one path."""
     if not path:
         return new
     inside = dict(enumerate(value)) if isinstance(value, list | tuple) else dict(value)
@@ -86,8 +87,8 @@ def without(value, path):
 
 
 def refused(command, capsys):
-    """The line that a command ends with, or None if it has no objection; anything else is a failure. (A weight decay
-    of 1e18 is a number, and ends as any that is too large.)"""
+    """The error of a command as one line, or None if it succeeds; anything else is a failure. (A weight decay of 1e18
+    is a number, and fails like any value that is too large.)"""
     capsys.readouterr()
     status = main([str(word) for word in command])
     error = capsys.readouterr().err
@@ -98,7 +99,7 @@ def refused(command, capsys):
 
 @pytest.mark.parametrize("command", ["eval", "continue"])
 def test_a_checkpoint_with_any_value_changed_is_refused_by_name_or_used(command, runs, tmp_path, capsys):
-    """Some values are as good as others: a name of a class, a learning rate."""
+    """Some values are as valid as the original: a class name, a learning rate."""
     words, finished, stopped = runs
     state = load_checkpoint(finished if command == "eval" else stopped)
     path = tmp_path / "checkpoint.pt"

@@ -1,4 +1,4 @@
-"""Data that changed between two starts of a run: a refusal that names what differs."""
+"""If data change between two starts of a run, the error names what differs."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: the run stops and keeps the last good checkpoint."""
+"""If losses, gradients or weights are not finite, the run stops and keeps the last good checkpoint."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_a_run_that_diverges_says_where_and_keeps_no_bad_checkpoint(method, enco
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The digest of a run in which nothing goes wrong."""
+    """The digest of a run without faults."""
     out = tmp_path_factory.mktemp("whole")
     toy.toy_train(out)
     return toy.digest(out)
@@ -56,7 +56,7 @@ def test_the_last_good_checkpoint_is_kept_and_continued(where, bad, expected, tm
 
 
 def scaled(on_gradient):
-    """The plan and the accelerator of a run whose losses are scaled as fp16's are; a gradient goes through the hook."""
+    """The plan and the accelerator of a run whose losses are scaled as in fp16; a hook modifies a gradient."""
     accelerator = make_accelerator("fp32")
     accelerator.scaler = torch.amp.GradScaler("cpu")
     plan = toy.toy_plan()
@@ -79,7 +79,7 @@ def test_a_gradient_that_overflows_once_costs_its_step_alone(tmp_path):
 
 
 def test_a_gradient_that_always_overflows_stops_the_run(tmp_path):
-    """Each step would be left out, silently, to the end."""
+    """Without the check, every step would be skipped silently."""
     seen = []
 
     def on_gradient(gradient):

@@ -1,4 +1,4 @@
-"""Processes that die: killed at any time, one of several, one that loads images."""
+"""Processes that die: a run killed at any time, one of several processes, and a data-loading process."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from ltfast.engine.loop import _Run
 DIGITS = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--batch-size", "12",
           "--checkpoint-minutes", "0"]  # fmt: skip
 
-pytestmark = pytest.mark.slow  # runs that are killed and go on
+pytestmark = pytest.mark.slow  # runs that are killed and resumed
 
 
 def started(words, log):
@@ -56,7 +56,7 @@ def test_killed_at_random_times_ends_with_the_same_bits(tmp_path):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Runs in two processes: their folder, how each ended, and what all said."""
+    """Runs in two processes: their folder, how each ended, and the output of all."""
     folder = tmp_path_factory.mktemp("launched")
     scenarios = {
         "whole": (0, []),
@@ -74,7 +74,7 @@ def launched(tmp_path_factory):
         words.append({"out": str(folder / out), "restarts": 0, "faults": [], "second": second})
     script = Path(__file__).parent / "launch.py"
     command = [sys.executable, str(script), json.dumps(words), "--", *DIGITS]
-    # files: the last of the processes that a killed one leaves behind would hold a pipe
+    # files, since the last process left behind by a killed one would keep a pipe open
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, stdout=out, stderr=err, timeout=500, check=True, env=environment)
@@ -93,9 +93,9 @@ def test_a_dead_process_restarts_the_group_which_ends_with_the_same_bits(launche
 
 def test_without_restarts_a_dead_process_ends_the_others_at_once(launched):
     folder, ends, _, errors = launched
-    # whichever torchrun sees first: the killed one, or the other that has noticed
+    # whichever process torchrun notices first: the killed one, or the other that has detected it
     assert ends["alone"]["end"] in ("rank 1 failed: -9", "rank 0 failed: 1")
-    assert ends["alone"]["seconds"] < 60  # gloo's own patience is half an hour
+    assert ends["alone"]["seconds"] < 60  # gloo's own timeout is half an hour
     assert "ltfast: error: another process of this run has ended; see its own message for the reason" in errors
     assert (folder / "alone" / "checkpoint.pt").exists()
     assert not list((folder / "alone").glob("metrics.json"))
@@ -117,12 +117,13 @@ def test_a_process_with_another_setting_ends_all_before_they_train(launched):
     message = (
         "ltfast: error: the processes of this run differ. lr: 0.1 in process 0, 0.5 in process 1. Start all of them"
     )
-    assert errors.count(message) == 2  # each has said it
+    assert errors.count(message) == 2  # each process reports it
     assert not (folder / "other lr").exists()
 
 
 def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
-    """As on two machines without a file system in common: it would begin while the other goes on."""
+    """This happens with two machines without a common file system: one process would start anew while the other
+    resumes."""
     folder, ends, _, errors = launched
     assert ends["other folder"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
     difference = "checkpoint: True in process 0, False in process 1. All processes need one folder --out "
@@ -132,7 +133,7 @@ def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
 
 
 def test_a_killed_process_that_loads_images_is_named_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
-    """As the kernel kills it when memory runs out."""
+    """The kernel kills it in this way when memory runs out."""
     source = tiny_folder(tmp_path / "d")
     words = ["train", "--data", source, "--batch-size", "4", "--image-size", "8", "--epochs", "3", "--workers", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0

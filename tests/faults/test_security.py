@@ -1,4 +1,4 @@
-"""Nothing that comes from a stranger is run: no checkpoint, no data, no recipe; and no link of theirs is written to."""
+"""No code from untrusted checkpoints, data or recipes is run, and their links are not written to."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ FORBIDDEN = {
 
 
 def offences(source):
-    """The lines of a program that would unpickle or run what they are given, and what they call."""
+    """The lines of a program that would unpickle or execute their input, with the functions that they call."""
     tree = ast.parse(source)
     names = {}
     for node in ast.walk(tree):
@@ -51,7 +51,7 @@ def offences(source):
             yield node.lineno, called
 
 
-@pytest.mark.parametrize(("folder", "may"), [("ltfast", ()), ("bench", ()), ("tests", ("exec",))])  # of docs' examples
+@pytest.mark.parametrize(("folder", "may"), [("ltfast", ()), ("bench", ()), ("tests", ("exec",))])  # docs' examples
 def test_no_source_unpickles_or_runs_what_it_reads(folder, may):
     paths = sorted((ROOT / folder).rglob("*.py"))
     assert len(paths) > 5
@@ -77,7 +77,7 @@ def test_what_is_looked_for_is_found(source):
 
 
 class Mine:
-    """Pickled, it makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -87,7 +87,7 @@ class Mine:
 
 
 def refused(words, tmp_path, capsys):
-    """What a command says that is given something of a stranger's, which then has not been run."""
+    """The message of a command for an untrusted file, which must not have been executed."""
     assert main([str(word) for word in words]) == 2
     assert not (tmp_path / "mine").exists()
     return capsys.readouterr().err
@@ -95,7 +95,7 @@ def refused(words, tmp_path, capsys):
 
 @pytest.fixture
 def trap(tmp_path):
-    """Works where it is unpickled."""
+    """Acts when it is unpickled."""
     mine = Mine(tmp_path / "proof")
     pickle.loads(pickle.dumps(mine))
     assert (tmp_path / "proof").is_dir()
@@ -158,7 +158,7 @@ def test_an_option_runs_no_code(flag, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def lpt_run(encoder, tmp_path_factory):
-    """A finished run that writes all that runs write."""
+    """A finished run that writes all files that runs can write."""
     out = tmp_path_factory.mktemp("lpt")
     source = tiny_npz(out / "data.npz", [6, 4])
     words = [*tiny("lpt", source, batch_size=4, encoder=encoder), "--out", str(out / "run")]
@@ -168,8 +168,8 @@ def lpt_run(encoder, tmp_path_factory):
 
 @pytest.fixture
 def planted(tmp_path):
-    """Of a folder and names: links in place of the files, and of what they might be called while they are written, to
-    files of the user's, which must stay as they are."""
+    """Replaces the named files of a folder, and the temporary names used while writing them, with links to files of the
+    user that must not change."""
     victims = []
 
     def plant(folder, *names):

@@ -1,4 +1,4 @@
-"""What every loss over logits or features takes and refuses: one table of losses, one of arguments."""
+"""Arguments that all losses on logits or features accept or reject, from one table of losses and one of arguments."""
 
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ def over_queue(loss):
 
 
 def in_one_batch(loss):
-    """DSCL's signature: queries, keys and the queue in one, with a label each."""
+    """Arguments with DSCL's signature: queries, keys and queue in one tensor, with one label each."""
     rest, labels = unit(8), torch.arange(8) % CLASSES
 
     def call(query, target):
@@ -72,7 +72,7 @@ FEATURES = {
     "dscl": lambda: over_queue(DSCLLoss()),
     "compat dscl": lambda: in_one_batch(compat.DSCLLoss(K=8)),
 }
-DENSE = ("logit_adjusted", "compensation", "compat logit_adjust")  # take (B, C, d1, ...), as cross-entropy does
+DENSE = ("logit_adjusted", "compensation", "compat logit_adjust")  # accept (B, C, d1, ...), like cross-entropy
 SOFT = (*DENSE, "balanced_bce", "compat bce", "compat bce, none")
 
 
@@ -89,7 +89,7 @@ def test_labels_of_any_integer_dtype(name, dtype):
     state = torch.get_rng_state()
     expected = loss(inputs, labels)
     torch.set_rng_state(state)
-    if name in ("proco", "compat proco"):  # a call of the latter adds to the statistics
+    if name in ("proco", "compat proco"):  # calling the latter updates the statistics
         loss = FEATURES[name]() if name == "compat proco" else loss
     assert torch.equal(loss(inputs, labels.to(dtype)), expected)
 
@@ -117,7 +117,7 @@ CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class wou
 
 
 def ignoring(name, ignore_index, reduction="mean"):
-    """A loss that ignores this label, without noise: rows that are left out would change what the others draw."""
+    """A loss that ignores this label, without noise: removing rows would change the noise of the others."""
     options = {"ignore_index": ignore_index, "reduction": reduction}
     if name == "proco":
         loss = ProCoLoss(CLASSES, WIDTH, class_counts=COUNTS, ignore_index=ignore_index)
@@ -177,7 +177,7 @@ def test_ignored_labels_have_no_loss(name, reduction):
 
 @pytest.mark.parametrize("name", [name for name in IGNORING if name != "compat bce, none"])
 def test_nothing_but_ignored_labels(name):
-    """NaN, as the mean of nothing is, and no gradient: as torch.nn.CrossEntropyLoss."""
+    """The loss is NaN, the mean of nothing, and has no gradient, like torch.nn.CrossEntropyLoss."""
     loss, (_, inputs, labels) = ignoring(name, -100), arguments(name)
     value, gradient = value_and_gradient(loss, inputs, torch.full_like(labels, -100))
     cross_entropy = value_and_gradient(torch.nn.CrossEntropyLoss(), inputs, torch.full_like(labels, -100))
@@ -233,7 +233,7 @@ def test_a_label_out_of_range(name):
     loss, inputs, labels = arguments(name)
     for wrong in (-1, -101, CLASSES):
         if name == "compat dscl" and wrong == CLASSES:
-            continue  # counts its classes itself
+            continue  # it numbers its classes itself
         with pytest.raises(ValueError, match=r"^(target|labels)(\[3\]| has).*: expected (a )?labels?"):
             loss(inputs, labels.index_fill(0, torch.tensor(3), wrong))
 
@@ -244,7 +244,7 @@ def test_shapes_that_do_not_fit(name):
     columns = inputs.shape[1]
     named = r"^(cosine|logits|x|features|query|target|labels)"
     for bad in (inputs[:, :1], inputs[:, :-1], torch.cat([inputs, inputs], 1), inputs[0], inputs[None]):
-        with pytest.raises(ValueError, match=named):  # among them one column, which would be broadcast
+        with pytest.raises(ValueError, match=named):  # one of them has one column, which would be broadcast
             loss(bad, labels.clamp(max=bad.shape[-1] - 1))
     for bad in (labels[:1], labels[:-1], labels.repeat(2), labels.view(2, -1), labels[0]):
         with pytest.raises((ValueError, TypeError), match=named):
@@ -270,7 +270,7 @@ def test_one_matrix_of_queries_keys_and_queue():
 
 @pytest.mark.parametrize("name", DENSE)
 def test_logits_of_every_pixel(name):
-    """As cross-entropy takes them; the last axis has as many places as there are classes."""
+    """Same as for cross-entropy. The last axis has as many elements as there are classes."""
     loss, _, _ = arguments(name)
     for shape in ((3, CLASSES, CLASSES), (2, CLASSES, 4, CLASSES)):
         logits = torch.randn(shape, dtype=torch.float64)
@@ -326,7 +326,7 @@ def test_patches_that_do_not_fit():
     published = compat.PBSDLoss()
     assert published(as_list, as_list, key, queue.keys.T).isfinite()
     for name, bad in (
-        ("small_qs", (as_list, [key, key[:1]], key)),  # one row would be broadcast
+        ("small_qs", (as_list, [key, key[:1]], key)),  # a single row would be broadcast
         ("roi_features", ([key[:, :1], key], as_list, key)),
         ("roi_features", (as_list, as_list, key[:1])),
     ):

@@ -1,4 +1,4 @@
-"""Every loss with its backward pass inside ``torch.autocast`` too."""
+"""Tests every loss with its backward pass inside ``torch.autocast`` too."""
 
 import pytest
 import torch

@@ -1,8 +1,6 @@
-"""Losses captured in CUDA graphs, forward and backward, and replayed with other inputs.
-
-Where there is no GPU, the same forward passes run on tensors without contents that say they are on one: whatever reads
-a value, and so would wait for the GPU and break a capture, fails.
-"""
+"""Losses are captured in CUDA graphs, forward and backward, and replayed with other inputs. Without a GPU, the same
+forward passes run on tensors without data that report a CUDA device: whatever reads a value, which would synchronise
+with the GPU and break a capture, fails."""
 
 import copy
 
@@ -29,7 +27,7 @@ CLASSES, WIDTH, ROWS = len(COUNTS), 16, 24
 
 
 class OfLogits(nn.Module):
-    """A loss of logits and labels."""
+    """A step with a loss on logits and labels."""
 
     shapes = ((ROWS, CLASSES),)
 
@@ -49,7 +47,7 @@ class OfSoftTargets(OfLogits):
 
 
 class OfStatistics(nn.Module):
-    """ProCo, which learns its statistics in the same step."""
+    """A step of ProCo, which also updates its statistics."""
 
     shapes = ((ROWS, WIDTH),)
 
@@ -64,7 +62,7 @@ class OfStatistics(nn.Module):
 
 
 class OfQueue(nn.Module):
-    """A contrastive loss, and the keys put into the queue: it is full in the third step."""
+    """A step of a contrastive loss that enqueues the keys; the queue is full in the third step."""
 
     shapes = ((ROWS, WIDTH), (ROWS, WIDTH))
 
@@ -103,7 +101,7 @@ STEPS = {
 
 
 class Step:
-    """Forward and backward of one of `STEPS`, always in the same memory."""
+    """Forward and backward pass of one of `STEPS`, always in the same memory."""
 
     def __init__(self, module, device):
         self.module = module
@@ -129,10 +127,10 @@ class Step:
 
 
 def capture(step):
-    """A graph of the step, and what it gives: tensors that each replay fills anew."""
+    """Capture a graph of the step, and return its outputs, which each replay overwrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # kernels compile, cuBLAS gets its workspace
+    with torch.cuda.stream(side):  # kernels compile, and cuBLAS allocates its workspace
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
@@ -145,12 +143,12 @@ def capture(step):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", STEPS)
 def test_replayed_steps_are_the_eager_ones(name):
-    """Also what they leave behind: statistics, and a queue that fills and then wraps around."""
+    """The final state matches too: statistics, and a queue that fills and then wraps around."""
     eager, captured = (Step(STEPS[name]().to("cuda"), "cuda") for _ in range(2))
     captured.put(*captured.draw("cuda"))
     fresh = copy.deepcopy(captured.module.state_dict())
     graph, outcome = capture(captured)
-    captured.module.load_state_dict(fresh)  # in place: the graph's memory
+    captured.module.load_state_dict(fresh)  # in place, in the graph's memory
     for _ in range(4):
         batch = eager.draw("cuda")
         eager.put(*batch)
@@ -186,7 +184,7 @@ def test_no_step_waits_for_the_gpu(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-# an older PyTorch asks the driver for the device even of a tensor without contents
+# an older PyTorch queries the driver for the device even for a tensor without data
 fake_gpu = pytest.mark.skipif(torch.__version__ < (2, 11), reason="needs PyTorch 2.11")
 
 
@@ -203,7 +201,7 @@ def test_no_forward_pass_reads_a_value(name):
 
 @fake_gpu
 def test_reading_a_value_is_noticed():
-    """What the test above stands on: a queue without `num_classes` has to look at the labels."""
+    """The test above relies on this: a queue without `num_classes` must read the labels."""
     module = OfQueue(DSCLLoss())
     module.queue = MemoryQueue(WIDTH, 40)
     with FakeTensorMode() as mode:

@@ -36,9 +36,9 @@ def with_gradients(function, *inputs):
 
 
 def check(actual, expected, dtype):
-    """Gradients relative to the row that is largest; where they cancel, to their parts, 1 / (0.07 B)."""
+    """The tolerance of gradients is relative to the largest row; if they cancel, to their parts, 1 / (0.07 B)."""
     of_loss, of_gradient = TOLERANCE[dtype]
-    # a logit of up to 1 / 0.07 is rounded before it cancels
+    # logits of up to 1 / 0.07 are rounded before they cancel
     assert abs(actual[0].double() - expected[0]) <= of_loss * max(3, abs(expected[0]))
     for one, other in zip(actual[1], expected[1], strict=True):
         error = (one.double() - other).norm(dim=-1).max()
@@ -184,7 +184,7 @@ def test_compat(base):
 
 
 def test_compat_takes_labels_of_any_size():
-    """Sums of 10^12 classes would fit nowhere."""
+    """The sums of 10^12 classes would not fit into memory."""
     batch, size, width = 6, 40, 9
     features, labels = unit(2 * batch + size, width), torch.randint(3, (2 * batch + size,))
     labels[batch : 2 * batch] = labels[:batch]

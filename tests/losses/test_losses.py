@@ -134,7 +134,7 @@ def test_bad_settings(call, message):
 
 
 def published_agcl(cosine, target, counts, noise, gamma_pos, gamma_neg, variant, scale=20.0, margin=0.1, noise_mul=0.5):
-    """The loss as the paper and its code state it, in float64."""
+    """The loss as stated in the paper and its code, in float64."""
     cosine, classes = cosine.double(), cosine.shape[1]
     rarity = torch.tensor(counts).double().log().max() - torch.tensor(counts).double().log()
     if variant == "official":
@@ -199,7 +199,7 @@ def test_compensation_by_hand():
     logits, target = batch()
     one, two, three = (CompensationLoss(COUNTS, stage, rho=0.7)(logits, target) for stage in (1, 2, 3))
     torch.testing.assert_close(one, F.cross_entropy(logits, target))
-    # Medium classes have 20 to 100 images, ends included.
+    # Medium classes have 20 to 100 images, inclusive.
     alpha = torch.tensor([0.3, 0.3, 0.7, 0.7, 0.7, 0.3])
     torch.testing.assert_close(two, F.cross_entropy(logits - alpha.log(), target))
     chosen = CompensationLoss(COUNTS, 2, rho=0.7, preferred=[0, 5])(logits, target)

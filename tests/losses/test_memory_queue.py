@@ -9,7 +9,7 @@ from ltfast.losses import MemoryQueue
 
 
 def expect(queue, keys, labels):
-    """The queue holds these, the newest last, and the sums of their classes."""
+    """Check that the queue holds these keys, the newest last, and the sums of their classes."""
     assert len(queue) == len(keys)
     order = [(int(queue.position) - len(queue) + i) % queue.size for i in range(len(queue))]
     assert torch.equal(queue.keys[order], keys.to(queue.keys.dtype))
@@ -40,7 +40,7 @@ def test_a_ring_of_any_size_takes_batches_of_any_size(size, batches, num_classes
 
 
 def test_memory_follows_the_classes_that_are_there():
-    """Sums of 10^12 classes would fit nowhere; those that left the queue leave the sums."""
+    """The sums of 10^12 classes would not fit into memory. Classes that leave the queue leave the sums."""
     queue = MemoryQueue(3, 10)
     all_keys, all_labels = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
     for _ in range(30):

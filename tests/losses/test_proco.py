@@ -20,18 +20,18 @@ CLASSES = len(COUNTS)
 
 @pytest.fixture(autouse=True)
 def fresh_random_numbers():
-    print(f"torch.manual_seed({torch.seed()})")  # shown where a test fails
+    print(f"torch.manual_seed({torch.seed()})")  # shown if a test fails
 
 
 def batch(rows, width, classes=CLASSES, dtype=torch.float32):
-    """Features about a direction of their class: means that are neither 0 nor 1 long."""
+    """Features around a direction of their class, whose means have a length between 0 and 1."""
     labels = torch.randint(classes, (rows,))
     centres = F.normalize(torch.randn(classes, width, dtype=dtype))
     return F.normalize(centres[labels] + torch.randn(rows, width, dtype=dtype) / width**0.5), labels
 
 
 def plain_statistics(features, labels, classes, width):
-    """Directions and concentrations from all features that an estimator has seen, one class after the other."""
+    """Directions and concentrations from all features that an estimator has seen, class by class."""
     result = []
     for c in range(classes):
         mean = features[labels == c].double().mean(0)
@@ -42,9 +42,9 @@ def plain_statistics(features, labels, classes, width):
 
 @pytest.mark.parametrize("width", [128, 1024])
 def test_logits_and_gradients_are_the_authors(width):
-    # Their recurrence starts at order 2 nu: too low for kappa near its limit, where a single feature takes a class.
+    # The authors' recurrence starts at order 2 nu: too low for kappa near its limit, with one feature per class.
     features, _ = batch(40, width, 1)
-    labels = torch.arange(40) % (CLASSES - 1)  # one class stays unseen
+    labels = torch.arange(40) % (CLASSES - 1)  # one class has no features
     ours, baseline = ProCoLoss(CLASSES, width), published_proco.Baseline(CLASSES, width)
     baseline.means = [ours.start.clone().double() for _ in range(2)]
     baseline.counts = [counts.double() for counts in baseline.counts]
@@ -75,11 +75,11 @@ def test_statistics_are_those_of_all_features_seen(sizes, width, classes):
     assert torch.equal(loss.counts, labels.bincount(minlength=classes))
     directions, kappa = plain_statistics(features, labels, classes, width)
     torch.testing.assert_close(loss.directions[seen].double(), directions[seen], rtol=0, atol=1e-4)
-    several = seen & (kappa < 1e4)  # 1 - R^2 has no digits to spare nearer to R = 1
+    several = seen & (kappa < 1e4)  # 1 - R^2 has no precision to spare closer to R = 1
     torch.testing.assert_close(loss.kappa[several].double(), kappa[several].double(), rtol=1e-2, atol=1e-3)
-    # a class that was not seen keeps the authors' start
+    # a class without features keeps the authors' start
     torch.testing.assert_close(loss.directions[~seen], F.normalize(loss.start)[~seen])
-    # 1 - R^2 cancels: some ten roundings of float32
+    # 1 - R^2 cancels: about ten float32 roundings
     torch.testing.assert_close(
         loss.kappa[~seen], torch.full_like(loss.kappa, width * 90 / 19)[~seen], rtol=5e-6, atol=0
     )
@@ -96,10 +96,10 @@ def test_the_estimators_are_exchanged_at_the_start_of_an_epoch():
     alone.update(*first)
     torch.testing.assert_close(loss.kappa, alone.kappa)
     torch.testing.assert_close(loss.directions, alone.directions)
-    loss.update(*second)  # seen: both epochs
+    loss.update(*second)  # features seen in both epochs
     alone.update(*second)
     torch.testing.assert_close(loss.kappa, alone.kappa)
-    loss.start_epoch()  # seen: the second alone
+    loss.start_epoch()  # features seen in the second epoch only
     alone = ProCoLoss(CLASSES, 8)
     alone.update(*second)
     torch.testing.assert_close(loss.kappa, alone.kappa)
@@ -175,8 +175,8 @@ def test_an_update_needs_no_tensor_of_rows_by_classes_by_width():
         status = Path("/proc/self/status").read_text()
         return int(re.search(rf"{line}:\s+(\d+) kB", status)[1]) / 1024
 
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is needed
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is already free would hide what is needed
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     loss.update(features, labels)
     assert resident("VmHWM") - before < 32

@@ -1,4 +1,4 @@
-"""Losses notice inputs that are not what they are for, once each, and say nothing of the right ones."""
+"""Losses warn once about unsuitable inputs, and do not warn about suitable ones."""
 
 import pickle
 import time
@@ -33,7 +33,7 @@ def repeat(times, call):
 
 
 def queue_of(length):
-    queue = MemoryQueue(WIDTH, 64, num_classes=CLASSES)  # half of it stays empty
+    queue = MemoryQueue(WIDTH, 64, num_classes=CLASSES)  # half of the queue stays empty
     queue.enqueue(length * unit(32), torch.arange(32) % CLASSES)
     return queue
 
@@ -42,7 +42,7 @@ def cosines(length):
     return length * (torch.rand(ROWS, CLASSES) * 2 - 1)
 
 
-# a loss, and what it is called with: all of length 1, or one of its inputs of another
+# a loss and its arguments: all of length 1, or one of them with another length
 NEEDS_COSINES = {
     "agcl": lambda: AGCLLoss(COUNTS),
     "compat agcl": lambda: compat.AGCL(COUNTS),
@@ -147,7 +147,7 @@ def test_other_lengths_are_noticed_once(name, length):
         with pytest.warns(UserWarning, match=rf"has a row of length {length:.3g}; expected rows of length 1") as caught:
             repeat(40, partial(call, loss, **{wrong: length}))
         assert len(caught) == 1
-        assert wrong in str(caught[0].message) or name == "compat dscl"  # there the queue is among the features
+        assert wrong in str(caught[0].message) or name == "compat dscl"  # it has the queue in the features
 
 
 @pytest.mark.parametrize("name", NEEDS_LENGTH_1)
@@ -189,7 +189,7 @@ def test_a_loss_without_statistics(call):
         repeat(20, lambda: train(loss))
     assert len(caught) == 1
     for loss in (ProCoLoss(CLASSES, WIDTH), ProCoLoss(CLASSES, WIDTH).eval()):
-        loss(unit(ROWS), LABELS)  # no gradient: nothing is trained
+        loss(unit(ROWS), LABELS)  # without gradient, nothing is trained
         if loss.training:
             loss.update(unit(ROWS), LABELS)
         train(loss)
@@ -205,13 +205,13 @@ def test_statistics_of_a_checkpoint_are_statistics():
 
 def test_the_largest_concentration_of_every_class():
     loss = ProCoLoss(CLASSES, WIDTH)
-    same = unit(CLASSES)[LABELS]  # one feature a class
+    same = unit(CLASSES)[LABELS]  # one feature per class
     loss.update(same, LABELS)
     with pytest.warns(UserWarning, match=r"every class has the largest concentration") as caught:
         repeat(20, lambda: loss(same.clone().requires_grad_(), LABELS))
     assert len(caught) == 1
     loss = ProCoLoss(CLASSES, WIDTH)
-    loss.update(same[:CLASSES], LABELS[:CLASSES])  # one image a class has the length 1 by itself
+    loss.update(same[:CLASSES], LABELS[:CLASSES])  # the mean of a single image per class has length 1
     loss(same.clone().requires_grad_(), LABELS)
 
 
@@ -237,7 +237,7 @@ def test_no_gpu_is_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not Watch().due(on_gpu)
     watch = Watch()
-    assert all(watch.due(torch.ones(1)) for _ in range(9))  # every call
+    assert all(watch.due(torch.ones(1)) for _ in range(9))  # on every call
 
 
 def test_a_loss_that_is_copied_or_saved_keeps_its_watch():
@@ -261,4 +261,4 @@ def test_a_look_is_rare_and_cheap():
                 watch.cosines("AGCLLoss", "cosine", cosine)
         return (time.perf_counter() - start) / 640
 
-    assert min(steps() for _ in range(5)) < 1e-5  # 1 us where nothing else runs
+    assert min(steps() for _ in range(5)) < 1e-5  # 1 us on an idle machine

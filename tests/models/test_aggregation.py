@@ -11,7 +11,7 @@ def predictions(batch, models, classes, dtype=torch.float64):
 
 
 def by_autograd(first, second, steps, lr):
-    """On the full predictions, as the definition has it."""
+    """Learns the weights from the full predictions, by the definition."""
     learned = torch.zeros(first.shape[:2], dtype=first.dtype, requires_grad=True)
     for _ in range(steps):
         weights = learned.softmax(-1)[..., None]

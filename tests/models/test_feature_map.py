@@ -28,7 +28,8 @@ def test_map_and_features(name, size, side, options):
 
 
 def test_tokens_lie_in_rows():
-    """Each patch's token is in its place: only what changes in the image changes there, before any attention."""
+    """Tokens are in row-major order: before any attention, a change in the image changes only the token at its
+    position."""
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=0).eval()
     images = torch.zeros(1, 3, 64, 64)
     before, _ = feature_map(backbone, images)

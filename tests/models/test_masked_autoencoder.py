@@ -27,13 +27,14 @@ def autoencoder(mask_ratio=0.75, norm_pixels=True, **options):
 
 
 def patch_of(image, number):
-    """Patch `number` of a (2, 12, 8) image: 3 rows of 4 patches, of 4 x 2 pixels."""
+    """Patch `number` of a (2, 12, 8) image with 3 rows of 4 patches of 4 x 2 pixels."""
     row, column = divmod(number, 4)
     return image[:, 4 * row : 4 * row + 4, 2 * column : 2 * column + 2]
 
 
 def plain_loss(model, images):
-    """Image by image and patch by patch, in the paper's order: every token of the decoder is in its place."""
+    """Computes the loss image by image and patch by patch in the paper's order: all tokens of the decoder are in their
+    position."""
     vit = model.encoder
     errors = []
     noise = torch.rand(len(images), 12)
@@ -94,7 +95,7 @@ def test_exactly_as_many_patches_are_masked(ratio, masked):
     assert torch.equal(torch.cat([seen, hidden], 1).sort(1).values, torch.arange(12).expand(64, 12))
     assert model.encode(images, seen).shape == (64, 1 + 12 - masked, 24)
     assert model.decode(model.encode(images, seen), seen, hidden).shape == (64, masked, 16)
-    assert len({tuple(row) for row in hidden.sort(1).values.tolist()}) > 5  # each image its own
+    assert len({tuple(row) for row in hidden.sort(1).values.tolist()}) > 5  # each image has its own
     torch.manual_seed(1)
     first = model.draw(images)
     torch.manual_seed(1)

@@ -21,7 +21,7 @@ def test_resnet32_is_the_literatures():
 
 
 def test_option_a_shortcut():
-    """With its residual branch at zero, a block keeps every second pixel and pads channels with zeros."""
+    """With a residual branch of zero, a block keeps every second pixel and pads channels with zeros."""
     block = timm.create_model("resnet32_cifar").layer2[0].eval()
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.rand(1, 16, 8, 8)
@@ -52,7 +52,7 @@ def test_cosine_classifier(dtype):
     assert cosine.dtype == dtype
     torch.testing.assert_close(cosine.float(), expected, atol=2e-6 if dtype == torch.float32 else 1e-2, rtol=0)
     assert classifier(1e3 * classifier.weight.detach()).diagonal().max() <= 1.0
-    assert classifier(torch.zeros(1, 8)).abs().max() == 0  # no direction, but finite
+    assert classifier(torch.zeros(1, 8)).abs().max() == 0  # without direction, but finite
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("in_features", (0, 3)), ("num_classes", (3, 0))])
@@ -69,7 +69,7 @@ def test_cosine_classifier_names_bad_arguments(name, sizes):
         ("digits_convnet", 8, 1),
         ("resnet18", 32, 1),
         ("mobilenetv3_small_050", 32, 3),  # its head is wider than its features
-        ("vit_tiny_patch16_224", 32, 3),  # its input size is fixed when it is made
+        ("vit_tiny_patch16_224", 32, 3),  # its input size is fixed at construction
     ],
 )
 @pytest.mark.parametrize("head", ["linear", "cosine"])

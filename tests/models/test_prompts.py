@@ -74,21 +74,21 @@ def new(depth=4, kind=timm.models.VisionTransformer, **options):
 
 def vit(**options):
     model = new(**options)
-    for parameter in model.parameters():  # else biases are zeros, and Eva's tokens attend to all others alike
+    for parameter in model.parameters():  # otherwise biases are zeros, and Eva's tokens attend equally to all others
         nn.init.normal_(parameter, parameter.mean().item(), 0.3)
     return model
 
 
 @contextmanager
 def prefixed(block, number):
-    """The first so many tokens more have no place in the image."""
+    """The first additional tokens have no position in the image."""
     block.attn.num_prefix_tokens = getattr(block.attn, "num_prefix_tokens", 0) + number
     yield
     block.attn.num_prefix_tokens -= number
 
 
 def among_tokens(backbone, tokens, prompts, first=0, last=None, ropes=None):
-    """The published formulation: prompts among the tokens, dropped after each block."""
+    """The published formulation: prompts are concatenated to the tokens, and dropped after each block."""
     for i, own in enumerate(prompts):
         block, count = backbone.blocks[first:last][i], own.shape[-2]
         whole = torch.cat([own.expand(len(tokens), -1, -1), tokens], 1)
@@ -172,7 +172,7 @@ def test_only_the_wanted_tokens_are_computed(name):
     tokens, ropes = model.embed(torch.randn(2, 3, 16, 16, dtype=torch.float64))
     block, rope = model.backbone.blocks[1], None if ropes is None else ropes[1]
     whole = prompted_block(block, tokens, [model.prompts[1]], rope=rope)
-    for queries in (1, 5, 9):  # before, at and after the first of the patches, where registers precede them
+    for queries in (1, 5, 9):  # before, at and after the first patch token, with and without registers before it
         some = prompted_block(block, tokens, [model.prompts[1]], rope=rope, queries=queries)
         torch.testing.assert_close(some, whole[:, :queries])
 
@@ -203,7 +203,7 @@ def test_dropped_patches_take_their_positions_along(rope):
 
 @pytest.mark.parametrize("name", ["class token", "eva02", "eva, rope of halves", "eva, fewer keys than queries"])
 def test_half_precision_and_autocast(name):
-    model = PromptedTransformer(new(**MODELS[name]).float(), 5)  # with weights as small as timm's
+    model = PromptedTransformer(new(**MODELS[name]).float(), 5)  # for weights as small as timm's
     images = torch.randn(2, 3, 16, 16)
     exact = model(images)
     with torch.autocast("cpu", torch.bfloat16):

@@ -17,7 +17,7 @@ def network():
 
 
 def trained(model, steps=3, lr=0.1):
-    """Some steps of an optimiser that would move a weight without a gradient, through momentum and weight decay."""
+    """Runs steps of an optimiser that also changes weights without a gradient, through momentum and weight decay."""
     optimizer = torch.optim.SGD(model.network.parameters(), lr=lr, momentum=0.9, weight_decay=0.1)
     model.train()
     for _ in range(steps):
@@ -32,7 +32,7 @@ def trained(model, steps=3, lr=0.1):
 
 
 def three_stages():
-    """A SubModels whose three stages are trained, and copies of it as each stage left it."""
+    """A SubModels with three trained stages, and copies of it after each stage."""
     model, left = SubModels(network(), 3), []
     for stage in (1, 2, 3):
         if stage > 1:
@@ -83,7 +83,7 @@ def test_a_sub_model_is_the_network_with_later_weights_zeroed():
         zeroed = weight.detach().clone()
         zeroed[owner > 1] = 0
         assert torch.equal(tensors[name], zeroed)
-    # biases, normalisation and its statistics are the stage's own
+    # each stage has its own biases, normalisation and statistics
     own = {name: value for name, value in left[0].network.state_dict().items() if name not in model.weights}
     assert own
     assert all(torch.equal(tensors[name], value) for name, value in own.items())

@@ -1,4 +1,4 @@
-"""Pretrained weights without a network: said within seconds, and read from the cache where they are there."""
+"""Pretrained weights without a network: a missing file is reported within seconds, and cached files are used."""
 
 import socket
 import time
@@ -17,13 +17,13 @@ from ltfast.models import ImageClassifier
 
 @pytest.fixture
 def unreachable(monkeypatch, tmp_path):
-    """A hub that takes connections and never answers, and an empty cache."""
+    """A hub that accepts connections but never answers, and an empty cache."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         for name in ("HF_HUB_ETAG_TIMEOUT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back to what it was, when the test ends
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restored when the test ends
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -43,7 +43,7 @@ def test_weights_that_cannot_be_had_are_named_within_seconds(unreachable, tmp_pa
     )
     with pytest.raises(InputError, match=message):
         ImageClassifier("resnet18", 3, pretrained=True, image_size=32)
-    assert time.monotonic() - begun < 10  # one attempt of a second; the hub's own are twelve in a minute
+    assert time.monotonic() - begun < 10  # one attempt of a second; the hub itself makes twelve in a minute
 
 
 def test_weights_in_the_cache_need_no_network(unreachable, monkeypatch, tmp_path):
@@ -60,7 +60,7 @@ def test_weights_in_the_cache_need_no_network(unreachable, monkeypatch, tmp_path
 
 
 def test_a_file_of_torch_hub_is_named(monkeypatch, tmp_path):
-    """For the few models whose weights are not on Hugging Face's hub."""
+    """Some models have weights that are not on the Hugging Face Hub."""
     name = next(n for n in timm.list_pretrained() if not timm.get_pretrained_cfg(n).hf_hub_id)
     url = timm.get_pretrained_cfg(name).url
     monkeypatch.setattr("ltfast.models.weights.reachable", lambda address: False)
@@ -87,7 +87,7 @@ def test_what_answers_is_reachable(monkeypatch):
         address = f"http://127.0.0.1:{server.server_port}"
         network.reachable.cache_clear()
         assert network.reachable(address)
-        assert network.reachable(f"{address}/none")  # an answer, though it is a no
+        assert network.reachable(f"{address}/none")  # an error status is an answer
         server.shutdown()
     network.reachable.cache_clear()
     assert not network.reachable(address)

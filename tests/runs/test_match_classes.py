@@ -29,7 +29,7 @@ def numbers(count):
         (["a", "b"], True, ["z", "b", "a"], True, [1, 2], [1, 0]),  # no image of z
         (numbers(3), False, numbers(2), False, [0, 1], [0, 1]),
         (numbers(2), False, numbers(3), False, [0, 1], [0, 1]),
-        (numbers(3), True, numbers(3), False, [2, 0], [2, 0]),  # names that are their numbers
+        (numbers(3), True, numbers(3), False, [2, 0], [2, 0]),  # names that equal the numbers
         (numbers(3), False, numbers(2), True, [1, 0], [1, 0]),
         (sorted(numbers(12)), True, numbers(12), True, [2, 10, 11], [4, 2, 3]),
         (["a", "a"], True, ["a", "a"], True, [0, 1], [0, 1]),  # the same in the same order
@@ -60,7 +60,7 @@ def test_labels_as_in_the_training(trained, trained_named, names, named, labels,
             [0],
             "class_names: .* of the training set, .* the match would be 0 for 'b', 1 for",
         ),
-        # the folders 0 to 11 in the order of their names: class 2 is 10
+        # the folders 0 to 11 sorted by name: class 2 is 10
         (sorted(numbers(12)), True, numbers(12), False, [2], "the match would be 0 for '0', 1 for '1', 2 for '10', "),
         (
             ["a", "b", "a"],
@@ -82,7 +82,7 @@ def test_a_file_names_the_side_that_has_numbers(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("c\na\nb\n")
     assert match(["a", "b", "c"], True, numbers(3), False, [0, 1, 2], file=file) == (["a", "b", "c"], [2, 0, 1])
-    # data that have fewer of the classes
+    # data with fewer classes
     assert match(["a", "b", "c"], True, numbers(2), False, [0, 1], file=file) == (["a", "b", "c"], [2, 0])
     assert match(numbers(3), False, ["a", "b", "c"], True, [0, 1, 2], file=file) == (["c", "a", "b"], [1, 2, 0])
     assert match(numbers(3), False, numbers(3), False, [0, 1, 2], file=file) == (["c", "a", "b"], [0, 1, 2])

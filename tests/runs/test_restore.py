@@ -12,7 +12,7 @@ from ltfast.runs.restore import facts_of, restore
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Of a method that was trained on grey 8 x 8 images in an npz file."""
+    """A checkpoint of a method trained on greyscale 8 x 8 images in an npz file."""
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (6, 4, 2))
     images = random.integers(0, 256, (12, 8, 8), dtype=np.uint8)
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_not_to_be_deleted(checkpoint):
 
 
 def test_a_checkpoint_that_does_not_say_whether_its_classes_have_names(checkpoint, tmp_path):
-    """An array's have numbers."""
+    """The classes of an array are numbers."""
     saved = torch.load(checkpoint, weights_only=True)
     del saved["facts"]["named"]
     save_checkpoint(checkpoint, {name: value for name, value in saved.items() if name != "format"})

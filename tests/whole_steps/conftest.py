@@ -5,7 +5,7 @@ from accelerate.state import AcceleratorState
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Bits depend on the number of threads, and small tensors gain nothing by more."""
+    """Results depend on the number of threads, and small tensors do not benefit from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -14,6 +14,6 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
-    """Accelerate keeps its state for the life of a process."""
+    """Accelerate keeps global state for the lifetime of a process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""Every stage of every method, on a few images."""
+"""All stages of all methods, on a few images."""
 
 import numpy as np
 import torch
@@ -49,14 +49,14 @@ STAGES = {
 
 
 def make_plan(method, **values):
-    """The plan of a tiny run, the same each time."""
+    """The plan of a tiny run; it is the same each time."""
     torch.manual_seed(0)
     settings = settings_of(method, {"epochs": 2, "lr": 0.01, **SETTINGS[method], **values})
     return METHODS[method].build(settings, tiny_bundle(), BuildContext(RunSettings(seed=3)))
 
 
 def make_stage(name):
-    """One of `STAGES`, ready to train."""
+    """One of `STAGES`, ready for training."""
     method, stage_name, values = STAGES[name]
     (stage,) = (stage for stage in make_plan(method, **values).stages if stage.name == stage_name)
     for parameter in stage.parameters():
@@ -67,7 +67,7 @@ def make_stage(name):
 
 
 def first_batches(stage, number):
-    """Of the stage's first epochs."""
+    """The first batches of the stage's first epochs."""
     batches = []
     for epoch in range(number):
         batches += stage.batches.epoch(epoch, 0)

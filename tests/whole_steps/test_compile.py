@@ -1,4 +1,4 @@
-"""`torch.compile(fullgraph=True)` of whole training steps, as `ltfast train --compile` does it."""
+"""Tests `torch.compile(fullgraph=True)` on whole training steps, as in `ltfast train --compile`."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from whole_steps.stages import STAGES, first_batches, make_stage, seed
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_compiled_steps_are_the_eager_ones(name):
-    """Loss, gradients and all that a step changes, over two epochs; one graph, compiled once."""
+    """Loss, gradients and all state that a step changes match over two epochs, with one graph that is compiled once."""
     torch._dynamo.reset()
     eager, compiled = make_stage(name), make_stage(name)
     counter = CompileCounterWithBackend("aot_eager")
@@ -43,7 +43,7 @@ def test_compiled_steps_are_the_eager_ones(name):
 
 
 def compiled_in_a_process(rank):
-    """Loss and gradient of three batches, eager and compiled, and the queues that they leave."""
+    """Loss and gradients of three batches, eager and compiled, and the final queues."""
     outcomes = []
     for backend in (None, "aot_eager"):
         torch.manual_seed(rank)

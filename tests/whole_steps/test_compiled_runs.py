@@ -1,4 +1,4 @@
-"""`ltfast train --compile`: whole runs, by the compiler that they use."""
+"""Tests whole runs of `ltfast train --compile` with the compiler that they use."""
 
 import os
 import signal
@@ -33,7 +33,8 @@ class Batches:
 
 
 class DroppedLinear(Stage):
-    """What the compiler could do otherwise than eager mode, or than itself the next time: it draws random numbers."""
+    """Draws random numbers, which the compiler could do differently from eager mode or from one compilation to the
+    next."""
 
     def __init__(self, on_step):
         super().__init__("train", Batches(), Optimisation(epochs=2, batch_size=6, lr=0.1))

@@ -1,4 +1,4 @@
-"""`torch.export` of what each method has trained, and `ltfast export`."""
+"""Tests `torch.export` of the trained predictor of each method, and `ltfast export`."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def trained_predictor(name):
-    """With the state that training leaves: statistics that are not the initial ones, and all stages' sub-models."""
+    """A predictor with the state after training: updated statistics, and the sub-models of all stages."""
     method, values = METHODS[name]
     plan = make_plan(method, **values)
     predictor = plan.predictor
@@ -62,7 +62,7 @@ def test_an_exported_model_is_the_eager_one(name):
 
 
 def run_alone(script, folder):
-    """In a process of its own, whose output is JSON."""
+    """Runs in a separate process, whose output is JSON."""
     command = [sys.executable, "-c", textwrap.dedent(script)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

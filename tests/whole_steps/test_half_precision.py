@@ -1,4 +1,4 @@
-"""Training steps under autocast with a GradScaler, and with checkpointed activations."""
+"""Tests training steps under autocast with a GradScaler, and with checkpointed activations."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ from ltfast.losses import (
 from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
 HALVES = [torch.bfloat16, torch.float16]
-# Of the loss, relative; of the gradient in the Euclidean norm: BatchNorm divides by the deviation of a few images. In
-# float16 oneDNN's convolutions are off by a tenth on CPUs that have AVX512-FP16, by less than half of that on others.
+# The tolerances are relative for the loss and in the Euclidean norm for gradients: BatchNorm divides by the deviation
+# of few images. In float16, oneDNN's convolutions err by 10 % on CPUs with AVX512-FP16, by less than 5 % on others.
 TOLERANCES = {torch.bfloat16: (2e-2, 0.3), torch.float16: (3e-3, 0.2)}
 
 
@@ -51,7 +51,7 @@ def test_steps_in_half_precision_are_near_single_precision(name, dtype):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_gradient_that_overflows_is_left_out(name):
-    """The scaler skips the step; what the forward pass has changed is finite, and the next step is taken."""
+    """The scaler skips the step. The state changed by the forward pass is finite, and the next step is taken."""
     stage = make_stage(name)
     optimizer = stage.optimizer()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-112)
@@ -73,11 +73,11 @@ def test_a_gradient_that_overflows_is_left_out(name):
 
 @pytest.mark.parametrize("name", ["proco", "dscl contrast"])
 def test_features_that_overflow_do_not_stay(name):
-    """Of an image that is too bright for half precision, nothing goes into queue and statistics."""
+    """The features of an image that is too bright for half precision do not enter queue and statistics."""
     stage = make_stage(name)
     module = stage.contrast_loss if name == "proco" else stage.queue_losses
     backbone = stage.network.backbone
-    stage.network.projection.layers[0].weight.data.mul_(1e6)  # over float16's 65504
+    stage.network.projection.layers[0].weight.data.mul_(1e6)  # above float16's maximum of 65504
     with torch.autocast("cpu", torch.float16):
         loss, _ = stage(first_batches(stage, 1)[0])
         assert not stage.network.projection(backbone(torch.randn(5, 1, 8, 8))).isfinite().all()
@@ -96,7 +96,7 @@ WIDTH = 8
 
 
 class OfQueue(nn.Module):
-    """A loss of features, with a queue, keys and pooled patches of its own."""
+    """A loss on features, with its own queue, keys and pooled patches."""
 
     def __init__(self, loss):
         super().__init__()
@@ -150,7 +150,7 @@ def gradients(call, head, x):
 @pytest.mark.parametrize("dtype", [None, *HALVES], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_checkpointed_activations_have_the_same_gradients(name, dtype):
-    """Of a head and the loss on it; noise and dropout are drawn again alike."""
+    """Tests a head with its loss; noise and dropout are recomputed with the same random numbers."""
     head, x, target = head_and_batch(name)
     loss = LOSSES[name]()
 
