@@ -11,9 +11,10 @@ if not torch.cuda.is_available():
     from ltfast.ops.core import backends
 
     if backends.why_not("triton", torch.device("cpu")) is None:
-        from triton_interpreter import type_float_arguments
+        from triton_interpreter import patch_once, type_float_arguments
 
         type_float_arguments()
+        patch_once()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the processes share the cores; tests of threads set their number

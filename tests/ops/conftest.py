@@ -22,6 +22,14 @@ class Place:
     def __str__(self) -> str:
         return f"{self.backend}-{self.device}"
 
+    @property
+    def interpreted(self) -> bool:
+        return self.backend == "triton" and self.device == "cpu"
+
+    def rows(self, number: int) -> int:
+        """The number, but at most 6 in the interpreter: most kernels have a program a row, and it runs them in turn."""
+        return min(number, 6) if self.interpreted else number
+
 
 PLACES = [
     pytest.param(Place("native", "cpu"), id="native"),

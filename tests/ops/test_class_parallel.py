@@ -45,9 +45,10 @@ def test_a_share_of_the_classes(place, classes, start, dtype):
 @pytest.mark.parametrize(("exponents", "reduction"), list(zip(EXPONENTS, REDUCTIONS, strict=True)), ids=str)
 def test_one_process_is_the_whole(place, exponents, reduction):
     gamma_pos, gamma_neg = exponents
-    cosine, target, class_noise = problem(13, 67, device=place.device)
+    rows = place.rows(13)
+    cosine, target, class_noise = problem(rows, 67, device=place.device)
     options = {"weight_neg": 0.3, "gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "reduction": reduction}
-    incoming = torch.rand(13, device=place.device) + 0.5 if reduction == "none" else torch.tensor(1.7)
+    incoming = torch.rand(rows, device=place.device) + 0.5 if reduction == "none" else torch.tensor(1.7)
 
     def run(function, *more):
         def loss(x):
@@ -109,10 +110,11 @@ def test_vmf(place, width, classes, dtype):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 def test_ignored_labels(place, reduction, ignore_index):
-    cosine, target, class_noise = problem(9, 20, torch.float64, place.device)
+    rows = place.rows(9)
+    cosine, target, class_noise = problem(rows, 20, torch.float64, place.device)
     target[::4] = ignore_index
     options = {"reduction": reduction, "ignore_index": ignore_index}
-    directions, features = (F.normalize(torch.randn(n, 18, device=place.device), dim=1) for n in (20, 9))
+    directions, features = (F.normalize(torch.randn(n, 18, device=place.device), dim=1) for n in (20, rows))
     kappa = torch.rand(20, device=place.device) * 50
 
     def noise():

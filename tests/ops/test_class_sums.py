@@ -7,7 +7,8 @@ import ltfast
 from ltfast.ops import class_sums
 from ltfast.ops.class_sums import class_sums_op
 
-SHAPES = [(1, 1, 1), (1, 2, 3), (37, 17, 5), (64, 128, 10), (201, 31, 23), (5, 300, 1), (130, 3, 40)]
+# rows, width, classes
+SHAPES = [(1, 1, 1), (1, 2, 3), (37, 17, 5), (64, 128, 10), (201, 31, 23), (5, 300, 1), (130, 3, 40), (3, 700, 2)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -30,6 +31,8 @@ def check(features, labels, classes):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_and_counts(place, shape, dtype):
     rows, width, classes = shape
+    if place.interpreted:  # it takes each class's rows one by one
+        classes = min(classes, 5)
     labels = torch.randint(classes, (rows,), device=place.device)
     check(torch.randn(rows, width, device=place.device).to(dtype), labels, classes)
 
@@ -65,8 +68,9 @@ def test_gradcheck(backend):
 
 
 def test_the_same_bits_every_time(place):
-    features = torch.randn(999, 65, device=place.device)
-    labels = torch.randint(3, (999,), device=place.device)
+    rows = 70 if place.interpreted else 999
+    features = torch.randn(rows, 65, device=place.device)
+    labels = torch.randint(3, (rows,), device=place.device)
     first = class_sums(features, labels, 3)[0]
     assert all(torch.equal(first, class_sums(features, labels, 3)[0]) for _ in range(3))
 
