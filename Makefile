@@ -13,7 +13,7 @@ help:
 	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
 
 # The environment: pinned versions, and an editable installation of ltfast, which compiles its kernels.
-$(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
+$(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ltfast needs Python 3.10 or later"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing ltfast and its dependencies into $(VENV). The first time, this downloads PyTorch and compiles the C++ kernels, which takes some minutes."

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../kernels.h"
+#include "../tensor_row.h"
 
 constexpr int64_t kCudaChunk = 4096;  // elements of a block
 constexpr int kCudaTensors = 816;     // of a launch

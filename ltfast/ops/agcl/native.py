@@ -1,4 +1,4 @@
-"""The CPU kernel: csrc/agcl.h."""
+"""The CPU kernel: csrc/ops/agcl.cpp."""
 
 import torch
 from torch import Tensor

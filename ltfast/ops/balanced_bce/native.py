@@ -1,4 +1,4 @@
-"""The CPU kernel: csrc/balanced_bce.h."""
+"""The CPU kernel: csrc/ops/balanced_bce.cpp."""
 
 import math
 

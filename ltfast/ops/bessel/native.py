@@ -1,4 +1,4 @@
-"""The CPU kernels: csrc/bessel.h."""
+"""The CPU kernels: csrc/ops/bessel.cpp."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The CPU kernel: csrc/class_sums.h."""
+"""The CPU kernel: csrc/ops/class_sums.cpp."""
 
 import torch
 from torch import Tensor

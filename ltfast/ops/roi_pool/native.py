@@ -1,4 +1,4 @@
-"""The CPU kernels: csrc/roi_pool.h."""
+"""The CPU kernels: csrc/ops/roi_pool.cpp."""
 
 import torch
 from torch import Tensor

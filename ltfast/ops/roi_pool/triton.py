@@ -45,7 +45,7 @@ def _middle(first, end, start, extent, steps, samples):
 
 @triton.jit
 def _axis_weights(low, high, first, size, output_size, sampling_ratio, ALIGNED: tl.constexpr, COUNT: tl.constexpr):
-    """The weights (boxes, COUNT) of the pixels of an axis from ``first`` on; csrc/roi_pool.h has the same in a loop."""
+    """The weights (boxes, COUNT) of the pixels of an axis from ``first`` on: csrc/ops/roi_pool.cpp in one step."""
     pixel = (first + tl.arange(0, COUNT))[None, :].to(low.dtype)
     edge = tl.cast(size, low.dtype)
     extent = high - low

@@ -1,4 +1,4 @@
-"""The CPU kernels: csrc/taylor.cpp."""
+"""The CPU kernels: csrc/ops/taylor.cpp."""
 
 from collections.abc import Sequence
 

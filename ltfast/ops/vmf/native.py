@@ -1,4 +1,4 @@
-"""The CPU path: csrc/vmf.h between PyTorch's matrix products."""
+"""The CPU path: csrc/ops/vmf.cpp between PyTorch's matrix products."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The CPU kernel: csrc/scale_rows.h."""
+"""The CPU kernel: csrc/ops/scale_rows.cpp."""
 
 import torch
 from torch import Tensor

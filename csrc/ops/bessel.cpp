@@ -1,26 +1,41 @@
-// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise, in double; with as many terms as the
-// results' type D, float or double, can tell.
+// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise. Arithmetic is in double; the number of terms
+// is what the type D of the results, float or double, needs.
 // ltfast/ops/bessel/reference.py is the definition.
-#pragma once
+#include "../op.h"
+
+enum class BesselFunction { log_iv, ratio, ratio_grad };
+
+struct BesselArguments {
+  BesselFunction function;
+  Dtype dtype;                // float32 or float64, of x and out
+  const double* nu;           // (count,) if nu_stride is 1, one value if it is 0
+  int64_t nu_stride;
+  const void* x;              // (count,)
+  void* out;                  // (count,)
+  int64_t count;
+  int threads;
+};
+LTFAST_KERNEL(BesselArguments);
+
+#ifdef LTFAST_ISA
+
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
-#include "debye.h"
-#include "dtypes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "../debye.h"
+#include "../kernel.h"
 
 namespace {
 
 constexpr double kZeroHigh = 0.662743404507637, kZeroLow = 1.4841544557048961e-08, kZero = kZeroHigh + kZeroLow;
 constexpr double kZeroRoot = 1.1996786402577338;  // sqrt(1 + kZero^2)
 
-// sum p^k d_k(q), each power of 1 / s times its exponent to the Weight-th.
-// Two more terms than float arithmetic needs: here its rounding hides nothing.
+// float results take two terms more than float arithmetic would: no rounding of float arithmetic hides the error here.
 template <class D>
 constexpr int kTerms = std::is_same<D, float>::value ? Debye<float>::terms + 2 : Debye<double>::terms;
 
+// sum p^k d_k(q), where each power of 1 / s is multiplied by its exponent to the power of Weight.
 template <class D, int Weight>
 LTFAST_INLINE double debye_series(double p, double q) {
   constexpr int terms = kTerms<D>;
@@ -39,8 +54,9 @@ LTFAST_INLINE double debye_series(double p, double q) {
   return sum;
 }
 
-// The order v and x, both times `scale`, a power of two under which sums of their squares stay in range: 1 unless one is
-// huge. s and sum are the scaled sqrt(v^2 + x^2) and v + s, inverse is 1 / s; p = scale / s. Subnormal results are flushed.
+// v and x are the order and the argument, both multiplied by `scale`: a power of two with which sums of their squares stay
+// in range. It is 1 unless one of them is huge. s = sqrt(v^2 + x^2), sum = v + s, inverse = 1 / s, p = scale / s and
+// q = (v / s)^2.
 struct Point {
   double scale, v, x, s, sum, inverse, p, q;
 };
@@ -56,25 +72,26 @@ LTFAST_INLINE Point point_of(double v, double x) {
   return at;
 }
 
-// log(x) for positive x, subnormal ones too.
+// log(x) for positive x, also for subnormal x.
 LTFAST_INLINE double log_positive(double x) {
   const bool small = x < std::numeric_limits<double>::min();
   return log_normal(small ? x * 0x1p54 : x) - (small ? 37.42994775023705 : 0);  // 54 log 2
 }
 
-// B_v = I_{v+1}(x) / (x I_v(x)) over the scale.
+// B_v / scale for B_v = I_{v+1}(x) / (x I_v(x)).
 template <class D>
 LTFAST_INLINE double ratio_over_x(const Point& at) {
   return 1 / at.sum - at.p * at.inverse * (0.5 + debye_series<D, 1>(at.p, at.q));
 }
 
-// From here on a low order makes no difference but that log I_nu(x) grows with x.
+// For larger x a low order has no effect, except that log I_nu(x) grows with x.
 template <class D>
 LTFAST_INLINE double climbed_x(double nu, double x) {
   return nu < Debye<D>::order && x > 0x1p1000 ? 0x1p1000 : x;
 }
 
-// The Debye<D>::order steps down from order v: step(j, denominator) for j = v, v - 1, ... with 2j + x^2 B_j = 1 / B_{j-1}.
+// Debye<D>::order steps down from order v. Calls step(j, B_{j-1}, 1 / B_{j-1}) for j = v, v - 1, ...: by the recurrence,
+// 1 / B_{j-1} = 2j + x^2 B_j.
 template <class D, class Step>
 LTFAST_INLINE double climb_down(double v, double x, const Point& at, const Step& step) {
   double ratio = ratio_over_x<D>(at) * at.scale;
@@ -99,8 +116,8 @@ LTFAST_INLINE double log_iv(double nu, double whole_x) {
   double log_x = log_positive(x > 0 ? x : 1) + (x - x);
   log_x = x == 0 ? -std::numeric_limits<double>::infinity() : x < 0 ? std::numeric_limits<double>::quiet_NaN() : log_x;
 
-  // less its value at x = kZero v, which is 0: where the terms of the plain form cancel
-  const double half = 134217729 * at.v, high = half - (half - at.v);  // Veltkamp and Dekker: high has 26 bits
+  // Near the zero x = kZero v the terms of the plain form cancel. So the value at the zero is subtracted term by term.
+  const double half = 134217729 * at.v, high = half - (half - at.v);  // Veltkamp and Dekker's split: high has 26 bits
   const double step = (at.x - high * kZeroHigh) - ((at.v - high) * kZeroHigh + at.v * kZeroLow);
   const double root = at.v * kZero, s_root = at.v * kZeroRoot, rise = step * (at.x + root) / (at.s + s_root);
   const bool near = at.x > 0.3 * at.v && at.x < 1.3 * at.v;
@@ -110,7 +127,7 @@ LTFAST_INLINE double log_iv(double nu, double whole_x) {
   const double close = rise + at.v * (log_step - log_rise);
   const double direct = (near ? close : at.s + at.v * (log_x - log_sum)) * unscaled + tail;
 
-  double product = 1;  // of the denominators, each over s to stay in range
+  double product = 1;  // of the denominators, each divided by s to stay in range
   climb_down<D>(v, x, at, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * at.p; });
   const double lead = at.s * unscaled - v * log_sum + tail + log_normal(product) + order * log_s;
   const double lowered = lead + (whole_x - x) + (nu > 0 ? nu * log_x : 0 * (x - x));
@@ -138,7 +155,7 @@ LTFAST_INLINE double bessel_ratio_grad(double nu, double whole_x) {
   const double first = debye_series<D, 1>(at.p, at.q), second = debye_series<D, 2>(at.p, at.q);
   const double slope =
       v * at.p * (at.scale / at.sum) + at.p * at.p * (0.5 - at.q - first + square * (2 * first + second));
-  double lowered = slope;  // A_{j-1} = 1 / (2j / x + A_j), differentiated
+  double lowered = slope;  // the derivative of A_{j-1} = 1 / (2j / x + A_j)
   climb_down<D>(v, x, at, [&](double j, double ratio, double) LTFAST_LAMBDA {
     lowered = 2 * j * (ratio * ratio) - (x * ratio) * (x * ratio) * lowered;
   });
@@ -169,3 +186,28 @@ void bessel(const BesselArguments& a) {
 }
 
 }  // namespace
+
+void kernel(On<kIsa>, const BesselArguments& a) {
+  by_precision(a.dtype, [&](auto zero) { bessel<decltype(zero)>(a); });
+}
+
+#else
+
+#include "../binding.h"
+
+namespace {
+
+void bessel(const std::string& function, const std::string& dtype, uintptr_t nu, int64_t nu_stride, uintptr_t x,
+            uintptr_t out, int64_t count, int threads) {
+  const BesselFunction chosen = function == "log_iv"         ? BesselFunction::log_iv
+                                : function == "bessel_ratio" ? BesselFunction::ratio
+                                                             : BesselFunction::ratio_grad;
+  const BesselArguments a{chosen, parse_dtype(dtype), at<double>(nu), nu_stride, at(x), at(out), count,
+                          useful_threads(threads, count, 16)};
+  run(a);
+}
+LTFAST_DEFINE(bessel);
+
+}  // namespace
+
+#endif

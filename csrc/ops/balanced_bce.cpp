@@ -1,20 +1,43 @@
 // Balanced binary cross-entropy: loss and gradient of a row in one read of its logits.
 // ltfast/ops/balanced_bce/reference.py is the definition.
-#pragma once
+#include "../op.h"
+
+// Rows are contiguous along the classes; strides are in elements. All but logits, gradient and target are float, or double
+// for float64 logits.
+struct BalancedBceArguments {
+  Dtype dtype;
+  const void* logits;         // (rows, classes)
+  int64_t row_stride;
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index; null if soft_target is not
+  int64_t ignore_index;       // a row with this label has the loss 0 and the gradient 0
+  const void* soft_target;    // (rows, classes) or null
+  int64_t soft_target_stride;
+  const void* bias;           // (classes,)
+  const void* weight;         // (classes,) or null
+  const void* pos_weight;     // (classes,); null if weight is
+  void* loss;                 // (rows,)
+  void* gradient;             // (rows, classes), contiguous, or null
+  int64_t rows, classes;
+  double on_value, off_value, gradient_scale;
+  double threshold;           // NaN if there is none
+  int threads;
+};
+LTFAST_KERNEL(BalancedBceArguments);
+
+#ifdef LTFAST_ISA
+
 #include <algorithm>
 
-#include "dtypes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "../kernel.h"
 
 namespace {
 
-constexpr int32_t kSumBlock = 1024;  // columns summed in the arithmetic type before they are added to a double
-constexpr int32_t kTail = 16;        // what is left of a row is padded to whole vectors
+constexpr int32_t kSumBlock = 1024;  // columns that are summed in the arithmetic type, before they are added to a double
+constexpr int32_t kTail = 16;        // the end of a row is padded to whole vectors
 
-// The loss of one logit z against the target t, and its derivative in z. With q = 1 + (pos_weight - 1) t:
-// L = (1 - t) z + q softplus(-z),  dL/dz = (1 - t) - q sigmoid(-z). Below 0, where (1 - t) z nearly cancels -q z, that is
-// L = pos_weight t |z| + q log1p(e^z),  dL/dz = q sigmoid(z) - pos_weight t.
+// The loss of one logit z against the target t, and its derivative in z. With q = 1 + (pos_weight - 1) t,
+// L = (1 - t) z + q softplus(-z) and dL/dz = (1 - t) - q sigmoid(-z). For z < 0 the terms (1 - t) z and -q z nearly cancel;
+// there the equal L = pos_weight t |z| + q log1p(e^z) and dL/dz = q sigmoid(z) - pos_weight t are used.
 template <class A>
 struct BceTerm {
   A loss, derivative;
@@ -34,7 +57,7 @@ LTFAST_INLINE BceTerm<A> bce_term(A z, A t, A positive, A q) {  // positive = po
   return {slope * magnitude + q * log1p_e, bounded < 0 ? -rise : rise};
 }
 
-// The targets of a span of columns: a label's (own is its place in the span, or -1) or soft ones, perhaps cut.
+// The targets of a span of columns: of a label (own is its index in the span, or -1), soft ones, or thresholded ones.
 template <class A>
 struct Labels {
   A on, off;
@@ -53,7 +76,7 @@ struct Cut {
   A operator()(int32_t c) const { return values[c] > threshold ? A(1) : A(0); }
 };
 
-// The sum of the losses of the first `valid` of `count` columns (a multiple of kTail, or of no more than a block).
+// The sum of the losses of the first `valid` of `count` columns. count is a multiple of kTail, and a block at most.
 template <bool Weighted, bool Gradient, class T, class A, class Target>
 A bce_span(int32_t count, int32_t valid, const T* __restrict logits, const A* __restrict bias,
            const A* __restrict weight, const A* __restrict pos_weight, T* __restrict gradient, A unit, Target target) {
@@ -74,7 +97,7 @@ A bce_span(int32_t count, int32_t valid, const T* __restrict logits, const A* __
   return sum;
 }
 
-// target_of(start, values): the targets of the columns from start on; soft ones are read from values.
+// target_of(start, values) returns the targets of the columns from `start` on; soft targets are read from `values`.
 template <bool Weighted, bool Gradient, class T, class A, class TargetOf>
 double bce_row(const BalancedBceArguments& a, const T* logits, T* gradient, const A* soft, TargetOf target_of) {
   const A* bias = static_cast<const A*>(a.bias);
@@ -141,9 +164,41 @@ void bce_rows(const BalancedBceArguments& a) {
 
 template <class T>
 void balanced_bce(const BalancedBceArguments& a) {
-  const bool weighted = a.weight != nullptr;  // bindings.cpp gives both vectors or neither
+  const bool weighted = a.weight != nullptr;
   if (weighted) return a.gradient ? bce_rows<true, true, T>(a) : bce_rows<true, false, T>(a);
   return a.gradient ? bce_rows<false, true, T>(a) : bce_rows<false, false, T>(a);
 }
 
 }  // namespace
+
+void kernel(On<kIsa>, const BalancedBceArguments& a) {
+  by_dtype(a.dtype, [&](auto zero) { balanced_bce<decltype(zero)>(a); });
+}
+
+#else
+
+#include "../binding.h"
+#include "../row_losses.h"
+
+namespace {
+
+void balanced_bce(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target,
+                  uintptr_t soft_target, int64_t soft_target_stride, uintptr_t bias, uintptr_t weight,
+                  uintptr_t pos_weight, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
+                  double on_value, double off_value, double gradient_scale, double threshold, int64_t ignore_index,
+                  const std::string& reduction, int threads) {
+  const Dtype type = parse_dtype(dtype);
+  const int64_t counted = target ? check_labels(at<int64_t>(target), rows, classes, &ignore_index) : rows;
+  const RowLosses losses(loss, type, reduction, rows, counted);
+  const BalancedBceArguments a{type, at(logits), row_stride, at<int64_t>(target), ignore_index, at(soft_target),
+                               soft_target_stride, at(bias), at(weight), at(pos_weight), losses.rows(), at(gradient),
+                               rows, classes, on_value, off_value, losses.gradient_scale(gradient_scale), threshold,
+                               useful_threads(threads, rows, classes)};
+  run(a);
+  losses.reduce();
+}
+LTFAST_DEFINE(balanced_bce);
+
+}  // namespace
+
+#endif

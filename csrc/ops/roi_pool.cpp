@@ -1,13 +1,44 @@
-// The mean of ROIAlign over boxes as a product of a weight for each pixel with the features, and its transpose.
-// ltfast/ops/roi_pool/ explains the maths. A task is some channels of one image.
-#pragma once
+// The mean of ROIAlign over each box, as a weighted sum of the features of all pixels; and the transpose, its backward
+// pass. ltfast/ops/roi_pool/ has the formulas. A task is a block of channels of one image.
+#include "../op.h"
+
+// The backward pass reads pooled and writes features.
+struct RoiPoolArguments {
+  Dtype dtype;
+  void* features;             // (images, channels, height, width), or channels last
+  const void* boxes_at;       // (images, boxes, 4): x1 y1 x2 y2, float or double for float64
+  void* pooled;               // (images, boxes, channels)
+  int64_t images, channels, height, width, boxes;
+  bool backward, channels_last;
+  double spatial_scale;
+  int64_t output_size, sampling_ratio;
+  bool aligned;
+  void* scratch;              // (threads, roi_scratch()), float or double for float64
+  int threads;
+};
+LTFAST_KERNEL(RoiPoolArguments);
+
+namespace {
+
+constexpr int64_t kRoiChannels = 1024;  // the most channels of one task
+constexpr int64_t kRoiLanes = 16;
+
+inline int64_t roi_padded(int64_t pixels) { return (pixels + kRoiLanes - 1) / kRoiLanes * kRoiLanes; }
+
+// The number of values in the scratch memory of one thread.
+inline int64_t roi_scratch(const RoiPoolArguments& a) {
+  return (a.boxes + 4) * (roi_padded(a.height * a.width) + kRoiChannels);
+}
+
+}  // namespace
+
+#ifdef LTFAST_ISA
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "dtypes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "../kernel.h"
 
 namespace {
 
@@ -20,12 +51,12 @@ void roi_axis_weights(const RoiPoolArguments& a, A low, A high, int64_t size, A*
   const A bin = extent / A(a.output_size);
   const A samples = a.sampling_ratio > 0 ? A(a.sampling_ratio) : std::ceil(bin);
   if (!(samples > 0 && std::isfinite(bin))) return;
-  // In bins of so many pixels products with `bin` or `samples` may overflow; samples are then a step apart.
+  // In such wide bins, products with `bin` or `samples` may overflow. Positions are then multiples of `step`.
   const bool wide = std::abs(bin) > 1 / std::numeric_limits<A>::epsilon();
   const A step = bin / samples;
   for (int64_t b = 0; b < a.output_size; ++b) {
     const A start = low + A(b) * bin, least = bin < 0 ? start + bin : start;
-    // Where sample i is, in ascending order. Rounded as torchvision does: at -1 and at size the weight jumps.
+    // The position of sample i, in ascending order. It is rounded as in torchvision: at -1 and at size the weight jumps.
     const auto position = [&](A i) {
       const A middle = (bin < 0 ? samples - 1 - i : i) + A(0.5);
       return start + (wide ? middle * step : middle * bin / samples);
@@ -33,8 +64,8 @@ void roi_axis_weights(const RoiPoolArguments& a, A low, A high, int64_t size, A*
     const auto is_below = [&](A i, A bound) { return bound == A(size) ? position(i) <= bound : position(i) < bound; };
     const auto count_below = [&](A bound) {
       const A before = wide ? (bound - least) / std::abs(step) : (bound - least) * samples / std::abs(bin);
-      const A guess = std::ceil(before - A(0.5));                                      // off by one at most
-      const A count = guess > 0 ? std::min(guess, samples) : A(0);                     // NaN: 0
+      const A guess = std::ceil(before - A(0.5));                                      // wrong by one at most
+      const A count = guess > 0 ? std::min(guess, samples) : A(0);                     // 0 for NaN
       if (count > 0 && !is_below(count - 1, bound)) return count - 1;
       return count < samples && is_below(count, bound) ? count + 1 : count;
     };
@@ -89,7 +120,7 @@ void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
 }
 
-// Four rows, `padded` apart, by one vector.
+// The products of four rows, `padded` values apart, with one vector.
 template <class A>
 void roi_dot4(const A* __restrict rows, const A* __restrict weights, A* __restrict out, int64_t padded) {
   A sums[4][kRoiLanes] = {};
@@ -118,8 +149,8 @@ void roi_add4(A* __restrict rows, const A* __restrict weights, const A* __restri
   }
 }
 
-// What a task works on: `columns` channels from `features` and `pooled` on; `weights` are (boxes, padded) and zero in
-// the padding; `block` holds (boxes, kRoiChannels) pooled values, `rows` four rows of pixels or one of channels.
+// The memory of a task of `columns` channels. weights is (boxes, padded) and 0 in the padding; block is
+// (boxes, kRoiChannels) and has the pooled values; rows has room for four rows of pixels or one of channels.
 template <class A>
 struct RoiTask {
   int64_t columns, padded;
@@ -127,7 +158,7 @@ struct RoiTask {
   A *block, *rows;
 };
 
-// Channels are contiguous: each pixel's are added to the boxes that it has a weight in, and the other way round.
+// Channels are contiguous. Those of each pixel are added to the boxes in which it has a weight; backward, the reverse.
 template <class T, class A>
 void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
   const int64_t pixels = a.height * a.width;
@@ -148,7 +179,7 @@ void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* featur
   }
 }
 
-// Pixels are contiguous: four channels at a time, padded with zeros, so that no vector reaches into the next channel.
+// Pixels are contiguous. Four channels are computed at a time, padded with zeros so that no vector has pixels of two.
 template <class T, class A>
 void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
   const int64_t pixels = a.height * a.width;
@@ -178,7 +209,7 @@ void roi_pool(const RoiPoolArguments& a) {
   const int64_t blocks = (a.channels + kRoiChannels - 1) / kRoiChannels;
   parallel_rows(a.images * blocks, a.threads, [&](int64_t task, int thread) {
     const int64_t image = task / blocks, first = task % blocks * kRoiChannels;
-    A* const weights = static_cast<A*>(a.scratch) + thread * roi_thread_scratch(a);
+    A* const weights = static_cast<A*>(a.scratch) + thread * roi_scratch(a);
     A* const block = weights + a.boxes * padded;
     A* const rows = block + a.boxes * kRoiChannels;
     const RoiTask<A> t{std::min(kRoiChannels, a.channels - first), padded, weights, block, rows};
@@ -197,3 +228,29 @@ void roi_pool(const RoiPoolArguments& a) {
 }
 
 }  // namespace
+
+void kernel(On<kIsa>, const RoiPoolArguments& a) {
+  by_dtype(a.dtype, [&](auto zero) { roi_pool<decltype(zero)>(a); });
+}
+
+#else
+
+#include "../binding.h"
+
+namespace {
+
+void roi_pool(const std::string& dtype, uintptr_t features, uintptr_t boxes_at, uintptr_t pooled, int64_t images,
+              int64_t channels, int64_t height, int64_t width, int64_t boxes, bool backward, bool channels_last,
+              double spatial_scale, int64_t output_size, int64_t sampling_ratio, bool aligned, int threads) {
+  RoiPoolArguments a{parse_dtype(dtype), at(features), at(boxes_at), at(pooled), images, channels, height, width, boxes,
+                     backward, channels_last, spatial_scale, output_size, sampling_ratio, aligned, nullptr,
+                     useful_threads(threads, images * channels, height * width)};
+  const auto scratch = make_scratch(a.dtype, a.threads * roi_scratch(a));
+  a.scratch = scratch.get();
+  run(a);
+}
+LTFAST_DEFINE(roi_pool);
+
+}  // namespace
+
+#endif

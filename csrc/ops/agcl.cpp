@@ -1,23 +1,64 @@
 // Asymmetric Gaussian-clouded logit loss: loss and gradient of a row in one read of its logits.
 // ltfast/ops/agcl/reference.py is the definition.
-#pragma once
+#include "../op.h"
+
+// Rows are contiguous along the classes; row_stride is in elements. class_noise and loss are float, or double for float64
+// logits.
+struct AgclArguments {
+  Dtype dtype;
+  const void* logits;         // (rows, classes)
+  int64_t row_stride;
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index
+  int64_t ignore_index;       // a row with this label has the loss 0 and the gradient 0
+  const void* class_noise;    // (classes,) or null
+  uint64_t seed;
+  void* loss;                 // (rows,)
+  void* gradient;             // (rows, classes), contiguous, or null
+  int64_t rows, classes;
+  double scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, gradient_scale;
+  void* scratch;              // (threads, 2, classes + 15): the noisy logits of a row, and their exponentials
+  int threads;
+};
+LTFAST_KERNEL(AgclArguments);
+
+// The same loss where each process has a share of the classes. With no gradient to write, the kernel computes the
+// statistics of each row: the largest noisy logit; the label's noisy logit (0 if the label is in another share); and, over
+// the other classes, with t = scale (u - largest), the sums of e^t, e^(gamma t) and t e^(gamma t). Otherwise it computes
+// the gradient in the logits from that in the statistics.
+struct AgclShareArguments {
+  Dtype dtype;
+  const void* logits;         // (rows, classes)
+  int64_t row_stride;
+  const int64_t* target;      // (rows,): index of the label in the share; outside [0, classes), it is in another share
+  const void* class_noise;    // (classes,) or null
+  uint64_t seed;
+  int64_t first;              // index of the share's first class among all classes, which determines its noise
+  double* statistics;         // (rows, 5): written if gradient is null, else read
+  const double* incoming;     // (rows, 5): the gradient in the statistics
+  void* gradient;             // (rows, classes), contiguous, or null
+  int64_t rows, classes;
+  double scale, margin, gamma_neg;
+  int threads;
+};
+LTFAST_KERNEL(AgclShareArguments);
+
+#ifdef LTFAST_ISA
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "dtypes.h"
-#include "kernels.h"
-#include "noise.h"
-#include "parallel.h"
+#include "../kernel.h"
+#include "../noise.h"
 
 namespace {
 
-constexpr double kLowest = -0x1p100;  // differences saturate here, and such classes are left out
-constexpr int64_t kWidth = 16;     // rows are padded to whole vectors: a scalar tail costs as much as many of them
+constexpr double kLowest = -0x1p100;  // differences saturate here; a class at this value does not count
+constexpr int64_t kWidth = 16;        // rows are padded to whole vectors: a scalar tail costs as much as many of them
 
 inline int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
 
-// p^gamma for p = e^t. The published exponents 1, 2, 4, 8 are squarings; the general one is another exponential.
+// p^gamma for p = e^t. The published exponents 1, 2, 4 and 8 take squarings; any other takes a second exponential.
 constexpr int kConstant = -1, kGeneral = -2;
 template <int Squarings, class A>
 LTFAST_INLINE A power(A e, A t, A gamma) {
@@ -40,7 +81,7 @@ inline void cloud(const T* __restrict logits, const A* __restrict spread, const 
   }
 }
 
-// The same for any count of columns, of which the first has the noise of column `first`; then -inf up to a multiple of
+// The same for any count of columns. The first has the noise of column `first`. u is padded with -inf to a multiple of
 // kWidth.
 template <class T, class A>
 inline void noisy_block(const T* logits, const A* spread, int64_t first, int64_t count, int64_t row, uint64_t seed,
@@ -68,7 +109,7 @@ inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __
     store(gradient[c], power<Squarings>(e[c], t[c], gamma) * (slope * t[c] + offset) - e[c] * pull);
 }
 
-// u and e have room for the row padded to kWidth.
+// u and e have room for the row, padded to a multiple of kWidth.
 template <int Squarings, class T, class A>
 double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restrict e) {
   const int64_t classes = a.classes, y = a.target[row];
@@ -83,7 +124,7 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
     for (int64_t c = start; c < start + padded(count); ++c) peak = u[c] > peak ? u[c] : peak;
   }
 
-  // The label is left out of the sums, as the padding is, so that 1 - p_y needs no subtraction.
+  // The sums leave the label out, like the padding, so that 1 - p_y needs no subtraction.
   const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
   const A own = scale * (u[y] - peak), t_own = own < lowest ? lowest : own;
   u[y] = -std::numeric_limits<A>::infinity();
@@ -161,10 +202,10 @@ void agcl(const AgclArguments& a) {
   return agcl_rows<kGeneral, T>(a);
 }
 
-// A share of a row's classes, a block at a time. Room for unaligned noise is left in kNoiseBlock.
+// A share is computed in blocks of columns. They are shorter than kNoiseBlock because their noise may be unaligned.
 constexpr int64_t kShareBlock = kNoiseBlock - kWidth;
 
-// The block's noisy logits; returns the label's place in it, or -1.
+// Computes the noisy logits of a block. Returns the index of the label in the block, or -1.
 template <class T, class A>
 inline int64_t share_block(const AgclShareArguments& a, int64_t row, int64_t start, int64_t count, A* __restrict u) {
   const A* spread = static_cast<const A*>(a.class_noise);
@@ -181,7 +222,7 @@ void agcl_share_statistics(const AgclShareArguments& a) {
   using A = typename Arithmetic<T>::type;
   const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
-    A peak = -std::numeric_limits<A>::max();  // not -inf: all of a block's logits may be that
+    A peak = -std::numeric_limits<A>::max();  // not -inf, which all logits of a block may be
     double own_logit = 0, mass = 0, weight = 0, weighted = 0;
     for (int64_t start = 0; start < a.classes; start += kShareBlock) {
       const int64_t count = std::min(kShareBlock, a.classes - start), whole = padded(count);
@@ -192,10 +233,10 @@ void agcl_share_statistics(const AgclShareArguments& a) {
       for (int64_t c = 0; c < whole; ++c) higher = u[c] > higher ? u[c] : higher;
       if (own >= 0) {
         own_logit = u[own];
-        u[own] = -std::numeric_limits<A>::infinity();  // left out of the sums, as the padding is
+        u[own] = -std::numeric_limits<A>::infinity();  // the sums leave it out, like the padding
       }
       const double shift = std::max(a.scale * (double(peak) - double(higher)), kLowest);
-      const double faded = shift > kLowest ? std::exp(a.gamma_neg * shift) : 0;  // all of them left out, or none before
+      const double faded = shift > kLowest ? std::exp(a.gamma_neg * shift) : 0;  // 0 if no class counted before
       weighted = faded * (weighted + shift * weight);
       weight *= faded;
       mass *= std::exp(shift);
@@ -269,3 +310,49 @@ void agcl_share(const AgclShareArguments& a) {
 }
 
 }  // namespace
+
+void kernel(On<kIsa>, const AgclArguments& a) {
+  by_dtype(a.dtype, [&](auto zero) { agcl<decltype(zero)>(a); });
+}
+
+void kernel(On<kIsa>, const AgclShareArguments& a) {
+  by_dtype(a.dtype, [&](auto zero) { agcl_share<decltype(zero)>(a); });
+}
+
+#else
+
+#include "../binding.h"
+#include "../row_losses.h"
+
+namespace {
+
+void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
+          uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double gradient_scale,
+          double scale, double margin, double weight_pos, double weight_neg, double gamma_pos, double gamma_neg,
+          int64_t ignore_index, const std::string& reduction, int threads) {
+  const Dtype type = parse_dtype(dtype);
+  const int64_t counted = check_labels(at<int64_t>(target), rows, classes, &ignore_index);
+  const RowLosses losses(loss, type, reduction, rows, counted);
+  threads = useful_threads(threads, rows, classes);
+  const auto scratch = make_scratch(type, threads * 2 * (classes + 15));
+  const AgclArguments a{type, at(logits), row_stride, at<int64_t>(target), ignore_index, at(class_noise), seed,
+                        losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
+                        gamma_neg, losses.gradient_scale(gradient_scale), scratch.get(), threads};
+  run(a);
+  losses.reduce();
+}
+LTFAST_DEFINE(agcl);
+
+void agcl_share(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
+                uint64_t seed, uintptr_t statistics, uintptr_t incoming, uintptr_t gradient, int64_t rows, int64_t classes,
+                int64_t first, double scale, double margin, double gamma_neg, int threads) {
+  const AgclShareArguments a{parse_dtype(dtype), at(logits), row_stride, at<int64_t>(target), at(class_noise), seed,
+                             first, at<double>(statistics), at<double>(incoming), at(gradient), rows, classes, scale,
+                             margin, gamma_neg, useful_threads(threads, rows, classes)};
+  run(a);
+}
+LTFAST_DEFINE(agcl_share);
+
+}  // namespace
+
+#endif

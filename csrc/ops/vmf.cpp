@@ -1,21 +1,67 @@
-// Ratios of von Mises-Fisher log-partition functions, and the softmax cross-entropy of rows of them.
-// ltfast/ops/vmf/ has the formulas and the definition.
-#pragma once
+// Ratios of von Mises-Fisher log-partition functions, F(k') - F(k), and the softmax cross-entropy of rows of them.
+// ltfast/ops/vmf/ has the formulas, the symbols and the definition.
+#include "../op.h"
+
+// All matrices and vectors are float, or double for float64.
+struct VmfRatioArguments {
+  Dtype dtype;                // float32 or float64
+  double order;
+  const void* increments;     // (rows, classes): k'^2 - k^2
+  const void* kappa;          // (classes,)
+  void* ratio;                // (rows, classes)
+  void* slope;                // (rows, classes): d ratio / d increment, or null
+  int64_t rows, classes;
+  void* scratch;              // vmf_scratch() values
+  int threads;
+};
+LTFAST_KERNEL(VmfRatioArguments);
+
+// The cross-entropy is computed in blocks of classes, one call for each: [start, start + count). The calls are in ascending
+// order and share `state`, `loss` and `gradient`.
+struct VmfCrossEntropyArguments {
+  Dtype dtype;                // float32 or float64
+  double order, inverse_temperature, unit;  // unit multiplies the gradient
+  void* products;             // (rows, stride): in, features . directions; out, the directions' weights in the gradient
+  int64_t stride;             // a multiple of 16, at least count
+  const void* features;       // (rows, width)
+  const void* directions;     // (classes, width)
+  const void* kappa;          // (classes,)
+  const void* log_prior;      // (classes,) or null
+  const int64_t* target;      // (rows,), in [0, classes) or ignore_index; null for the log-sum-exp without labels
+  int64_t ignore_index;       // a row with this label has the loss 0 and the gradient 0
+  double* state;              // (rows, 5): peak, sum, pull, the label's logit and slope
+  void* loss;                 // (rows,), written with the last block
+  void* gradient;             // (rows, width) or null
+  int64_t rows, classes, width, start, count;
+  void* scratch;              // vmf_scratch() values
+  int threads;
+};
+LTFAST_KERNEL(VmfCrossEntropyArguments);
+
+namespace {
+
+inline int64_t vmf_padded(int64_t count) { return (count + 15) / 16 * 16; }
+
+// The number of values in `scratch`.
+inline int64_t vmf_scratch(int64_t count, int threads) { return vmf_padded(count) * (8 + 2 * int64_t(threads)); }
+
+}  // namespace
+
+#ifdef LTFAST_ISA
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
-#include "debye.h"
-#include "dtypes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "../debye.h"
+#include "../kernel.h"
 
 namespace {
 
-// The expansion for one order: F_v(k) = s - v log(v + s) - log(s) / 2 + sum_m c[m] t^m, t = v / s, m = 1 .. 3 terms.
-// An order below Debye<A>::order is reached by as many steps of the recurrence from v = order + Debye<A>::order.
+// The expansion for one order: F_v(k) = s - v log(v + s) - log(s) / 2 + sum_m c[m] t^m with t = v / s, m = 1 .. 3 terms.
+// For an order below Debye<A>::order, v is order + Debye<A>::order, and as many steps of the recurrence lead back.
 template <class A>
 struct VmfOrder {
   static constexpr int powers = 3 * Debye<A>::terms;
@@ -33,7 +79,7 @@ struct VmfOrder {
   }
 };
 
-// k and, squared, its increments saturate here, so that products of three lengths stay in range.
+// k saturates at kVmfLongest, and increments of k^2 at its square, so that products of three lengths stay in range.
 template <class A>
 constexpr A kVmfLongest = A(std::is_same<A, float>::value ? 1e12 : 1e100);
 template <class A>
@@ -44,7 +90,7 @@ LTFAST_INLINE A vmf_saturated(A kappa) {
   return (kappa > kVmfLongest<A> ? kVmfLongest<A> : kappa) + (kappa - kappa);  // the difference is 0, or NaN
 }
 
-// What of F remains beside its leading terms in d = s' - s, and B = 2 dF / d(k^2), at k^2 = square.
+// At k^2 = square: tail is F without its leading terms in d = s' - s, and slope is B = 2 dF / d(k^2).
 // p = 1 / s and q = 1 / (v + s).
 template <bool Low, class A>
 LTFAST_INLINE void vmf_tail(const VmfOrder<A>& order, A square, A p, A q, A& tail, A& slope) {
@@ -57,7 +103,7 @@ LTFAST_INLINE void vmf_tail(const VmfOrder<A>& order, A square, A p, A q, A& tai
   }
   slope = q - p * p * (A(0.5) + weighted);
   tail = value;
-  if constexpr (Low) {  // I_{j-1} = I_j (2j + k^2 B_j) / k, each factor over s to stay in range
+  if constexpr (Low) {  // I_{j-1} = I_j (2j + k^2 B_j) / k, each factor divided by s to stay in range
     A product = 1;
 #pragma GCC unroll 16
     for (int step = 0; step < Debye<A>::order; ++step) {
@@ -69,7 +115,7 @@ LTFAST_INLINE void vmf_tail(const VmfOrder<A>& order, A square, A p, A q, A& tai
   }
 }
 
-// What an element needs of its class; each (padded,) and zero beyond the classes.
+// What an element needs of its class. Each vector is (padded,); the padding is for a class with k = 0.
 template <class A>
 struct VmfClasses {
   A *square, *s, *inverse_sum, *inverse_s, *offset, *product_scale, *weight;
@@ -107,7 +153,7 @@ void vmf_classes(const VmfOrder<A>& order, const A* kappa, const A* log_prior, d
   });
 }
 
-// F(k') - F(k) + offset and B(k') for count classes (a multiple of 16): k'^2 = k^2 + increment.
+// ratio = F(k') - F(k) + offset and slope = B(k') for class i, with k'^2 = k^2 + increment.
 template <bool Low, class A>
 LTFAST_INLINE void vmf_element(const VmfOrder<A>& order, const VmfClasses<A>& c, int64_t i, A increment, A& ratio,
                                A& slope) {
@@ -148,7 +194,7 @@ void vmf_ratio_rows(const VmfRatioArguments& a) {
   });
 }
 
-// e^(logit - peak) and its product with the slope, summed; and the latter times the class's weight.
+// sum is that of e^(logit - peak), pull that of its product with the slope; out is this product times the weight.
 template <class A>
 inline void vmf_weights(const A* __restrict logits, const A* __restrict slopes, const A* __restrict weight,
                         A* __restrict out, int64_t count, A peak, A& sum, A& pull) {
@@ -192,7 +238,7 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     for (int64_t j = 0; j < width; ++j) square += double(z[j]) * double(z[j]), broken += z[j] - z[j];
     const double whole = square * a.inverse_temperature * a.inverse_temperature, largest = kVmfLargest<A>;
     const A shift = A(whole > largest ? largest : whole) + broken;
-    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // what is left of longer features
+    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // the factor that shortens features that are too long
     std::fill(products + count, products + padded, A(0));
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i)
@@ -201,7 +247,7 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     std::fill(logits + count, logits + padded, -std::numeric_limits<A>::infinity());
 
     double* state = a.state + 5 * row;
-    A peak = first ? -std::numeric_limits<A>::max() : A(state[0]);  // not -inf: all of a block's logits may be that
+    A peak = first ? -std::numeric_limits<A>::max() : A(state[0]);  // not -inf, which all logits of a block may be
     const A before = peak;
 #pragma omp simd reduction(max : peak)
     for (int64_t i = 0; i < count; ++i) peak = logits[i] > peak ? logits[i] : peak;
@@ -227,7 +273,7 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
         for (int64_t j = 0; j < width; ++j) gradient[j] *= A(faded);
       return;
     }
-    // the softmax's part less the label's; the product of `products` with the directions is still to be added
+    // The part of the softmax less that of the label. The caller adds the product of `products` with the directions.
     const A scale = A(a.unit / total_sum), earlier = first ? A(0) : A(faded) * scale;
     const double label = a.unit * state[4] * a.inverse_temperature;
     const int64_t target = a.target ? a.target[row] : 0;
@@ -255,3 +301,52 @@ void vmf_cross_entropy(const VmfCrossEntropyArguments& a) {
 }
 
 }  // namespace
+
+void kernel(On<kIsa>, const VmfRatioArguments& a) {
+  by_precision(a.dtype, [&](auto zero) { vmf_ratio<decltype(zero)>(a); });
+}
+
+void kernel(On<kIsa>, const VmfCrossEntropyArguments& a) {
+  by_precision(a.dtype, [&](auto zero) { vmf_cross_entropy<decltype(zero)>(a); });
+}
+
+#else
+
+#include "../binding.h"
+
+namespace {
+
+void vmf_ratio(const std::string& dtype, double order, uintptr_t increments, uintptr_t kappa, uintptr_t ratio,
+               uintptr_t slope, int64_t rows, int64_t classes, int threads) {
+  threads = useful_threads(threads, rows, classes);
+  const Dtype type = parse_dtype(dtype);
+  const auto scratch = make_scratch(type, vmf_scratch(classes, threads));
+  const VmfRatioArguments a{type, order, at(increments), at(kappa), at(ratio), at(slope), rows, classes,
+                            scratch.get(), threads};
+  run(a);
+}
+LTFAST_DEFINE(vmf_ratio);
+
+// Returns the number of rows whose label is not ignored; `mean` divides the gradient by it.
+int64_t vmf_cross_entropy(const std::string& dtype, double order, double inverse_temperature, double unit, bool mean,
+                          uintptr_t products, int64_t stride, uintptr_t features, uintptr_t directions,
+                          uintptr_t kappa, uintptr_t log_prior, uintptr_t target, int64_t ignore_index,
+                          uintptr_t state, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
+                          int64_t width, int64_t start, int64_t count, int threads) {
+  const int64_t counted = target ? check_labels(at<int64_t>(target), rows, classes, &ignore_index) : rows;
+  if (mean) unit /= double(counted);
+  threads = useful_threads(threads, rows, count);
+  const Dtype type = parse_dtype(dtype);
+  const auto scratch = make_scratch(type, vmf_scratch(count, threads));
+  const VmfCrossEntropyArguments a{type, order, inverse_temperature, unit, at(products), stride, at(features),
+                                   at(directions), at(kappa), at(log_prior), at<int64_t>(target), ignore_index,
+                                   at<double>(state), at(loss), at(gradient), rows, classes, width, start, count,
+                                   scratch.get(), threads};
+  run(a);
+  return counted;
+}
+LTFAST_DEFINE(vmf_cross_entropy);
+
+}  // namespace
+
+#endif
