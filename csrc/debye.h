@@ -5,7 +5,7 @@
 
 namespace {
 
-// From this order on the expansion with this many terms is exact to the rounding of A (below it, recurrences come down).
+// From this order on, the expansion with this many terms is exact to the rounding of A. Lower orders take recurrences.
 template <class A>
 struct Debye {
   static constexpr int order = 8, terms = 5;
@@ -17,7 +17,7 @@ struct Debye<double> {
 
 template <int Terms>
 struct DebyeTable {
-  double d[Terms][Terms + 1] = {};  // d[k - 1][i]: of q^i in d_k(q)
+  double d[Terms][Terms + 1] = {};  // d[k - 1][i] is the coefficient of q^i in d_k(q)
 };
 
 // D_1' = (1 - 5 t^2) / 8, D_{k+1}' = (a D_k')' + a sum_{i+j=k} D_i' D_j' with a = t^2 (1 - t^2) / 2.

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kNoiseBlock = 1024;  // columns at a time; a multiple of four
 
-// Philox works on 32-bit words; each lives in the low half of a 64-bit lane, where a product of two needs no shuffle.
+// Philox works on 32-bit words. Each is in the low half of a 64-bit lane, so that products need no shuffle.
 #if defined(__AVX512F__)
 typedef uint64_t Lanes __attribute__((vector_size(64)));
 LTFAST_INLINE Lanes low_product(Lanes a, Lanes b) { return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
@@ -34,7 +34,7 @@ inline void philox(uint64_t* words01, uint64_t* words23, int64_t count, uint32_t
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const Lanes a = low_product(c0, Lanes{} + 0xD2511F53u), b = low_product(c2, Lanes{} + 0xCD9E8D57u);
-      c0 = (b >> 32) ^ c1 ^ k0;  // the high halves of c1 and c3 are left as they fall: no product reads them
+      c0 = (b >> 32) ^ c1 ^ k0;  // the high halves of c1 and c3 are not cleared: no product reads them
       c2 = (a >> 32) ^ c3 ^ k1;
       c1 = b;
       c3 = a;
@@ -80,7 +80,8 @@ LTFAST_INLINE float half_normal(uint32_t word) {
 
 typedef uint32_t __attribute__((may_alias)) Word;
 
-// noise[j] for the columns first + j, j < count <= kNoiseBlock; first is a multiple of four, noise has kNoiseBlock places.
+// noise[j] for the columns first + j, j < count <= kNoiseBlock. first is a multiple of four. noise has room for
+// kNoiseBlock values.
 inline void half_normal_block(float* __restrict noise, int64_t first, int64_t count, uint64_t row, uint64_t seed) {
   uint64_t words01[kNoiseBlock / 4], words23[kNoiseBlock / 4], words[kNoiseBlock / 2];
   const int64_t counters = (count + 3) / 4;

@@ -1,5 +1,5 @@
-// Rows over threads, with results below the normal range flushed to zero while the rows run: arithmetic on subnormal
-// numbers is a hundred times slower, and no loss or gradient can tell them from zero. Inputs are never flushed.
+// Distributes rows over threads. Meanwhile subnormal results are flushed to zero: arithmetic on subnormal numbers is a
+// hundred times slower, and their difference from zero affects no loss or gradient. Inputs are never flushed.
 #pragma once
 #include <cstdint>
 #ifdef _OPENMP
@@ -26,7 +26,7 @@ struct FlushSubnormals {
 };
 #endif
 
-// body(row, thread) for every row; thread is in [0, threads).
+// Calls body(row, thread) for every row; thread is in [0, threads).
 template <class Body>
 void parallel_rows(int64_t rows, int threads, const Body& body) {
   (void)threads;
@@ -43,7 +43,7 @@ void parallel_rows(int64_t rows, int threads, const Body& body) {
   }
 }
 
-// body(part) for every part, one a thread. Subnormals are kept.
+// Calls body(part) for every part, each on a thread of its own. Subnormal results are kept.
 template <class Body>
 void parallel_parts(int parts, const Body& body) {
 #pragma omp parallel for schedule(static) num_threads(parts)

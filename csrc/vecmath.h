@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-// Vectorised loops need their functions inlined; the compiler's own measure of size stops short of that.
+// A loop is vectorised only if the functions in it are inlined; the compiler's own limits on size would prevent that.
 #define LTFAST_INLINE inline __attribute__((always_inline))
 #define LTFAST_LAMBDA __attribute__((always_inline))
 

@@ -1,13 +1,13 @@
-// Parameter importance and masks on a GPU, over the same tables as on the CPU. No copy to the device and no allocation:
-// a launch brings its tensors' addresses in its parameters.
+// Parameter importance and masks on a GPU, over the same tables as on the CPU. The addresses of the tensors are in the
+// launch parameters, so nothing is copied to the device and no memory is allocated.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "../tensor_row.h"
 
-constexpr int64_t kCudaChunk = 4096;  // elements of a block
-constexpr int kCudaTensors = 816;     // of a launch
+constexpr int64_t kCudaChunk = 4096;  // elements for each block
+constexpr int kCudaTensors = 816;     // tensors of one launch, at most
 
 // Address, count and dtypes as in TensorRow.
 struct CudaTensor {
@@ -25,7 +25,7 @@ struct CudaTensors {
 };
 static_assert(sizeof(CudaTensors) <= 32764, "the parameters of a kernel, from CUDA 12.1 on");
 
-// Fills the parameters of one launch; the rest of the rows is for the next. Returns the first of them.
+// Fills the parameters of one launch. Returns the first row that is left for the next launch.
 inline const TensorRow* pack(const TensorRow* rows, const TensorRow* end, CudaTensors& list) {
   list.size = list.chunks = 0;
   for (; rows != end && list.size < kCudaTensors; ++rows) {
@@ -39,6 +39,6 @@ inline const TensorRow* pack(const TensorRow* rows, const TensorRow* end, CudaTe
   return rows;
 }
 
-// Null, or the name of CUDA's error.
+// Both return null, or the name of CUDA's error.
 const char* cuda_importance(const TensorRow* rows, int64_t tensors, int device, uintptr_t stream);
 const char* cuda_apply_masks(const TensorRow* rows, int64_t tensors, int device, uintptr_t stream);

@@ -2,8 +2,8 @@
 // ltfast/ops/agcl/reference.py is the definition.
 #include "../op.h"
 
-// Rows are contiguous along the classes; row_stride is in elements. class_noise and loss are float, or double for float64
-// logits.
+// Rows are contiguous along the classes; row_stride is in elements. class_noise and loss are float, or double if logits
+// are float64.
 struct AgclArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)
@@ -21,10 +21,10 @@ struct AgclArguments {
 };
 LTFAST_KERNEL(AgclArguments);
 
-// The same loss where each process has a share of the classes. With no gradient to write, the kernel computes the
-// statistics of each row: the largest noisy logit; the label's noisy logit (0 if the label is in another share); and, over
-// the other classes, with t = scale (u - largest), the sums of e^t, e^(gamma t) and t e^(gamma t). Otherwise it computes
-// the gradient in the logits from that in the statistics.
+// The same loss where each process has a share of the classes. If gradient is null, the kernel computes statistics of
+// each row: the largest noisy logit; the label's noisy logit (0 if the label is in another share); and the sums of e^t,
+// e^(gamma t) and t e^(gamma t) over the other classes, with t = scale (u - largest). Otherwise it computes the gradient
+// in the logits from that in the statistics.
 struct AgclShareArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)

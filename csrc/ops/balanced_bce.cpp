@@ -2,8 +2,8 @@
 // ltfast/ops/balanced_bce/reference.py is the definition.
 #include "../op.h"
 
-// Rows are contiguous along the classes; strides are in elements. All but logits, gradient and target are float, or double
-// for float64 logits.
+// Rows are contiguous along the classes; strides are in elements. All but logits, gradient and target are float, or
+// double if logits are float64.
 struct BalancedBceArguments {
   Dtype dtype;
   const void* logits;         // (rows, classes)
@@ -32,12 +32,12 @@ LTFAST_KERNEL(BalancedBceArguments);
 
 namespace {
 
-constexpr int32_t kSumBlock = 1024;  // columns that are summed in the arithmetic type, before they are added to a double
+constexpr int32_t kSumBlock = 1024;  // columns summed in the arithmetic type before the sum is added to a double
 constexpr int32_t kTail = 16;        // the end of a row is padded to whole vectors
 
 // The loss of one logit z against the target t, and its derivative in z. With q = 1 + (pos_weight - 1) t,
-// L = (1 - t) z + q softplus(-z) and dL/dz = (1 - t) - q sigmoid(-z). For z < 0 the terms (1 - t) z and -q z nearly cancel;
-// there the equal L = pos_weight t |z| + q log1p(e^z) and dL/dz = q sigmoid(z) - pos_weight t are used.
+// L = (1 - t) z + q softplus(-z) and dL/dz = (1 - t) - q sigmoid(-z). For z < 0, where (1 - t) z and -q z nearly cancel,
+// the code uses the equal L = pos_weight t |z| + q log1p(e^z) and dL/dz = q sigmoid(z) - pos_weight t.
 template <class A>
 struct BceTerm {
   A loss, derivative;

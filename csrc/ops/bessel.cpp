@@ -1,5 +1,5 @@
-// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise. Arithmetic is in double; the number of terms
-// is what the type D of the results, float or double, needs.
+// log I_nu, the Bessel ratio I_{nu+1} / I_nu and its derivative, elementwise. Arithmetic is in double. The number of
+// terms depends on the type D of the results, float or double.
 // ltfast/ops/bessel/reference.py is the definition.
 #include "../op.h"
 
@@ -54,9 +54,9 @@ LTFAST_INLINE double debye_series(double p, double q) {
   return sum;
 }
 
-// v and x are the order and the argument, both multiplied by `scale`: a power of two with which sums of their squares stay
-// in range. It is 1 unless one of them is huge. s = sqrt(v^2 + x^2), sum = v + s, inverse = 1 / s, p = scale / s and
-// q = (v / s)^2.
+// v and x are the order and the argument, both multiplied by `scale`: a power of two with which sums of their squares
+// stay in range. It is 1 unless one of them is huge. s = sqrt(v^2 + x^2), sum = v + s, inverse = 1 / s, p = scale / s
+// and q = (v / s)^2. Subnormal results are flushed to zero.
 struct Point {
   double scale, v, x, s, sum, inverse, p, q;
 };
@@ -90,8 +90,8 @@ LTFAST_INLINE double climbed_x(double nu, double x) {
   return nu < Debye<D>::order && x > 0x1p1000 ? 0x1p1000 : x;
 }
 
-// Debye<D>::order steps down from order v. Calls step(j, B_{j-1}, 1 / B_{j-1}) for j = v, v - 1, ...: by the recurrence,
-// 1 / B_{j-1} = 2j + x^2 B_j.
+// Takes Debye<D>::order steps down from order v. Calls step(j, B_{j-1}, 1 / B_{j-1}) for j = v, v - 1, ...; the
+// recurrence is 1 / B_{j-1} = 2j + x^2 B_j.
 template <class D, class Step>
 LTFAST_INLINE double climb_down(double v, double x, const Point& at, const Step& step) {
   double ratio = ratio_over_x<D>(at) * at.scale;

@@ -1,5 +1,5 @@
-// Sums of the feature vectors of each class. Each thread first clears a range of classes, which is contiguous in memory.
-// Then it adds up a range of columns, so that every sum is in the order of the rows.
+// Sums of the feature vectors of each class. Each thread first clears a range of classes, contiguous in memory. Then it
+// adds up a range of columns, so that every sum is in the order of the rows.
 #include "../op.h"
 
 struct ClassSumsArguments {

@@ -56,7 +56,7 @@ void roi_axis_weights(const RoiPoolArguments& a, A low, A high, int64_t size, A*
   const A step = bin / samples;
   for (int64_t b = 0; b < a.output_size; ++b) {
     const A start = low + A(b) * bin, least = bin < 0 ? start + bin : start;
-    // The position of sample i, in ascending order. It is rounded as in torchvision: at -1 and at size the weight jumps.
+    // The position of sample i, in ascending order. Rounded as in torchvision: the weight jumps at -1 and at size.
     const auto position = [&](A i) {
       const A middle = (bin < 0 ? samples - 1 - i : i) + A(0.5);
       return start + (wide ? middle * step : middle * bin / samples);

@@ -1,5 +1,5 @@
-// Parameter importance, the pruning threshold and masks, each over a whole list of tensors. CMakeLists.txt compiles this
-// file with -ffp-contract=off, so that E += (w g)^2 has the same bits as PyTorch's plain loop.
+// Parameter importance, the pruning threshold and masks, each over a whole list of tensors. CMakeLists.txt sets
+// -ffp-contract=off for this file, so that E += (w g)^2 has the same bits as PyTorch's plain loop.
 #include "../op.h"
 #include "../tensor_row.h"
 
@@ -45,7 +45,8 @@ inline int64_t threshold_histograms(int threads) { return threads * kThresholdLa
 
 namespace {
 
-// Calls body(row, first, count, thread) for contiguous parts of the tensors. Each thread gets an equal share of all elements.
+// Calls body(row, first, count, thread) for contiguous parts of the tensors. Each thread gets an equal share of the
+// elements.
 template <class Body>
 void parallel_elements(const TensorList& list, const Body& body) {
   parallel_parts(list.threads, [&](int thread) {
@@ -110,9 +111,9 @@ T from_key(Key key) {
   return bit_cast<T>(key & top ? key ^ top : ~key);
 }
 
-// Counts, over the keys that begin with the prefix, the digit that follows it. A key begins with the prefix if the bits of
-// key ^ prefix above this digit are 0. Neighbouring values often share their first digit. So they are counted in several
-// histograms in turn, and no increment waits for the one before.
+// Counts, over the keys that begin with the prefix, the digit that follows it. A key begins with the prefix if the bits
+// of key ^ prefix above this digit are 0. Neighbouring values often share their first digit, so they are counted in
+// several histograms in turn: no increment then waits for the one before.
 template <class Key, class T>
 void count_digits(const T* x, const uint8_t* mask, int64_t count, Key prefix, int shift, Key bins, bool all,
                   int64_t* histogram) {

@@ -16,8 +16,8 @@ struct VmfRatioArguments {
 };
 LTFAST_KERNEL(VmfRatioArguments);
 
-// The cross-entropy is computed in blocks of classes, one call for each: [start, start + count). The calls are in ascending
-// order and share `state`, `loss` and `gradient`.
+// The cross-entropy is computed in blocks of classes, [start, start + count), with one call for each. The calls are in
+// ascending order and share state, loss and gradient.
 struct VmfCrossEntropyArguments {
   Dtype dtype;                // float32 or float64
   double order, inverse_temperature, unit;  // unit multiplies the gradient
@@ -60,7 +60,7 @@ inline int64_t vmf_scratch(int64_t count, int threads) { return vmf_padded(count
 
 namespace {
 
-// The expansion for one order: F_v(k) = s - v log(v + s) - log(s) / 2 + sum_m c[m] t^m with t = v / s, m = 1 .. 3 terms.
+// The expansion for one order: F_v(k) = s - v log(v + s) - log(s) / 2 + sum_m c[m] t^m, t = v / s, m = 1 .. 3 terms.
 // For an order below Debye<A>::order, v is order + Debye<A>::order, and as many steps of the recurrence lead back.
 template <class A>
 struct VmfOrder {
@@ -238,7 +238,7 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     for (int64_t j = 0; j < width; ++j) square += double(z[j]) * double(z[j]), broken += z[j] - z[j];
     const double whole = square * a.inverse_temperature * a.inverse_temperature, largest = kVmfLargest<A>;
     const A shift = A(whole > largest ? largest : whole) + broken;
-    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // the factor that shortens features that are too long
+    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // shortens features that are too long
     std::fill(products + count, products + padded, A(0));
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i)
