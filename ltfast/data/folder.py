@@ -93,7 +93,7 @@ class _Walk:
         real = os.path.realpath(part)
         folders, images = self._look(str(part), real)
         for image in images:
-            self._leave_out("beside the class folders", image)
+            self._leave_out("next to the class folders", image)
         for name in folders:
             if os.fsencode(name).decode(errors="replace") != name:
                 raise InputError(f"{part}: expected class names in UTF-8, got {name!r}; rename the folder")

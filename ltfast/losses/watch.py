@@ -52,7 +52,7 @@ class Watch:
         if size > limit:
             self.warn(
                 f"{loss}: {name} has a value of size {size:.3g}; expected cosines, in [-1, 1], which the loss "
-                "multiplies by its scale. It does not train on plain logits: make the last layer an "
+                "multiplies by its scale. Training on plain logits gives poor results: make the last layer an "
                 "ltfast.models.CosineClassifier, or use LogitAdjustedLoss, which takes logits"
             )
 

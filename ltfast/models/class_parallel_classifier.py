@@ -67,7 +67,7 @@ class ClassParallelCosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features must be (batch, {self.in_features}), got shape {tuple(features.shape)}")
-        # Norms are computed in float32 at least: half-precision features would lose precision or overflow.
+        # Norms need float32 at least: under autocast, half-precision features would lose precision or overflow.
         unit = gather(F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1))
         weight = F.normalize(_Averaged.apply(self.weight), dim=-1)
         # Rounding can exceed [-1, 1] by one ulp; the clamp keeps functions such as acos finite.

@@ -36,7 +36,7 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[-1] != self.in_features:
             raise ValueError(f"features must have {self.in_features} columns, got shape {tuple(features.shape)}")
-        # Norms are computed in float32 at least: half-precision features would lose precision or overflow.
+        # Norms need float32 at least: under autocast, half-precision features would lose precision or overflow.
         unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1).to(features.dtype)
         # Rounding can exceed [-1, 1] by one ulp; the clamp keeps functions such as acos finite.
         return F.linear(unit, F.normalize(self.weight, dim=-1).to(features.dtype)).clamp(-1.0, 1.0)

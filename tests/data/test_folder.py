@@ -78,8 +78,8 @@ def test_what_is_left_out_is_counted(pets):
     bundle = load(f"folder:{pets}")
     assert bundle.class_names == ["cat", "dog"]
     assert bundle.left_out == (
-        f"left out of {pets}: 1 beside the class folders ('train/stray.png'), "
-        "3 hidden ('train/.DS_Store', 'train/.ipynb_checkpoints', 'train/cat/.0.png'), "
+        f"left out of {pets}: 3 hidden ('train/.DS_Store', 'train/.ipynb_checkpoints', 'train/cat/.0.png'), "
+        "1 next to the class folders ('train/stray.png'), "
         "4 not images ('train/cat/a.heic', 'train/cat/notes.txt', 'train/dog/b.json', ...)"
     )
 
