@@ -1,4 +1,4 @@
-"""LiVT's fine-tuning, on mixed images."""
+"""The step of LiVT's fine-tuning, on mixed images."""
 
 from functools import partial
 from typing import Any, cast
