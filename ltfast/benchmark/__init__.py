@@ -1,1 +1,1 @@
-"""How fast each op is here: beside what people would use instead, and as a share of what the machine can do."""
+"""Measures how fast ltfast is on this machine, beside alternatives and as a share of the machine's limits."""

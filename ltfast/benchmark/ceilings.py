@@ -1,4 +1,4 @@
-"""What the machine can do, measured: the limits that a step's time is compared with."""
+"""Measures the limits of the machine, with which the time of a step is compared."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from ltfast.ops.core.bench import Work
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates a second.
+    """Rates per second.
 
     Attributes:
-        bytes: read and written by a copy, or a product in place, of arrays that no cache holds.
-        flops: name of a dtype -> of a large matrix product, the best of some forms.
+        bytes: bytes read and written by a copy or an in-place product of arrays larger than every cache.
+        flops: name of a dtype -> operations of a large matrix product, the best of several shapes.
         exps: float32 exponentials of values that stay in the cache.
     """
 
@@ -25,7 +25,7 @@ class Ceilings:
     exps: float
 
     def least_ms(self, work: Work, dtype: torch.dtype) -> tuple[float, str]:
-        """The least time a step can take, and what limits it: memory, matrix or exp."""
+        """The least time of a step in ms, and the limit that sets it: memory, matrix or exp."""
         name = str(dtype).removeprefix("torch.")
         times = {
             "memory": work.bytes / self.bytes,
@@ -37,7 +37,7 @@ class Ceilings:
 
 
 def measure(device: torch.device) -> Ceilings:
-    """Measure them, in some seconds."""
+    """Measure the ceilings, which takes some seconds."""
     gpu = device.type == "cuda"
     source = torch.ones(2**28 if gpu else 2**25, device=device)
     target = torch.empty_like(source)
@@ -53,7 +53,7 @@ def measure(device: torch.device) -> Ceilings:
     values = torch.rand(2**22 if gpu else 2**17, device=device)
     out = torch.empty_like(values)
     return Ceilings(
-        # in place too: a CPU reads what it is about to overwrite
+        # in place too, because a CPU also reads the memory that a copy overwrites
         bytes=2 * 4 * source.numel() / min(_seconds(partial(f, source), device) for f in (target.copy_, source.mul_)),
         flops=flops,
         exps=values.numel() / _seconds(lambda: torch.exp(values, out=out), device, calls=64),
@@ -61,7 +61,7 @@ def measure(device: torch.device) -> Ceilings:
 
 
 def _products(dtype: torch.dtype, device: torch.device) -> float:
-    """Flops a second."""
+    """The operations per second of matrix products."""
     size = 8192 if device.type == "cuda" else 1024
     rates = []
     for rows, inner in ((size, size), (2 * size, size), (size // 2, 16 * size)):
@@ -71,7 +71,7 @@ def _products(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _seconds(call: Callable[[], object], device: torch.device, *, calls: int = 2, rounds: int = 5) -> float:
-    """Of one call, in the best of some rounds: a ceiling is what the machine reaches when nothing disturbs it."""
+    """The time of one call, in the best of some rounds, because a ceiling is the rate of an undisturbed machine."""
 
     def wait() -> None:
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Time, memory and kernel launches of a step."""
+"""Measures the time, memory and kernel launches of a step."""
 
 import ctypes
 import statistics
@@ -18,7 +18,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: of the first call, with all that is compiled in it, and the quartiles of later ones."""
+    """The time in ms of the first call, which includes compilation, and the quartiles of the later calls."""
 
     first_ms: float
     q1_ms: float
@@ -28,12 +28,12 @@ class Timing:
 
 
 class Stopwatch:
-    """Times calls of one step, over sets of inputs in turn.
+    """Times calls of one step, with each set of inputs in turn.
 
     Args:
         step: takes a set of inputs.
         inputs: the sets.
-        device: the CPU's clock, or CUDA events.
+        device: a CPU is timed with its clock, a GPU with CUDA events.
     """
 
     def __init__(self, step: Callable[[Any], object], inputs: Sequence[Any], device: torch.device) -> None:
@@ -45,8 +45,8 @@ class Stopwatch:
         self.first_ms = 1e3 * (time.perf_counter() - started)
 
     def run(self, seconds: float, rounds: int) -> None:
-        """Time calls for so long, and at least so many; what came before may have emptied the caches, so a quick step
-        goes ahead untimed."""
+        """Time calls for this long, and at least `rounds` of them. Other code may have emptied the caches, so a call of
+        a quick step is made first and not timed."""
         if len(self.samples) == 0 or self.samples[-1] < 50:
             self.step(self.inputs[-1])
             self._wait()
@@ -57,10 +57,10 @@ class Stopwatch:
             done += 1
 
     def timing(self) -> Timing:
-        """Of all that was timed.
+        """The timing of all samples.
 
         Raises:
-            ValueError: there are less than two samples.
+            ValueError: there are fewer than two samples.
         """
         if len(self.samples) < 2:
             raise ValueError(f"samples: expected at least 2, got {len(self.samples)}")
@@ -85,7 +85,7 @@ class Stopwatch:
 
 
 def cold_sets(make: Callable[[], Any], device: torch.device, most: int = 16) -> list[Any]:
-    """Sets of inputs, enough of them that one has left the last cache when its turn comes again."""
+    """Sets of inputs, enough of them that a set has left the last-level cache before it is used again."""
     sets = [make()]
     size = sum(x.numel() * x.element_size() for x in leaves(sets[0]) if isinstance(x, torch.Tensor))
     number = min(most, 1 + -(-2 * cache_bytes(device) // max(size, 1)))
@@ -93,7 +93,7 @@ def cold_sets(make: Callable[[], Any], device: torch.device, most: int = 16) -> 
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of the last cache, 32 MiB where it does not say."""
+    """The size of the last-level cache in bytes; 32 MiB if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -103,7 +103,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
-    """MiB beside what is there already; None where the system does not tell."""
+    """The peak memory of a call in MiB, beyond what is allocated already; None if the system does not tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -113,9 +113,9 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if sys.platform != "linux":
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of earlier calls would hide as much of this one
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide as much of this call's
     try:
-        _RESET.write_text("5")  # the peak starts anew
+        _RESET.write_text("5")  # resets the peak
     except OSError:
         return None
     before = _resident("VmRSS")
@@ -124,7 +124,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
-    """Kernels that a call starts, copies and fills among them; None on a CPU."""
+    """The number of kernels that a call launches, including copies and fills; None on a CPU."""
     if device.type != "cuda":
         return None
     call()
@@ -136,5 +136,5 @@ def launches(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _resident(key: str) -> int:
-    """KiB."""
+    """A value from this process's memory status, in KiB."""
     return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(key))

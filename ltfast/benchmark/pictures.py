@@ -1,4 +1,4 @@
-"""Pictures of a bench: speed-ups, the share of the machine's limits, growth."""
+"""Pictures of a bench: speed-ups, shares of the machine's limits, and growth."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SLOWER, FASTER = "tab:blue", "tab:orange"  # than ltfast
 
 @picture
 def speedups(results: Mapping[str, Any]) -> Figure:
-    """How many times as long the others take for the largest case of each op: one bar for each, with its name."""
+    """Draw the times of the other implementations as multiples of ltfast's, for the largest case of each op."""
     cases = {
         rows["ltfast"]["case"]: [row for name, row in rows.items() if name not in ("ltfast", *FLOORS)]
         for rows in largest(results).values()
@@ -44,8 +44,8 @@ def speedups(results: Mapping[str, Any]) -> Figure:
 
 @picture
 def roofline(results: Mapping[str, Any]) -> Figure:
-    """ltfast's largest step of each op under the machine's roof; an exponential counts as so many matrix operations as
-    take its time."""
+    """Draw ltfast's largest step of each op under the machine's roofline. An exponential counts as the number of matrix
+    operations that take the same time."""
     limits = results["ceilings"]
     roof, slope = limits["flops"]["float32"], limits["bytes"]
     worth = roof / limits["exps"]
@@ -54,7 +54,7 @@ def roofline(results: Mapping[str, Any]) -> Figure:
     xs = []
     for number, (op, rows) in enumerate(largest(results).items()):
         row = rows["ltfast"]
-        # what only moves bytes is drawn where it meets the roof's slope
+        # a step that only moves bytes is drawn on the slope of the roofline
         work = max(row["flops"], worth * row["exps"]) or 0.25 * row["bytes"]
         xs.append(work / row["bytes"])
         marker, colour = "osD^vP*X<>"[number % 10], colormaps["tab20"](number % 20)
@@ -71,7 +71,7 @@ def roofline(results: Mapping[str, Any]) -> Figure:
 
 @picture
 def growth(results: Mapping[str, Any]) -> Figure | None:
-    """Time and memory of ltfast as one dimension grows; nothing where no op has been grown."""
+    """Draw ltfast's time and memory as one dimension grows; None if the results have no growth."""
     ops: Sequence[Mapping[str, Any]] = results["growth"]
     if not ops:
         return None

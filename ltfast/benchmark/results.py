@@ -1,4 +1,4 @@
-"""What a bench leaves behind: `results.json`, tables, and what became slower since another one."""
+"""The results of a bench: `results.json`, tables, and the comparison with another bench."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from ltfast.engine.schema import list_of, mapping, number, plain, read_json, rec
 from ltfast.errors import InputError, InputNotFoundError
 
 RESULTS = "results.json"
-FLOORS = ("copy", "matmul")  # what a step cannot do without: no peers
+FLOORS = ("copy", "matmul")  # parts that every implementation needs; they are not alternatives to ltfast
 
 _SCHEMA = record(
     {
@@ -30,7 +30,7 @@ _SCHEMA = record(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of one case. The spread is half of what lies between the quartiles."""
+    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median."""
     headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 11, "peak MiB": 8, "first": 7}
     if rows[0]["launches"] is not None:
         headings["launches"] = 8
@@ -50,7 +50,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def describe(results: Mapping[str, Any]) -> str:
-    """The machine, its ceilings, and who was left out: a line each."""
+    """Lines about the machine, its ceilings, and the implementations that were left out."""
     about, limits = results["machine"], results["ceilings"]
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in limits["flops"].items())
     reasons: dict[str, list[str]] = {}
@@ -69,7 +69,7 @@ def describe(results: Mapping[str, Any]) -> str:
 
 
 def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of `run_steps` of one method."""
+    """A table of `run_steps`'s rows of one method."""
     first = rows[0]
     title = f"{first['method']}: {first['network']}, {first['images']} images"
     headings = {"ms": 8, "spread": 6, "images/s": 8, "x ltfast": 8, "in the loss": 11, "peak MiB": 8}
@@ -88,11 +88,11 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A bench's `results.json`, or the one in that folder.
+    """Read a bench's `results.json`, given as a file or its folder.
 
     Raises:
-        InputNotFoundError: there is none.
-        InputError: it is no such file; the message names the place in it.
+        InputNotFoundError: there is no such file.
+        InputError: the file is not a result of a bench; the message names the place in it.
     """
     path = path / RESULTS if path.is_dir() else path
     if not path.is_file():
@@ -111,11 +111,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float) -> tuple[Table, list[str]]:
-    """ltfast's times in two results side by side, and the cases that became slower: by more than the threshold, with
-    quartiles that do not meet.
+    """A table of ltfast's times in two results, and the names of the cases that became slower: by more than the
+    threshold, with quartiles that do not overlap.
 
     Raises:
-        InputError: they have no case in common.
+        InputError: the results have no case in common.
     """
     old, new = (by_case(results) for results in (before, after))
     common = [case for case in old if case in new]
@@ -138,14 +138,14 @@ def slower(before: Mapping[str, Any], after: Mapping[str, Any], threshold: float
 
 
 def digits(value: float) -> str:
-    """Three of them that count."""
+    """A number with three significant digits."""
     if value >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:.{2 - math.floor(math.log10(value))}f}"
 
 
 def by_case(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Case -> implementation -> row."""
+    """The rows as a mapping: case -> implementation -> row."""
     cases: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in results["rows"]:
         cases.setdefault(row["case"], {})[row["implementation"]] = row
@@ -153,7 +153,8 @@ def by_case(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]
 
 
 def largest(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Of each op the largest float32 case that all its implementations have: op -> implementation -> row."""
+    """The rows of each op's largest float32 case, among those with the most implementations: op -> implementation ->
+    row."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for rows in by_case(results).values():
         ours = rows["ltfast"]
@@ -164,7 +165,7 @@ def largest(results: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]
 
 
 def _table(title: str, headings: Mapping[str, int]) -> Table:
-    """Implementations beside columns of fixed widths, so that tables below one another line up."""
+    """An empty table with a column of names and columns of fixed widths, so that consecutive tables line up."""
     result = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     result.add_column("", width=23, no_wrap=True)
     for heading, width in headings.items():

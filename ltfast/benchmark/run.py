@@ -1,4 +1,4 @@
-"""Runs cases, all implementations of one side by side, and collects what was measured."""
+"""Runs the cases of a bench, with the implementations of a case in turn, and collects the measurements."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ from ltfast.errors import InputError
 from ltfast.ops.core import backends
 from ltfast.ops.core.bench import Case, Growth, Unavailable
 
-BLOCKS = 4  # implementations take turns, so that a noisy moment does not fall on one of them alone
+BLOCKS = 4  # turns of each implementation, so that a disturbance of the machine does not affect only one of them
 
 
 def bench(
@@ -39,18 +39,18 @@ def bench(
     """Time the cases of some ops and shapes.
 
     Args:
-        device: where.
-        ops: names of `ltfast.benchmark.cases.benches()`.
-        shapes: of `ltfast.benchmark.cases.SHAPES`.
+        device: the device to measure.
+        ops: names from `ltfast.benchmark.cases.benches()`.
+        shapes: names from `ltfast.benchmark.cases.SHAPES`.
         peers, seconds: see `run_case`.
-        with_growth: see `run_growth` too.
-        show: called with the rows of a case when it is done.
+        with_growth: whether `run_growth` is run too.
+        show: called with the rows of each case when it is done.
 
     Returns:
-        `machine`, `ceilings`; `rows` of `run_case`, `missing`, `growth`: what `results.json` holds.
+        The content of `results.json`: `machine`, `ceilings`, the `rows` and `missing` of `run_case`, and `growth`.
 
     Raises:
-        ValueError: no case of these ops has such a shape, or one of these peers.
+        ValueError: the ops have no case with one of these shapes, or a peer is unknown.
     """
     chosen = {op: benches()[op] for op in ops}
 
@@ -88,8 +88,8 @@ def bench(
 
 @contextmanager
 def nothing_compiled() -> Iterator[None]:
-    """An empty cache for `torch.compile`: what it finds there may have been made for another number of threads, and a
-    first call would not show what compilation takes."""
+    """Give `torch.compile` an empty cache. A cached kernel may have been made for another number of threads, and the
+    time of a first call would not include compilation."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     with TemporaryDirectory() as folder:
@@ -111,16 +111,17 @@ def run_case(
     seconds: float,
     peers: Collection[str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """A row for each implementation that runs here; and `implementation`, `reason` of those that do not.
+    """Time a case. Returns a row for each implementation that runs here, and for each other one its `case`,
+    `implementation` and `reason`.
 
     Args:
-        case: what to time.
-        device: where.
-        limits: the machine's.
-        seconds: of timed calls for each implementation; at least four calls.
-        peers: implementations beside ltfast; None means all.
+        case: the case to time.
+        device: the device to measure.
+        limits: the limits of the machine.
+        seconds: the time for the timed calls of each implementation, at least four calls.
+        peers: the implementations to time beside ltfast; None means all.
     """
-    torch.compiler.reset()  # past its limit of variants torch.compile would run a function eagerly without a word
+    torch.compiler.reset()  # beyond its limit of variants, torch.compile would silently run a function eagerly
     sets = clock.cold_sets(case.inputs, device)
     watches: dict[str, clock.Stopwatch] = {}
     missing = []
@@ -137,7 +138,7 @@ def run_case(
     for _ in range(BLOCKS):
         for watch in watches.values():
             watch.run(seconds / BLOCKS, 1)
-    gc.collect()  # memory is next
+    gc.collect()  # before memory is measured
     ours = watches["ltfast"].timing().median_ms
     rows = []
     for name, watch in watches.items():
@@ -167,7 +168,7 @@ def run_case(
 
 
 def _reason(error: Exception) -> str:
-    """Why a peer did not run. One that fails for whatever reason does not end the bench."""
+    """The reason why a peer did not run. No failure of a peer ends the bench."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
     first = (str(error).splitlines() or [""])[0]
@@ -175,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def run_growth(growth: Growth, device: torch.device, *, seconds: float) -> dict[str, Any]:
-    """Time and memory of ltfast where one dimension is varied at a time."""
+    """Measure ltfast's time and memory while one dimension at a time is varied."""
     lines = {}
     for dimension, sizes in growth.ranges.items():
         points = []
@@ -190,7 +191,7 @@ def run_growth(growth: Growth, device: torch.device, *, seconds: float) -> dict[
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on: processor, versions, commit."""
+    """The facts that the measurements depend on: processor, versions, commit."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -210,7 +211,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Of the checkout that this file is in."""
+    """The commit of the checkout that contains this file."""
     with suppress(OSError, subprocess.CalledProcessError):
         words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

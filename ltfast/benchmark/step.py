@@ -23,7 +23,7 @@ METHODS: dict[str, Callable[[Size, torch.device], StepPair]] = {
 
 
 def default_sizes(device: torch.device) -> dict[str, Size]:
-    """Of each method: what a GPU's memory holds, or what two cores do in about a second."""
+    """The size of each method's step: one that fits into a GPU's memory, or that two cores do in about a second."""
     if device.type == "cuda":
         images = 256 if torch.cuda.get_device_properties(device).total_memory > 44 * 2**30 else 64
         vit, resnet = Size("vit_base_patch16_224", images), Size("resnet50", images)
@@ -35,13 +35,13 @@ def default_sizes(device: torch.device) -> dict[str, Size]:
 def run_steps(
     device: torch.device, methods: Iterable[str] = METHODS, *, seconds: float, sizes: Mapping[str, Size] | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each method and implementation, with all of `Size`; the implementations of a method take turns.
+    """Time steps. Returns a row for each method and implementation, which includes the fields of `Size`.
 
     Args:
-        device: where; on a GPU under bfloat16 autocast.
-        methods: of `METHODS`.
-        seconds: of timed steps for each implementation; at least four steps.
-        sizes: of each method; None means `default_sizes`.
+        device: the device to measure; on a GPU, steps run under bfloat16 autocast.
+        methods: names from `METHODS`.
+        seconds: the time for the timed steps of each implementation, at least four steps.
+        sizes: the size of each method's step; None means `default_sizes`.
     """
     sizes = default_sizes(device) if sizes is None else sizes
     return [row for method in methods for row in _rows(method, sizes[method], device, seconds)]
@@ -83,6 +83,6 @@ def _rows(method: str, size: Size, device: torch.device, seconds: float) -> list
 
 
 def _repeat(pair: StepPair, calls: Sequence[LossCall]) -> None:
-    """The loss modules alone, forward and backward pass."""
+    """Run the forward and backward passes of the loss modules alone."""
     for call in calls:
         call.repeat(pair.autocast)

@@ -110,14 +110,7 @@ class _Run:
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
-        self.checkpoint = RunCheckpoint(
-            self.out,
-            plan,
-            settings=self.settings,
-            facts=self.facts,
-            accelerator=accelerator,
-            check_folder=self.check_folder,
-        )
+        self.checkpoint = RunCheckpoint(self.out, plan, self.settings, self.facts, accelerator, self.check_folder)
 
     def execute(self) -> dict[str, Any] | None:
         main = self.accelerator.is_main_process
@@ -126,12 +119,9 @@ class _Run:
         saved = self._load()
         finished = self.position.stage == len(self.plan.stages)
         report = finished_report(self.out, self.settings, self.class_counts) if finished else None
-        check_processes(
-            {"checkpoint": saved and {**saved["position"], "train_seconds": saved["train_seconds"]},
-             "finished": report is not None},
-            self.accelerator,
-            hint=same_folder(self.out),
-        )  # fmt: skip
+        checkpoint = saved and {**saved["position"], "train_seconds": saved["train_seconds"]}
+        own = {"checkpoint": checkpoint, "finished": report is not None}
+        check_processes(own, self.accelerator, hint=same_folder(self.out))
         if report is not None:
             self.console.print(f"{self.out} holds a finished run of these settings: nothing to do")
             if main and not (self.out / PICTURE).exists():

@@ -43,7 +43,6 @@ class RunCheckpoint:
         self,
         out: Path,
         plan: Plan,
-        *,
         settings: Mapping[str, Any],
         facts: Mapping[str, Any],
         accelerator: Accelerator,

@@ -1,4 +1,4 @@
-"""DSCL's contrastive stage: a momentum encoder's keys, a queue of them, and patches."""
+"""The step of DSCL's contrastive stage, with a momentum encoder, a queue of its keys, and patches."""
 
 from typing import Any, cast
 
@@ -14,10 +14,10 @@ from ltfast.methods.dscl import ContrastStage, QueueLosses
 
 
 class PublishedQueue:
-    """A full queue as in MoCo: keys and labels alone, the newest in the place of the oldest.
+    """A full queue as in MoCo, with keys and labels only. The newest keys replace the oldest.
 
     Args:
-        queue: whose keys and labels it takes over; its size is a multiple of the batch's.
+        queue: gives the initial keys and labels; its size is a multiple of the batch's.
     """
 
     def __init__(self, queue: MemoryQueue) -> None:
@@ -30,7 +30,7 @@ class PublishedQueue:
 
 
 class PublishedQueueLosses(nn.Module):
-    """The authors' losses in the place of `QueueLosses`, whose temperature, beta and queue they take over."""
+    """The authors' losses, with the temperature, beta and queue of `QueueLosses`."""
 
     def __init__(self, losses: QueueLosses) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PublishedQueueLosses(nn.Module):
         self.queue = PublishedQueue(losses.queue)
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, pooled: Tensor, cropped: Tensor) -> Tensor:
-        past = self.queue.keys.clone()  # as in MoCo: the queue moves on before the backward pass
+        past = self.queue.keys.clone()  # as in MoCo, because the queue is updated before the backward pass
         contrast = published_dscl.dscl(
             query, key, labels, past, self.queue.labels, temperature=self.temperature, beta=self.beta
         )

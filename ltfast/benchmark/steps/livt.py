@@ -1,14 +1,14 @@
-"""LiVT's fine-tuning, on mixed images."""
+"""The step of LiVT's fine-tuning, on mixed images."""
 
 from functools import partial
 from typing import Any, cast
 
 import torch
 
-from ltfast.benchmark.cases.published import balanced_bce
 from ltfast.benchmark.steps.pair import PublishedLoss, StepPair, make_pair, own_stage
 from ltfast.benchmark.steps.size import Size
 from ltfast.methods.livt import FineTuningStage
+from ltfast.ops.balanced_bce.bench import published as published_bce
 
 
 def pair(size: Size, device: torch.device) -> StepPair:
@@ -19,7 +19,7 @@ def pair(size: Size, device: torch.device) -> StepPair:
         stage.batches,
         stage.optimisation,
         network=stage.network,
-        loss=PublishedLoss(partial(balanced_bce, bias=loss.bias)),
+        loss=PublishedLoss(partial(published_bce, bias=loss.bias)),
         mix=stage.mix,
         label_smoothing=stage.label_smoothing,
         layer_decay=stage.layer_decay,

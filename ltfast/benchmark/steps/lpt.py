@@ -1,4 +1,4 @@
-"""LPT's second phase; half of a batch for each loss."""
+"""The step of LPT's second phase, with a loss for each half of the batch."""
 
 from copy import copy
 from functools import partial
@@ -15,7 +15,7 @@ from ltfast.ops.agcl.bench import published
 
 def pair(size: Size, device: torch.device) -> StepPair:
     stage = cast(GroupPromptStage, own_stage("lpt", "group", size, device))
-    network: Any = copy(stage.network)  # the same modules, and another way through them
+    network: Any = copy(stage.network)  # the same modules, with the published forward pass
     network.grouped = partial(published_phase, stage.network)
     halves = {}
     for name in ("balanced", "instance"):
@@ -23,7 +23,7 @@ def pair(size: Size, device: torch.device) -> StepPair:
         halves[name] = PublishedLoss(
             partial(
                 published,
-                rarity=loss.class_noise,  # it has the factor already
+                rarity=loss.class_noise,  # it includes the factor noise_mul
                 noise_mul=1.0,
                 gamma_pos=loss.gamma_pos,
                 gamma_neg=loss.gamma_neg,

@@ -1,4 +1,4 @@
-"""Data in memory for the methods' own code: images of noise, as many of each class as a long tail has."""
+"""A long-tailed data set of noise, on which the methods' own code can build its stages."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from ltfast.data.datasets import ImageDataset
 
 
 class NoiseDataset(ImageDataset):
-    """RGB images of noise, which are drawn when they are asked for.
+    """RGB images of noise, which are drawn when they are loaded.
 
     Args:
         labels: (N,) int64, in [0, C).

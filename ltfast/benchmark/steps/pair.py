@@ -1,4 +1,4 @@
-"""A method's own stage, and one that shares its networks and computes the losses as published."""
+"""A pair of stages to time: a method's own, and one that shares its networks and computes the losses as published."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,11 +17,11 @@ from ltfast.engine import RunSettings, Stage
 from ltfast.engine.stage import freeze_untrained
 from ltfast.methods import METHODS, BuildContext, settings_of
 
-LR = 1e-3  # noise teaches nothing; what is trained must only stay finite
+LR = 1e-3  # low enough that weights stay finite; nothing can be learned from noise
 
 
 class PublishedLoss(nn.Module):
-    """A published loss, written as a function, in the place of a loss module."""
+    """A loss module that calls a function."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class StepPair:
     """Two stages that train the same networks, with the same optimiser, on the same batch.
 
     Attributes:
-        stages: `ltfast`, the method's own stage, and `published`, another of its class whose losses are the authors'.
-        batch: what the method's data loading gives, on the device.
-        optimizer: the method's.
+        stages: `ltfast`, the method's own stage, and `published`, a stage of the same class with the authors' losses.
+        batch: a batch of the method's data loading, on the device.
+        optimizer: the method's optimiser.
     """
 
     stages: dict[str, Stage]
@@ -68,14 +68,14 @@ class StepPair:
 
 
 def own_stage(method: str, name: str, size: Size, device: torch.device, **values: Any) -> Stage:
-    """The stage of this name, built by the method's own code, ready to train.
+    """A stage that the method's own code builds and starts.
 
     Args:
-        method: of `METHODS`.
-        name: of the stage.
-        size: of the step.
-        device: where.
-        values: more settings of the method.
+        method: a name from `METHODS`.
+        name: the name of the stage.
+        size: the size of the step.
+        device: the device to measure.
+        values: further settings of the method.
     """
     settings = settings_of(
         method,
@@ -89,7 +89,7 @@ def own_stage(method: str, name: str, size: Size, device: torch.device, **values
 
 
 def make_pair(stage: Stage, published: Stage, device: torch.device) -> StepPair:
-    """A pair of stages of the same networks, which are put into training mode, and the first batch of the first."""
+    """Make a pair of stages, which are put into training mode, with the first batch of `stage`."""
     batch = send_to_device(next(stage.batches.epoch(0, 0)), device)
     stage.train()
     return StepPair({"ltfast": stage, "published": published.to(device).train()}, batch, stage.optimizer())

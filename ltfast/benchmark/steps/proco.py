@@ -1,4 +1,4 @@
-"""ProCo: logit-adjusted cross-entropy of one view, and the contrastive loss of two more."""
+"""The step of ProCo: logit-adjusted cross-entropy of one view, and the contrastive loss of two more."""
 
 from typing import Any, cast
 
@@ -12,14 +12,14 @@ from ltfast.benchmark.steps.size import Size
 from ltfast.losses import ProCoLoss
 from ltfast.methods.proco import ProCoStage
 
-_SEEN = 4  # features of each class, before the first step: the authors' recurrence is for more than one
+_SEEN = 4  # features of each class before the first step; the authors' recurrence needs more than one
 
 
 class PublishedProCo(nn.Module):
-    """The authors' contrastive loss, beside the statistics of `ProCoLoss`.
+    """The authors' contrastive loss.
 
     Args:
-        loss: whose statistics, temperature and class prior it takes over.
+        loss: gives the initial statistics, the temperature and the class prior.
     """
 
     def __init__(self, loss: ProCoLoss) -> None:

@@ -8,15 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Size:
-    """How large the images, the batch and the data of a step are.
+    """The size of the network, the images, the batch and the data of a step.
 
     Attributes:
         backbone: timm's name.
-        images: of a batch, an even number; ProCo has three views of each, DSCL two and patches.
+        images: images per batch, an even number; ProCo has three views of each, DSCL two and patches.
         pixels: height and width of an image.
-        classes: of the data.
-        imbalance: the largest class's images for one of the smallest's.
-        queue: keys in DSCL's, a multiple of the batch.
+        classes: the number of classes.
+        imbalance: the ratio of the largest to the smallest class's number of images.
+        queue: the keys in DSCL's queue, a multiple of `images`.
         patch_pixels: height and width of DSCL's patches.
     """
 
