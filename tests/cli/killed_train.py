@@ -1,13 +1,14 @@
 """`killed_train.py STEP ... -- ARGUMENTS`: `ltfast ARGUMENTS`, killed after its STEP-th optimiser step, time and again;
-STEP 0 lets it come to its end. In forked children: importing torch once saves time."""
+STEP 0 lets it come to its end. The runs are forked children, as importing torch once saves time."""
 
 import os
 import signal
 import sys
 
+import sklearn.datasets  # noqa: F401  (as the packages below: a run imports it, here once for all children)
 import torch
 
-from ltfast import cli
+from ltfast import cli, data, losses, methods, models  # noqa: F401
 from ltfast.engine.loop import _Run
 
 
