@@ -1,4 +1,4 @@
-"""Processes that die: killed at any time, one of several, one that loads images."""
+"""Processes that die: a run's only one at any time, one of several, and one that loads images."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_a_process_with_another_setting_ends_all_before_they_train(launched):
 
 
 def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
-    """As on two machines without a file system in common: it would begin while the other goes on."""
+    """On two machines without a common file system, one process would begin while the other goes on."""
     folder, ends, _, errors = launched
     assert ends["other folder"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
     difference = "checkpoint: True in process 0, False in process 1. All processes need one folder --out "
@@ -132,7 +132,7 @@ def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
 
 
 def test_a_killed_process_that_loads_images_is_named_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
-    """As the kernel kills it when memory runs out."""
+    """The kernel kills such a process when memory runs out."""
     source = tiny_folder(tmp_path / "d")
     words = ["train", "--data", source, "--batch-size", "4", "--image-size", "8", "--epochs", "3", "--workers", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0

@@ -274,7 +274,7 @@ def test_scale_rows(place, rows, columns, dtype):
 
 @pytest.mark.slow
 def test_no_second_matrix_is_allocated():
-    # In a process of its own: the peak of resident memory over a step, beside the logits and their gradient.
+    # A process of its own prints the peak of resident memory over a step, beside the logits, in matrices of their size.
     script = """
         import torch
         from ltfast.losses import AGCLLoss, BalancedBCELoss
