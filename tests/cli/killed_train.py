@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 
+import sklearn.datasets  # noqa: F401  (as the packages below: a run imports it, here once for all children)
 import torch
 
-from ltfast import cli
+from ltfast import cli, data, losses, methods, models  # noqa: F401
 from ltfast.engine.loop import _Run
 
 

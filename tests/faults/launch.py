@@ -1,10 +1,7 @@
 """`launch.py SCENARIOS -- ARGUMENTS` runs `ltfast ARGUMENTS` in two processes with torchrun's launcher, once per
 scenario. The workers are forked from a server, since importing torch only once saves time.
 
-SCENARIOS is JSON, a list of `{"out": folder, "restarts": n, "faults": [[restart, rank, step, who, signal], ...]}`:
-after `restart` restarts, the process with rank `rank` sends the signal to `who` ("self" or "launcher") after optimiser
-step `step`. `"second": [...]` appends arguments for the second process. The output has one line of JSON per scenario
-with its outcome.
+SCENARIOS is JSON, a list of `Scenario`s. The output has one line of JSON per scenario with its outcome.
 """
 
 import json
@@ -13,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -28,23 +26,46 @@ PRELOAD = [
 ]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """After so many restarts of the group, the process of this rank sends the signal once it has done so many steps."""
+
+    restarts: int
+    rank: int
+    steps: int
+    to: str  # "self" or "launcher"
+    signal: str
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run: its folder, how often the group may restart, and what happens to it."""
+
+    out: str
+    restarts: int = 0
+    faults: tuple[Fault, ...] = ()
+    second: tuple[str, ...] = ()  # arguments that only the second process has; they come last
+
+
 def worker(arguments, out, faults, second, launcher):
     import torch
 
     from ltfast import cli
+    from ltfast.engine import loop
     from ltfast.engine.loop import _Run
 
     torch.set_num_threads(1)
-    attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
-    due = {step: (who, number) for restart, place, step, who, number in faults if (restart, place) == (attempt, rank)}
+    loop.time_losses = lambda *arguments: None  # half of a tiny run's time
+    place = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+    rank = place[1]
+    due = {fault["steps"]: fault for fault in faults if (fault["restarts"], fault["rank"]) == place}
     done = [0]
 
     def step(*arguments, whole=_Run._step):
         logged = whole(*arguments)
         done[0] += 1
-        if done[0] in due:
-            who, number = due[done[0]]
-            os.kill(os.getpid() if who == "self" else launcher, signal.Signals[number])
+        if fault := due.get(done[0]):
+            os.kill(os.getpid() if fault["to"] == "self" else launcher, signal.Signals[fault["signal"]])
         return logged
 
     _Run._step = step
@@ -70,7 +91,7 @@ def main():
         )
         begun, end = time.monotonic(), "finished"
         try:
-            arguments = sys.argv[split + 1 :], scenario["out"], scenario["faults"], scenario.get("second", [])
+            arguments = sys.argv[split + 1 :], scenario["out"], scenario["faults"], scenario["second"]
             elastic_launch(config, worker)(*arguments, os.getpid())
         except ChildFailedError as error:
             end = f"rank {error.get_first_failure()[0]} failed: {error.get_first_failure()[1].exitcode}"

@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
 from faults.conftest import same_bits, tiny, tiny_folder, tiny_npz
+from faults.launch import Fault, Scenario
 from ltfast.cli import main
 from ltfast.engine.loop import _Run
-
-DIGITS = ["train", "--data", "digits", "--imbalance", "20", "--epochs", "2", "--batch-size", "12",
-          "--checkpoint-minutes", "0"]  # fmt: skip
 
 pytestmark = pytest.mark.slow  # runs that are killed and resumed
 
@@ -58,29 +57,30 @@ def test_killed_at_random_times_ends_with_the_same_bits(tmp_path):
 def launched(tmp_path_factory):
     """Runs in two processes: their folder, how each ended, and the output of all."""
     folder = tmp_path_factory.mktemp("launched")
+    killed = Fault(restarts=0, rank=1, steps=3, to="self", signal="SIGKILL")
+    killed_again = Fault(restarts=1, rank=0, steps=4, to="self", signal="SIGKILL")
+    terminated = Fault(restarts=0, rank=0, steps=3, to="launcher", signal="SIGTERM")
+    stopped, elsewhere = str(folder / "stopped"), str(folder / "elsewhere")
     scenarios = {
-        "whole": (0, []),
-        "restarted": (2, [[0, 1, 3, "self", "SIGKILL"], [1, 0, 4, "self", "SIGKILL"]]),
-        "alone": (0, [[0, 1, 3, "self", "SIGKILL"]]),
-        "stopped": (0, [[0, 0, 3, "launcher", "SIGTERM"]]),
+        "whole": Scenario(str(folder / "whole")),
+        "restarted": Scenario(str(folder / "restarted"), restarts=2, faults=(killed, killed_again)),
+        "alone": Scenario(str(folder / "alone"), faults=(killed,)),
+        "stopped": Scenario(stopped, faults=(terminated,)),
+        "continued": Scenario(stopped),
+        "other lr": Scenario(str(folder / "other lr"), second=("--lr", "0.5")),
+        "other folder": Scenario(stopped, second=("--out", elsewhere)),
     }
-    words = [
-        {"out": str(folder / name), "restarts": restarts, "faults": faults}
-        for name, (restarts, faults) in [*scenarios.items(), ("stopped", (0, []))]
-    ]
-    others = {"other lr": ["--lr", "0.5"], "other folder": ["--out", str(folder / "elsewhere")]}
-    for name, second in others.items():
-        out = "stopped" if name == "other folder" else name
-        words.append({"out": str(folder / out), "restarts": 0, "faults": [], "second": second})
+    words = ["train", "--data", tiny_npz(folder / "d.npz", [200, 160]), "--epochs", "2", "--batch-size", "12"]
     script = Path(__file__).parent / "launch.py"
-    command = [sys.executable, str(script), json.dumps(words), "--", *DIGITS]
+    listed = json.dumps([asdict(scenario) for scenario in scenarios.values()])
+    command = [sys.executable, str(script), listed, "--", *words, "--checkpoint-minutes", "0"]
     # files, since the last process left behind by a killed one would keep a pipe open
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, stdout=out, stderr=err, timeout=500, check=True, env=environment)
     shown, errors = (folder / "out").read_text(), (folder / "err").read_text()
     ends = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
-    return folder, dict(zip([*scenarios, "continued", *others], ends, strict=True)), shown, errors
+    return folder, dict(zip(scenarios, ends, strict=True)), shown, errors
 
 
 def test_a_dead_process_restarts_the_group_which_ends_with_the_same_bits(launched):
@@ -122,8 +122,7 @@ def test_a_process_with_another_setting_ends_all_before_they_train(launched):
 
 
 def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
-    """This happens with two machines without a common file system: one process would start anew while the other
-    resumes."""
+    """On two machines without a common file system, one process would start anew while the other resumes."""
     folder, ends, _, errors = launched
     assert ends["other folder"]["end"] in ("rank 0 failed: 2", "rank 1 failed: 2")
     difference = "checkpoint: True in process 0, False in process 1. All processes need one folder --out "
@@ -133,7 +132,7 @@ def test_a_process_that_does_not_see_the_checkpoint_ends_all(launched):
 
 
 def test_a_killed_process_that_loads_images_is_named_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
-    """The kernel kills it in this way when memory runs out."""
+    """The kernel kills such a process when memory runs out."""
     source = tiny_folder(tmp_path / "d")
     words = ["train", "--data", source, "--batch-size", "4", "--image-size", "8", "--epochs", "3", "--workers", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0

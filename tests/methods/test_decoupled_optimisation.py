@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from torch import nn
 
 import ltfast
@@ -177,7 +178,7 @@ def test_any_groups_and_any_order(minima, order, tmp_path):
 
 
 def test_groups_without_classes_have_no_stage():
-    """As CIFAR-10's at imbalance 100: its rarest class has 50 images."""
+    """CIFAR-10 at imbalance 100 has such a group: its rarest class has 50 images."""
     plan = build(group_minima=(10, 2))
     assert [stage.name for stage in plan.stages] == ["many", "many_pruned", "medium"]
     assert plan.stages[2].loss.log_alpha.argmax() == 2  # the last has the reversed tail
@@ -210,26 +211,37 @@ def test_sampling_and_loss_of_each_stage():
 DIGITS = ["train", "--config", "do/digits", "--epochs", "2", "--later-epochs", "1", "--prune-epochs", "2"]
 
 
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("do")
+def finished(words, out):
+    """The folder of a run that has come to its end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert main([*DIGITS, "--out", str(out)]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*words, "--out", str(out)]) == 0
     torch.set_num_threads(threads)
     return out
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    return finished(DIGITS, tmp_path_factory.mktemp("do"))
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """A run without sub-models."""
+    return finished(["train", "--config", "ce/digits", "--epochs", "1"], tmp_path_factory.mktemp("ce"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
 def test_killed_inside_and_between_stages_ends_with_the_same_bits(digits_run, tmp_path):
-    """Of 32 steps: killed inside the first stage, inside its pruning, inside the second, and before the last."""
+    """It is killed inside the first stage, inside its pruning, inside the second, and before the last, of 32 steps."""
     check_killed_runs(digits_run, DIGITS, (3, 9, 8, 12), ["many", "many_pruned", "medium", "few"], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
-def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
+def test_eval_aggregates_as_asked(digits_run, plain_run, tmp_path, capsys):
     results = {}
     for kind in (None, "instance", "group", "average"):
         words = [] if kind is None else ["--aggregate", kind]
@@ -239,16 +251,14 @@ def test_eval_aggregates_as_asked(digits_run, tmp_path, capsys):
     assert results[None] == results["instance"] == metrics["per_class"]
     assert results["average"] != results["instance"]
     capsys.readouterr()
-    assert main(["train", "--config", "ce/digits", "--epochs", "1", "--out", str(tmp_path / "ce")]) == 0
-    assert main(["eval", "--checkpoint", str(tmp_path / "ce"), "--aggregate", "group"]) == 2
+    assert main(["eval", "--checkpoint", str(plain_run), "--aggregate", "group"]) == 2
     assert "--aggregate: expected none, since method 'ce' has no sub-models, got 'group'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_command_line")
-def test_importance_is_reported(digits_run, tmp_path, capsys):
-    assert main(["train", "--config", "ce/digits", "--epochs", "1", "--out", str(tmp_path / "ce")]) == 0
-    runs = [str(digits_run), str(tmp_path / "ce")]
+def test_importance_is_reported(digits_run, plain_run, tmp_path, capsys):
+    runs = [str(digits_run), str(plain_run)]
     out = tmp_path / "picture.png"
     assert main(["report", "importance", *runs, "--out", str(out), "--images", "30", "--per-class"]) == 0
     shown = capsys.readouterr().out

@@ -28,7 +28,7 @@ def row_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def tolerances(dtype: torch.dtype) -> tuple[float, float]:
-    """Of the loss and of the gradient."""
+    """The tolerances of the loss and of the gradient."""
     return LOSS_TOLERANCE[dtype], GRADIENT_TOLERANCE[dtype]
 
 

@@ -117,7 +117,7 @@ def test_it_is_binary_cross_entropy(rows, classes, data, spread):
 
 
 def test_small_targets_of_many_classes(place):
-    """Of each (1 - t) z and softplus(-z) cancel but for t z, in the same way in every class."""
+    """In every class (1 - t) z and softplus(-z) cancel but for t z, in the same way."""
     classes = 8142
     logits = torch.randn(4, classes, device=place.device) * 2 - 15
     target = torch.randint(classes, (4,), device=place.device)

@@ -24,7 +24,7 @@ def exact(nu, x):
 
 
 def arguments(nu, dtype):
-    """From 1e-3 to 1e8, and about the place where log I_nu is 0."""
+    """Values from 1e-3 to 1e8, and some about the zero of log I_nu."""
     decades = [low for low in range(-3, 8) if nu < 1000 or low not in (4, 5)]  # there mpmath takes minutes
     x = [10 ** np.random.default_rng().uniform(low, low + 1) for low in decades]
     x += [nu * z for z in (0.31, 0.6, 0.6627, 0.66274341934918, 0.7, 1.29)] if nu else []
@@ -75,7 +75,7 @@ def exact_at_the_ends(nu, x):
 
 @pytest.mark.parametrize("nu", [0.0, 5e-324, 1e-300, 0.5, 7.0, 16.0, 63.0, 1e9, 1e39, 1e154, 2e155, 1e300, 1.7e308])
 def test_the_ends_of_the_exponent_range(place, nu, dtype):
-    """To the largest number of the dtype, beyond which the result is infinite, and relative to max(1, |value|)."""
+    """Errors are relative to max(1, |value|); beyond the largest number of the dtype the result is infinite."""
     x = torch.tensor(ENDS[dtype], dtype=dtype, device=place.device).requires_grad_()
     logarithm, ratio = log_iv(nu, x), bessel_ratio(nu, x)
     slopes = [torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (ratio, logarithm)]

@@ -24,7 +24,7 @@ def problem(rows, classes, dtype=torch.float32, device="cpu"):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("classes", "start"), [(1, 0), (1008, 1023), (2050, 2)])
 def test_a_share_of_the_classes(place, classes, start, dtype):
-    """Its statistics, and the gradient of a function of them, with labels in it and in others."""
+    """Checks its statistics and the gradient of a function of them; labels are in it and in other shares."""
     cosine, _, noise = problem(6, classes, dtype, place.device)
     target = torch.tensor([0, classes - 1, -1, classes, -(2**40), classes // 2], device=place.device)
     seed = torch.tensor([123456789012345], device=place.device)

@@ -30,7 +30,7 @@ def ops(device, rows):
 
 
 def labels(ignore_index, which, device, rows):
-    """Of "some" the first row is ignored, two in the middle, and the last."""
+    """Where some labels are ignored, they are those of the first row, of two in the middle, and of the last."""
     target = torch.arange(rows, device=device) % CLASSES
     if which == "some":
         target[torch.tensor([0, rows // 2 - 1, rows // 2, rows - 1])] = ignore_index
@@ -46,7 +46,7 @@ def test_ignored_rows(place, name, dtype, reduction):
     inputs = inputs.to(dtype)
     with ltfast.backend("reference"):
         exact = inputs.double().requires_grad_()
-        rows = op(exact, labels(0, "none", place.device, number), reduction="none")  # of labels that none ignores
+        rows = op(exact, labels(0, "none", place.device, number), reduction="none")  # no label is ignored
     for ignore_index, which in ((-100, "some"), (3, "some"), (-100, "none"), (-100, "all")):
         target = labels(ignore_index, which, place.device, number)
         counted = target != ignore_index
@@ -123,7 +123,7 @@ def test_other_labels_out_of_range_are_refused(backend, name):
 
 @pytest.mark.parametrize("name", ["agcl", "balanced_bce", "vmf"])
 def test_long_rows_are_ignored_too(place, name):
-    """Rows of several blocks, and vectors that end within one."""
+    """A row has several blocks, and its vectors end within one."""
     classes = 8200 if place.backend == "triton" else 4100
     target = torch.tensor([5, -100, classes - 1, -100], device=place.device)
     if name == "vmf":
@@ -162,7 +162,7 @@ def test_compiled(name):
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     results = []
     for function in (op, compiled):
-        x = inputs.half().requires_grad_()  # of float16 the backward pass takes the mean
+        x = inputs.half().requires_grad_()  # the backward pass takes the mean of float16
         loss = function(x, target)
         results.append((loss, *torch.autograd.grad(loss, x)))
     for one, other in zip(*results, strict=True):

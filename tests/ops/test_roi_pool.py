@@ -19,7 +19,7 @@ def make(images, channels, height, width, number, device="cpu", dtype=torch.floa
 
 
 def make_boxes(images, number, height, width):
-    """Inside, across the border and outside; each fourth has no area."""
+    """The boxes lie inside, across the border and outside; each fourth has no area."""
     corners = torch.rand(images, number, 2, 2, dtype=torch.float64) * 2 - 0.5
     boxes = torch.cat(((corners.amin(2)), corners.amax(2)), 2) * torch.tensor([width, height, width, height])
     boxes[:, 3::4, 2:] = boxes[:, 3::4, :2]
@@ -34,7 +34,7 @@ def by_torchvision(features, boxes, spatial_scale=1.0, output_size=2, sampling_r
 
 
 def check(features, boxes, **options):
-    """Values and gradient beside torchvision's in float64."""
+    """Compares the values and the gradient with torchvision's in float64."""
     features = features.detach().requires_grad_()
     pooled = patch_roi_pool(features, boxes, **options)
     incoming = torch.randn_like(pooled)
@@ -79,7 +79,7 @@ def test_options(place, options):
 
 
 def test_box_corner_cases(place):
-    """Samples that lie exactly on the last that counts, and inverted boxes."""
+    """Some samples lie exactly on the last position that counts, and some boxes are inverted."""
     features = torch.randn(1, 2, 4, 6, device=place.device)
     boxes = [[-2, -2, 0, 0], [5, 3, 7, 5], [-3, -1, 9, 5], [6, 4, 8, 6], [2, 2, 2, 2], [-9, -9, -5, -5], [4, 3, 1, 0]]
     boxes = torch.tensor([boxes], device=place.device, dtype=torch.float32)
@@ -115,7 +115,8 @@ def test_any_box(shape, options, grow, channels_last, seed):
 
 @pytest.mark.parametrize("ratio", [-1, 1, 3])
 def test_coordinates_up_to_the_largest_number(place, ratio):
-    """As in float64, where no product of coordinates overflows; beside torchvision where it counts the samples."""
+    """The results are those of float64, where no product of coordinates overflows, and torchvision's where it counts
+    the samples."""
     far = [1e9, 1e17, 1e20, 1e30, 1e38, 3e38]
     boxes = (
         [[0, 0, x, 3] for x in far] + [[-1, y, 4, 1] for y in far] + [[-x, 0, 4, x] for x in far] + [[1e-45, 0, 3, 2]]
@@ -147,7 +148,7 @@ def test_no_box_does_harm(box, ratio):
 
 
 def test_the_cost_of_a_box_is_bounded(place):
-    """A thousand million pixels wide, and as many samples a bin."""
+    """A box may be 10^9 pixels wide, and a bin may have as many samples."""
     features = torch.ones(1, 1, 3, 5, device=place.device)
     boxes = torch.tensor([[[-1e9, -1e9, 1e9, 1e9], [-3e38, -3e38, 3e38, 3e38]]], device=place.device)
     assert (patch_roi_pool(features, boxes).abs() < 1e-6).all()
