@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 _LEAST_SCALE = 1e-4  # of fp16's losses; it begins at 65536, and is halved at each step whose gradient overflows
-_ADVICE = "A lower --lr often helps"
 
 
 class TrainingError(RuntimeError):
@@ -34,7 +33,9 @@ def check_losses(losses: Sequence[float], where: str, first: int, checkpoint: Pa
     """
     for step, loss in enumerate(losses, first):
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at {where}, step {step}; {_kept(checkpoint)}. {_ADVICE}")
+            raise TrainingError(
+                f"the loss is {loss} at {where}, step {step}; {_kept(checkpoint)}. A lower --lr often helps"
+            )
 
 
 def check_scale(scaler: Any | None, where: str, checkpoint: Path) -> None:
@@ -51,7 +52,7 @@ def check_scale(scaler: Any | None, where: str, checkpoint: Path) -> None:
     if scaler is not None and (scale := scaler.get_scale()) < _LEAST_SCALE:
         raise TrainingError(
             f"the gradient overflows at {where}, with the loss times {scale:.0e} too; "
-            f"{_kept(checkpoint)}. {_ADVICE}, or --precision bf16"
+            f"{_kept(checkpoint)}. A lower --lr often helps, or --precision bf16"
         )
 
 
@@ -62,7 +63,7 @@ def check_parameters(parameters: Iterable[Tensor], checkpoint: Path) -> None:
         TrainingError: one is not finite.
     """
     if not all(is_finite(parameter) for parameter in parameters):
-        raise TrainingError(f"a weight is not finite; {_kept(checkpoint)}. {_ADVICE}")
+        raise TrainingError(f"a weight is not finite; {_kept(checkpoint)}. A lower --lr often helps")
 
 
 def check_state(state: Mapping[str, Tensor], checkpoint: Path) -> None:
@@ -72,7 +73,7 @@ def check_state(state: Mapping[str, Tensor], checkpoint: Path) -> None:
         TrainingError: a tensor is not finite; the message names it.
     """
     if bad := next((name for name, value in state.items() if not is_finite(value)), None):
-        raise TrainingError(f"{bad} is not finite; {_kept(checkpoint)}. {_ADVICE}")
+        raise TrainingError(f"{bad} is not finite; {_kept(checkpoint)}. A lower --lr often helps")
 
 
 def _kept(checkpoint: Path) -> str:
