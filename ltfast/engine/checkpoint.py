@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not lexists(path):
         raise InputNotFoundError(f"there is no {path}", name="checkpoint")
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is no file: a link to nothing, a folder or a device")
+        raise CheckpointError(f"checkpoint {path} is not a file: it is a broken link, a folder or a device")
     try:
         # torch's reader checks sizes but not contents: the archive's own checksums do
         with zipfile.ZipFile(path) as archive:

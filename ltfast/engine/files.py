@@ -27,7 +27,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             existing file is unchanged.
     """
     if path.exists() and not path.is_file():
-        raise OSError(f"cannot write {path}: something else than a file is there")
+        raise OSError(f"cannot write {path}: it is not a regular file")
     partial = path.with_name(f"{path.name[:50]}.{token_hex(8)}.partial")
     try:
         # mode "x" creates a new file and never opens an existing one or a link's target; the umask sets permissions

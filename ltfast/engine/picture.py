@@ -41,7 +41,7 @@ def picture(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], 
             return False
         replace_file(path, lambda file: file.write(content))
         if missing:
-            say(f"{path}: no font here has {missing}, so boxes are drawn; install one that has, Noto's for example")
+            say(f"{path}: no installed font has {missing}, so boxes are drawn; install one that has, for example Noto")
         return True
 
     return write

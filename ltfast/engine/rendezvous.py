@@ -54,4 +54,4 @@ def _follow(store: Store, rank: int) -> str:
         if store.check([f"{attempt}/{own}"]):
             return attempt
         time.sleep(0.01)
-    raise TimeoutError(f"the first process has not come within {_SECONDS} seconds")
+    raise TimeoutError(f"the first process has not joined within {_SECONDS} seconds")

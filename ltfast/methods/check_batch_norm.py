@@ -42,6 +42,6 @@ def check_batch_norm(network: nn.Module, image_shape: tuple[int, int, int], imag
     if lone:
         raise SettingError(
             name,
-            f"at least 2: of one image, the BatchNorm {lone[0]} gets one value a channel, which has no variance",
+            f"at least 2: with one image, the BatchNorm {lone[0]} gets one value per channel, which has no variance",
             images,
         )

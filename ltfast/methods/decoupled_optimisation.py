@@ -258,8 +258,8 @@ def build(
     check(len(shares) == len(names) - 1, "prune", expected, settings.prune)
     if len(names) == 1:
         warnings.warn(
-            f"all classes are in one group ({names[0]}), so do is plain training: --imbalance cuts a long tail, "
-            "--group-minima draws other borders",
+            f"all classes are in one group ({names[0]}), so method do is plain training: --imbalance makes a long "
+            "tail, --group-minima sets other borders",
             stacklevel=2,
         )
     first = network(settings.pretrained)

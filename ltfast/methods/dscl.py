@@ -168,7 +168,7 @@ def build(
     chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
     enough = not settings.queue_sharded or chosen.queue_size >= context.world_size
-    check(enough, "queue_size", f"at least {context.world_size}, a key a process", chosen.queue_size)
+    check(enough, "queue_size", f"at least {context.world_size}, one key per process", chosen.queue_size)
     network = TwoBranchClassifier(
         settings.backbone,
         bundle.num_classes,
@@ -261,6 +261,6 @@ def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: 
     if maps.shape[1] != features.shape[1]:
         raise InputError(
             f"expected one whose feature map is as wide as its features ({features.shape[1]}), for patches "
-            f"to be pooled from it, got {backbone} ({maps.shape[1]}); --pbsd-weight 0 does without patches",
+            f"to be pooled from it, got {backbone} ({maps.shape[1]}); --pbsd-weight 0 needs no patches",
             name="backbone",
         )

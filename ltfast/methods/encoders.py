@@ -64,4 +64,4 @@ def load_encoder(model: "VisionTransformer", weights: Mapping[str, Tensor]) -> N
     except (RuntimeError, ValueError, IndexError) as error:  # the message has a line for each size that differs
         wrong = str(error).splitlines()[1:] or [str(error)]
     if wrong:
-        raise InputError(f"the encoder is not of this backbone: {wrong[0].strip()}", name="init")
+        raise InputError(f"the encoder belongs to another backbone: {wrong[0].strip()}", name="init")

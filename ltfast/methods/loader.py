@@ -55,7 +55,7 @@ def check_files(workers: int, needed: int) -> None:
     opened = len(os.listdir("/dev/fd"))
     if limit != resource.RLIM_INFINITY and opened + needed + _SPARE_FILES > limit:
         raise OSError(
-            f"--workers {workers} needs {needed + _SPARE_FILES} open files more than the {opened} that there are, and "
+            f"--workers {workers} needs {needed + _SPARE_FILES} more open files than the {opened} that are open, and "
             f"the limit is {limit}: raise it (ulimit -n 1024), or use fewer --workers"
         )
 

@@ -89,7 +89,7 @@ def test_characters_that_no_font_has_are_said_once(tmp_path, capsys, monkeypatch
     assert plot.plot_per_class(tmp_path / "p.png", METRICS, names, GROUPS)
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert f"{tmp_path}/p.png: no font here has " in said
+    assert f"{tmp_path}/p.png: no installed font has " in said
     assert "U+12000, U+1F9FF" in said
 
 

@@ -260,7 +260,7 @@ def test_what_is_no_file_is_no_missing_checkpoint(what, command, words, tmp_path
         "train": [*words, "--out", path.parent],
         "init": [*tiny("lpt", source, batch_size=4, encoder=path.parent), "--out", tmp_path / "lpt"],
     }
-    assert f"checkpoint {path} is no file: a link to nothing, a folder or a device" in refused(
+    assert f"checkpoint {path} is not a file: it is a broken link, a folder or a device" in refused(
         commands[command], capsys
     )
 

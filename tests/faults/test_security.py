@@ -265,7 +265,7 @@ def test_a_new_file_can_be_read_as_the_umask_says_and_a_device_is_no_file(tmp_pa
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(OSError, match=f"cannot write {tmp_path}/{name}: something else than a file is there"):
+        with pytest.raises(OSError, match=f"cannot write {tmp_path}/{name}: it is not a regular file"):
             replace_file(tmp_path / name, lambda file: file.write(b"x"))
     assert {path.name for path in tmp_path.iterdir()} == {"f", "pipe", "folder"}
 

@@ -275,7 +275,7 @@ def test_encoders_fit_other_sizes_and_no_other_networks():
     torch.testing.assert_close(larger.pos_embed[:, 1:].mean(1), weights["pos_embed"][:, 1:].mean(1), atol=0.02, rtol=0)
     for name, options in (("vit_tiny_cifar", {}), ("vit_digits", {"depth": 3}), ("vit_digits", {"depth": 5})):
         other, _ = make_backbone(name, in_chans=1, image_size=8, **options)
-        with pytest.raises(ValueError, match="init: the encoder is not of this backbone: "):
+        with pytest.raises(ValueError, match="init: the encoder belongs to another backbone: "):
             load_encoder(other, weights)
 
 
