@@ -132,7 +132,7 @@ def restore(
     train = with_classes(test, torch.repeat_interleave(torch.arange(len(counts)), counts), classes)
     bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
 
-    context = BuildContext(replace(run, seed=settings["seed"]), rank, world_size, batch_size)
+    context = BuildContext(run, rank, world_size, batch_size)
     plan, size = _rebuild(checkpoint, saved, settings, facts, bundle, context, aggregate)
     number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
@@ -191,6 +191,7 @@ def _rebuild(
         chosen = settings_of(method, values)
         size = unless_auto(chosen.image_size, facts["image_size"])
         chosen = replace(chosen, image_size=size, pretrained=chosen.pretrained and not whole)
+        context = replace(context, run=replace(context.run, seed=settings["seed"]))
         plan = METHODS[method].build(chosen, bundle, context)
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a network that is too large
         raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error

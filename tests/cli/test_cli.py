@@ -415,7 +415,7 @@ def test_a_batch_of_one_image_is_refused_where_batch_norm_needs_two(tmp_path, ca
     for method in ("ce", "do", "dscl"):
         assert main(["train", "--method", method, "--backbone", "resnet18", *words]) == 2
         error = capsys.readouterr().err
-        assert "--batch-size: expected at least 2: of one image, the BatchNorm backbone.layer4.0.bn1 gets" in error
+        assert "--batch-size: expected at least 2: with one image, the BatchNorm backbone.layer4.0.bn1 gets" in error
     assert not (tmp_path / "run").exists()
     # eight pixels per image are enough values
     assert main(["train", "--out", str(tmp_path / "digits"), "--batch-size", "1", "--epochs", "1"]) == 0

@@ -14,6 +14,7 @@ from ltfast.losses import AGCLLoss, ProCoLoss
 from ltfast.models import ClassParallelCosineClassifier, CosineClassifier
 from ltfast.ops import class_parallel_agcl
 from ltfast.ops.core.collectives import class_ranges, gather
+from vectors import unit
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 # classes, and options of AGCLLoss; no number of classes is a multiple of the number of processes
@@ -24,10 +25,6 @@ SETTINGS = [
     (17, {"reduction": "sum", "ignore_index": 0}),
     (7, {"reduction": "none", "noise_mul": 0.0, "ignore_index": 6}),
 ]
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
 def labels_of(rows, classes):

@@ -5,10 +5,7 @@ from torch.nn import functional as F
 
 from distributed.harness import run_processes
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, ProCoLoss
-
-
-def unit(*shape, dtype=torch.float64):
-    return F.normalize(torch.randn(*shape, dtype=dtype), dim=-1)
+from vectors import unit
 
 
 def contrast(rank, processes, batches):

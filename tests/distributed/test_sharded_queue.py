@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from distributed.harness import run_processes
 from ltfast.data import class_groups
@@ -17,14 +16,11 @@ from ltfast.engine.seeding import seed_everything
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
 from ltfast.methods import METHODS, BuildContext, settings_of
 from methods.conftest import tiny_bundle
+from vectors import unit
 
 CLASSES = 5
 # keys in the queue and in a batch: the ring wraps at different slots, and the third batch is larger than the queue
 SIZES = [(20, 8), (23, 12), (5, 20), (9, 4), (1000, 8)]
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
 def make_batches(rows, number=6):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
+from fixtures import fresh_accelerator, one_thread  # noqa: F401
 from ltfast.cli import main
 from ltfast.engine import timing
 from ltfast.engine.checkpoint import load_checkpoint
@@ -15,22 +15,10 @@ from ltfast.engine.checkpoint import load_checkpoint
 METHODS = ("ce", "do", "dscl", "livt", "lpt", "proco")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Results depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def _command_line(monkeypatch):
-    """Each command creates its own accelerator."""
     monkeypatch.setattr(timing, "time_losses", lambda *arguments: None)  # half of the time of a tiny run
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.use_deterministic_algorithms(False)
 
 

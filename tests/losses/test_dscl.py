@@ -7,14 +7,11 @@ import ltfast
 from ltfast import compat
 from ltfast.benchmark.cases import published_dscl as published
 from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss, SupConQueueLoss
+from vectors import unit
 
 LOSSES = {"dscl": (DSCLLoss, published.dscl), "supcon": (SupConQueueLoss, published.supcon)}
 SIZES = [(1, 1, 2, 1), (3, 7, 5, 2), (17, 64, 33, 5), (40, 300, 128, 7)]  # batch, queue, width, classes
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (2e-6, 1e-5), torch.bfloat16: (1e-2, 1e-2)}
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
 def filled_queue(size, width, classes, *, filled=None, dtype=torch.float64):

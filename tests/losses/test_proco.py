@@ -11,16 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fixtures import fresh_random_numbers  # noqa: F401
 from ltfast.benchmark.cases import published_proco
 from ltfast.losses import ProCoLoss
 
 COUNTS = [500, 200, 100, 50, 20, 10, 5]
 CLASSES = len(COUNTS)
-
-
-@pytest.fixture(autouse=True)
-def fresh_random_numbers():
-    print(f"torch.manual_seed({torch.seed()})")  # shown if a test fails
 
 
 def batch(rows, width, classes=CLASSES, dtype=torch.float32):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import ltfast
+from fixtures import fresh_random_numbers  # noqa: F401
 from ltfast.ops.core import backends
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ PLACES = [
 
 
 def pytest_collection_modifyitems(items):
-    """Triton's interpreter takes a third of all tests' time: `make test` has it where each op runs once, on little."""
+    """Triton's interpreter is slow: `make test` uses it only where each op runs once, on small tensors."""
     for item in items:
         if "triton-interpreter" in item.name and item.path.parent == HERE and item.path.stem != "test_autocast":
             item.add_marker(pytest.mark.slow)
@@ -55,12 +56,6 @@ def place(request):
     """Runs the test on every implementation."""
     with ltfast.backend(request.param.backend):
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def fresh_random_numbers():
-    seed = torch.seed()
-    print(f"torch.manual_seed({seed})")  # shown where a test fails
 
 
 @pytest.fixture(params=backends.native().isas())
