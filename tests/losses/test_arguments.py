@@ -66,6 +66,7 @@ LOGITS = {
     "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True, gamma=1.0, weight=torch.rand(CLASSES)),
     "compat bce": lambda: compat.BCE_loss(SCRIPT, type="Bal"),
     "compat bce, none": lambda: compat.BCE_loss(SCRIPT, type="CB", reduction="none"),
+    "compat ldam": lambda: compat.LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat logit_adjust": lambda: compat.LogitAdjust(COUNTS, weight=torch.rand(CLASSES)),
 }
 FEATURES = {
@@ -306,7 +307,7 @@ def test_soft_targets_that_do_not_fit(name):
             loss(logits, bad)
 
 
-@pytest.mark.parametrize("name", ["ldam, weighted", "compat agcl, focal", "compat logit_adjust"])
+@pytest.mark.parametrize("name", ["ldam, weighted", "compat agcl, focal", "compat ldam", "compat logit_adjust"])
 def test_class_weights_of_other_classes(name):
     loss, inputs, labels = arguments(name)
     loss.weight = torch.rand(CLASSES + 1)

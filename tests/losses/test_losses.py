@@ -95,6 +95,7 @@ def test_every_constructor_reads_counts_alike():
     assert torch.equal(ProCoLoss(6, 4, class_counts=mapping).log_prior, ProCoLoss(6, 4, class_counts=COUNTS).log_prior)
     for name, make in (
         ("cls_num_list", compat.AGCL),
+        ("cls_num_list", compat.LDAMLoss),
         ("cls_num_list", compat.LogitAdjust),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="Bal")),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="CB")),

@@ -48,6 +48,7 @@ NEEDS_COSINES = {
     "ldam": lambda: LDAMLoss(COUNTS),
     "compat agcl": lambda: compat.AGCL(COUNTS),
     "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True),
+    "compat ldam": lambda: compat.LDAMLoss(COUNTS),
 }
 
 
@@ -103,7 +104,7 @@ def test_plain_logits_are_noticed_once(name):
     loss = NEEDS_COSINES[name]()
     for _ in range(5):
         loss(cosines(1.0), LABELS)
-    message = r"cosine has a value of size [23].*ltfast\.models\.CosineClassifier"
+    message = r"(cosine|x) has a value of size [23].*ltfast\.models\.CosineClassifier"
     with pytest.warns(UserWarning, match=message) as caught:
         repeat(200, lambda: loss(cosines(3.0), LABELS))
     assert len(caught) == 1
