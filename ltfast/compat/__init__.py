@@ -4,6 +4,7 @@ change its import.
 | name | replaces |
 | --- | --- |
 | ``AGCL`` | ``cb_loss.AGCL`` of LPT |
+| ``LDAMLoss`` | ``losses.LDAMLoss`` of LDAM-DRW |
 | ``LogitAdjust`` | ``LogitAdjust`` of BCL, PaCo and ProCo |
 | ``ProCoLoss`` | ``loss.proco.ProCoLoss`` of ProCo |
 | ``BCE_loss`` | ``util.loss.BCE_loss`` of LiVT |
@@ -14,7 +15,8 @@ change its import.
 from ltfast.compat.agcl import AGCL
 from ltfast.compat.bce_loss import BCE_loss
 from ltfast.compat.dscl import DSCLLoss, PBSDLoss
+from ltfast.compat.ldam import LDAMLoss
 from ltfast.compat.logit_adjust import LogitAdjust
 from ltfast.compat.proco import ProCoLoss
 
-__all__ = ["AGCL", "BCE_loss", "DSCLLoss", "LogitAdjust", "PBSDLoss", "ProCoLoss"]
+__all__ = ["AGCL", "BCE_loss", "DSCLLoss", "LDAMLoss", "LogitAdjust", "PBSDLoss", "ProCoLoss"]

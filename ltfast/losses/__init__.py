@@ -4,6 +4,7 @@ from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.dscl import DSCLLoss, SupConQueueLoss
+from ltfast.losses.ldam import LDAMLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.pbsd import PBSDLoss
@@ -14,6 +15,7 @@ __all__ = [
     "BalancedBCELoss",
     "CompensationLoss",
     "DSCLLoss",
+    "LDAMLoss",
     "LogitAdjustedLoss",
     "MemoryQueue",
     "PBSDLoss",

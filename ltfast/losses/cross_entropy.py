@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with a per-class shift of the logits, computed by PyTorch's function."""
+"""Softmax cross-entropy computed by PyTorch's function, with a per-class shift of the logits."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,10 +38,27 @@ def shifted_cross_entropy(
     weight = None if weight is None else weight.to(scores.dtype)
     if target.is_floating_point():
         return F.cross_entropy(scores, target.to(scores.dtype), weight=weight)
+    return label_cross_entropy(scores, target, weight=weight, ignore_index=ignore_index, name=names[1])
+
+
+def label_cross_entropy(
+    scores: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    name: str = "target",
+) -> Tensor:
+    """``cross_entropy`` of scores and integer labels, whose shapes and dtypes were checked before.
+
+    Raises:
+        ValueError: a label is out of range, on the CPU; the message calls the labels ``name``.
+    """
     try:
-        return F.cross_entropy(scores, target.long(), weight=weight, ignore_index=ignore_index)
+        return F.cross_entropy(scores, target.long(), weight=weight, ignore_index=ignore_index, reduction=reduction)
     except IndexError as error:  # PyTorch's message does not name the argument
-        raise ValueError(f"{names[1]} has a label out of range: expected labels in [0, {len(shift)})") from error
+        raise ValueError(f"{name} has a label out of range: expected labels in [0, {scores.shape[1]})") from error
 
 
 def _check(logits: Tensor, target: Tensor, classes: int, name: str, target_name: str) -> None:

@@ -14,6 +14,8 @@ from ltfast.methods.supervised_stage import SupervisedStage
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
+ON_COSINES = ("agcl", "ldam")  # losses of cosines; the others take logits
+
 
 def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
     """The loss that `--loss` names, for training images of these counts, length C.
@@ -21,7 +23,7 @@ def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
     Raises:
         ValueError: the name is unknown, or a class has no images.
     """
-    from ltfast.losses import AGCLLoss, BalancedBCELoss, LogitAdjustedLoss
+    from ltfast.losses import AGCLLoss, BalancedBCELoss, LDAMLoss, LogitAdjustedLoss
 
     if name == "cross_entropy":
         return nn.CrossEntropyLoss()
@@ -31,7 +33,9 @@ def make_loss(name: str, class_counts: Sequence[int]) -> nn.Module:
         return BalancedBCELoss(class_counts)
     if name == "logit_adjusted":
         return LogitAdjustedLoss(class_counts)
-    raise SettingError("loss", "cross_entropy, logit_adjusted, agcl or balanced_bce", name)
+    if name == "ldam":
+        return LDAMLoss(class_counts)
+    raise SettingError("loss", "cross_entropy, logit_adjusted, agcl, balanced_bce or ldam", name)
 
 
 def build(
@@ -62,7 +66,7 @@ def build(
     network = ImageClassifier(
         settings.backbone,
         bundle.num_classes,
-        head="cosine" if settings.loss == "agcl" else "linear",
+        head="cosine" if settings.loss in ON_COSINES else "linear",
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 class CosineClassifier(nn.Module):
     """The cosine of the angle between a feature and the weight of each class (Gidaris & Komodakis, CVPR 2018).
 
-    It has no scale: the loss applies its own (`ltfast.losses.AGCLLoss` has `scale=20`).
+    It has no scale: the loss applies its own (`ltfast.losses.AGCLLoss` has `scale=20`, `LDAMLoss` has `scale=30`).
 
     Args:
         in_features: width D of the features.

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from ltfast.compat import AGCL, BCE_loss, LogitAdjust
+from ltfast.compat import AGCL, BCE_loss, LDAMLoss, LogitAdjust
 from ltfast.losses import AGCLLoss
 
 COUNTS = [1000, 300, 100, 50, 20, 5]
@@ -52,6 +53,44 @@ def test_logit_adjust(weight):
     adjusted = logits + 2 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
     expected = F.cross_entropy(adjusted, target, weight=weight)
     torch.testing.assert_close(LogitAdjust(COUNTS, tau=2, weight=weight)(logits, target), expected)
+
+
+def published_ldam(x, target, max_m, weight, s):
+    """The authors' steps: a mask of the labels, the margins of the rows, and a choice by the mask."""
+    margins = 1 / np.sqrt(np.sqrt(COUNTS))
+    margins = torch.tensor(margins * (max_m / margins.max())).to(x.dtype)
+    index = torch.zeros_like(x, dtype=torch.bool).scatter(1, target.view(-1, 1), True)
+    of_rows = (margins[None, :] @ index.to(x.dtype).T).view(-1, 1)
+    return F.cross_entropy(s * torch.where(index, x - of_rows, x), target, weight=weight)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize("options", [{}, {"max_m": 0.3, "s": 20}], ids=str)
+def test_ldam(weight, options):
+    x, target = batch()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss = LDAMLoss(cls_num_list=COUNTS, weight=weight, **options)(ours, target)
+    expected = published_ldam(theirs, target, options.get("max_m", 0.5), weight, options.get("s", 30))
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_ldam_is_built_anew_with_the_weights_of_an_epoch():
+    """As in the authors' script, which weights the classes by their effective number from epoch 160."""
+    x, target = batch()
+    for beta in (0, 0.9999):
+        effective = (1 - beta) / (1 - np.power(beta, COUNTS))
+        weight = torch.FloatTensor(effective / effective.sum() * len(COUNTS))
+        loss = LDAMLoss(cls_num_list=COUNTS, max_m=0.5, s=30, weight=weight)(x, target)
+        torch.testing.assert_close(loss, published_ldam(x, target, 0.5, weight, 30))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"s": 0}, "s is 0"), ({"max_m": -1}, "max_m is -1")])
+def test_ldam_names_the_authors_arguments(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LDAMLoss(COUNTS, **options)
 
 
 def published_bce(x, target, kind, threshold, reduction, pos_weight):

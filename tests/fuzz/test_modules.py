@@ -17,6 +17,7 @@ from ltfast.losses import (
     BalancedBCELoss,
     CompensationLoss,
     DSCLLoss,
+    LDAMLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
@@ -135,6 +136,35 @@ LOGIT_ADJUSTED = Entry(
     ),
     gradients=("logits",),
     tolerance=softmax_tolerance,
+    loose=("two threads",),
+    triton_weight=0,
+    weight=0.3,
+)
+
+
+def plain_ldam(
+    counts: list[int], logits: Tensor, target: Tensor, scale: float, max_margin: float, reduction: str
+) -> Tensor:
+    n = torch.tensor(counts).double()
+    margins = max_margin * (n.min() / n).sqrt().sqrt()
+    own = F.one_hot(target.long(), len(counts))
+    return F.cross_entropy(scale * (logits - own * margins), target.long(), reduction=reduction)
+
+
+def run_ldam(counts: list[int], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return LDAMLoss(counts, **options)(logits, target)
+
+
+LDAM = Entry(
+    name="ldam_loss",
+    arguments=with_options(
+        scale=d.number(0.1, 50, 30.0), max_margin=d.number(0, 1, 0.5), reduction=reductions, extremes=None
+    ),
+    run=run_ldam,
+    reference=plain_ldam,
+    gradients=("logits",),
+    tolerance=softmax_tolerance,
+    unit=lambda given: 0.2 * given["scale"],
     loose=("two threads",),
     triton_weight=0,
     weight=0.3,
@@ -387,4 +417,4 @@ MEMORY_QUEUE = Entry(
     weight=0.4,
 )
 
-globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, COMPENSATION, PROCO, *DSCL, PBSD, MEMORY_QUEUE))
+globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, LDAM, COMPENSATION, PROCO, *DSCL, PBSD, MEMORY_QUEUE))

@@ -12,6 +12,7 @@ from ltfast.losses import (
     BalancedBCELoss,
     CompensationLoss,
     DSCLLoss,
+    LDAMLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
@@ -59,10 +60,13 @@ LOGITS = {
     "balanced_bce": lambda: BalancedBCELoss(COUNTS),
     "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS),
     "compensation": lambda: CompensationLoss(COUNTS, 3),
+    "ldam": lambda: LDAMLoss(COUNTS),
+    "ldam, weighted": lambda: LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat agcl": lambda: compat.AGCL(COUNTS),
     "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True, gamma=1.0, weight=torch.rand(CLASSES)),
     "compat bce": lambda: compat.BCE_loss(SCRIPT, type="Bal"),
     "compat bce, none": lambda: compat.BCE_loss(SCRIPT, type="CB", reduction="none"),
+    "compat ldam": lambda: compat.LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat logit_adjust": lambda: compat.LogitAdjust(COUNTS, weight=torch.rand(CLASSES)),
 }
 FEATURES = {
@@ -129,6 +133,8 @@ def ignoring(name, ignore_index, reduction="mean"):
         "balanced_bce": lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1, **options),
         "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS, ignore_index=ignore_index),
         "compensation": lambda: CompensationLoss(COUNTS, 3, ignore_index=ignore_index),
+        "ldam": lambda: LDAMLoss(COUNTS, **options),
+        "ldam, weighted": lambda: LDAMLoss(COUNTS, weight=torch.arange(1.0, 1 + CLASSES), **options),
     }.get(name, lambda: LOGITS[name]().eval())()
 
 
@@ -159,7 +165,7 @@ def test_ignored_labels_are_left_out(name, ignore_index):
     assert gradient[~kept].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["agcl", "agcl, balanced", "balanced_bce"])
+@pytest.mark.parametrize("name", ["agcl", "agcl, balanced", "balanced_bce", "ldam", "ldam, weighted"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_ignored_labels_have_no_loss(name, reduction):
     loss, (_, inputs, labels) = ignoring(name, -100, reduction), arguments(name)
@@ -213,7 +219,7 @@ def test_statistics_leave_ignored_labels_out(make):
     assert whole.counts.sum() == (labels >= 0).sum()
 
 
-@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "logit_adjusted", "compensation", "proco"])
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "logit_adjusted", "compensation", "ldam", "proco"])
 def test_an_ignore_index_that_is_no_integer(name):
     for bad in (None, 1.5, "x"):
         with pytest.raises(TypeError, match="ignore_index is"):
@@ -301,7 +307,7 @@ def test_soft_targets_that_do_not_fit(name):
             loss(logits, bad)
 
 
-@pytest.mark.parametrize("name", ["compat agcl, focal", "compat logit_adjust"])
+@pytest.mark.parametrize("name", ["ldam, weighted", "compat agcl, focal", "compat ldam", "compat logit_adjust"])
 def test_class_weights_of_other_classes(name):
     loss, inputs, labels = arguments(name)
     loss.weight = torch.rand(CLASSES + 1)

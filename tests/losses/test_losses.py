@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from ltfast import compat
-from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LogitAdjustedLoss, ProCoLoss
+from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LDAMLoss, LogitAdjustedLoss, ProCoLoss
 
 COUNTS = [1000, 300, 100, 50, 20, 5]
-EVERY = [AGCLLoss, BalancedBCELoss, LogitAdjustedLoss, lambda counts: CompensationLoss(counts, 3)]
-EVERY_NAMES = ["agcl", "balanced_bce", "logit_adjusted", "compensation"]
+EVERY = [AGCLLoss, BalancedBCELoss, LogitAdjustedLoss, LDAMLoss, lambda counts: CompensationLoss(counts, 3)]
+EVERY_NAMES = ["agcl", "balanced_bce", "logit_adjusted", "ldam", "compensation"]
 
 
 def batch(rows=16):
@@ -95,6 +95,7 @@ def test_every_constructor_reads_counts_alike():
     assert torch.equal(ProCoLoss(6, 4, class_counts=mapping).log_prior, ProCoLoss(6, 4, class_counts=COUNTS).log_prior)
     for name, make in (
         ("cls_num_list", compat.AGCL),
+        ("cls_num_list", compat.LDAMLoss),
         ("cls_num_list", compat.LogitAdjust),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="Bal")),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="CB")),
@@ -122,6 +123,11 @@ def test_buffers_move_but_are_not_saved(loss):
         (lambda: AGCLLoss(COUNTS, noise_mul=-1.0), "noise_mul is -1.0"),
         (lambda: AGCLLoss(COUNTS, scale=0.0)(*batch()), "scale is 0.0"),
         (lambda: AGCLLoss(COUNTS)(batch()[0][:, :4], batch()[1]), r"cosine has shape \(16, 4\): expected \(batch, 6\)"),
+        (lambda: LDAMLoss(COUNTS, scale=0.0), "scale is 0.0"),
+        (lambda: LDAMLoss(COUNTS, max_margin=-0.1), "max_margin is -0.1"),
+        (lambda: LDAMLoss(COUNTS, reduction="median"), "reduction is 'median'"),
+        (lambda: LDAMLoss(COUNTS, weight=torch.rand(4)), r"weight has shape \(4,\): expected \(6,\)"),
+        (lambda: LDAMLoss(COUNTS)(batch()[0][:, :4], batch()[1]), r"cosine has shape \(16, 4\): expected \(batch, 6\)"),
         (lambda: BalancedBCELoss([7]), r"class_counts has shape \(1,\).*at least 2"),
         (lambda: CompensationLoss(COUNTS, 4), "stage is 4"),
         (lambda: CompensationLoss(COUNTS, 2, rho=1.0), "rho is 1.0"),
@@ -193,6 +199,79 @@ def test_logit_adjustment_by_hand():
     prior = torch.tensor(COUNTS) / sum(COUNTS)
     expected = F.cross_entropy(logits + 1.5 * prior.log(), target)
     torch.testing.assert_close(LogitAdjustedLoss(COUNTS, tau=1.5)(logits, target), expected)
+
+
+def plain_ldam(cosine, target, counts, weight, scale, max_margin):
+    """The losses and the weights of the rows, in float64."""
+    fourth_roots = torch.tensor(counts).double() ** 0.25
+    margins = max_margin * fourth_roots.min() / fourth_roots
+    scores = scale * (cosine.double() - margins[target][:, None] * F.one_hot(target, len(counts)))
+    losses = scores.exp().sum(1).log() - scores.gather(1, target[:, None]).squeeze(1)
+    weights = torch.ones(len(target)).double() if weight is None else weight.double()[target]
+    return weights * losses, weights
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ldam_by_hand(weighted, reduction):
+    cosine, target = batch()
+    weight = torch.rand(len(COUNTS)) + 0.1 if weighted else None
+    ours, plain = cosine.clone().requires_grad_(), cosine.double().requires_grad_()
+    loss = LDAMLoss(COUNTS, scale=20.0, max_margin=0.7, weight=weight, reduction=reduction)(ours, target)
+    losses, weights = plain_ldam(plain, target, COUNTS, weight, 20.0, 0.7)
+    expected = {"mean": losses.sum() / weights.sum(), "sum": losses.sum(), "none": losses}[reduction]
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), ours)
+    (of_plain,) = torch.autograd.grad(expected.sum(), plain)
+    torch.testing.assert_close(gradient.double(), of_plain, rtol=0, atol=2e-5 * of_plain.abs().max().item())
+
+
+def test_ldam_margins():
+    margins = LDAMLoss([10000, 625, 16, 1]).margins
+    torch.testing.assert_close(margins, torch.tensor([0.05, 0.1, 0.25, 0.5]))  # proportional to 1 / n^(1/4)
+    assert LDAMLoss(COUNTS).margins.max() == 0.5
+    torch.testing.assert_close(LDAMLoss([7, 7, 7], max_margin=0.3).margins, torch.full((3,), 0.3))
+    cosine, target = batch()
+    torch.testing.assert_close(LDAMLoss(COUNTS, max_margin=0)(cosine, target), F.cross_entropy(30 * cosine, target))
+
+
+def test_ldam_on_one_class_and_on_large_logits():
+    assert LDAMLoss([7])(torch.rand(4, 1), torch.zeros(4, dtype=torch.int64)) == 0
+    cosine, target = torch.tensor([[1e30, -1e30]]).requires_grad_(), torch.tensor([0])
+    loss = LDAMLoss([1, 9])
+    with pytest.warns(UserWarning, match="LDAMLoss: cosine has a value of size 1e"):
+        assert loss(cosine, target) == 0
+    far = loss(cosine, 1 - target)
+    torch.testing.assert_close(far, torch.tensor(6e31))
+    assert torch.autograd.grad(far, cosine)[0].tolist() == [[30, -30]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_ldam_in_other_dtypes(dtype):
+    """The loss is that of the rounded cosines, even if the module was converted."""
+    cosine, target = batch()
+    cosine = cosine.to(dtype).requires_grad_()
+    loss = LDAMLoss(COUNTS, weight=torch.rand(len(COUNTS)))(cosine, target)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    loss.backward()
+    assert cosine.grad.dtype == dtype
+    halved = LDAMLoss(COUNTS).to(dtype)(cosine, target)
+    expected = LDAMLoss(COUNTS)(cosine.double(), target)
+    torch.testing.assert_close(halved.double(), expected, rtol=0, atol=30 * torch.finfo(dtype).eps + 1e-6)
+
+
+def test_ldam_weights_can_be_set_between_steps():
+    cosine, target = batch()
+    weight = torch.rand(len(COUNTS))
+    loss = LDAMLoss(COUNTS)
+    before = loss(cosine, target)
+    loss.weight = weight
+    assert loss(cosine, target) == LDAMLoss(COUNTS, weight=weight)(cosine, target)
+    assert loss.state_dict() == {}
+    loss.weight = None
+    assert loss(cosine, target) == before
+    with pytest.raises(TypeError, match="weight is a list"):
+        LDAMLoss(COUNTS, weight=[1.0] * len(COUNTS))
 
 
 def test_compensation_by_hand():

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from ltfast import compat
-from ltfast.losses import AGCLLoss, DSCLLoss, MemoryQueue, PBSDLoss, ProCoLoss, SupConQueueLoss
+from ltfast.losses import AGCLLoss, DSCLLoss, LDAMLoss, MemoryQueue, PBSDLoss, ProCoLoss, SupConQueueLoss
 from ltfast.losses.watch import Watch
 from ltfast.models import CosineClassifier
 from ltfast.ops.core import checks
@@ -45,8 +45,10 @@ def cosines(length):
 # a loss and its arguments: all of length 1, or one of them with another length
 NEEDS_COSINES = {
     "agcl": lambda: AGCLLoss(COUNTS),
+    "ldam": lambda: LDAMLoss(COUNTS),
     "compat agcl": lambda: compat.AGCL(COUNTS),
     "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True),
+    "compat ldam": lambda: compat.LDAMLoss(COUNTS),
 }
 
 
@@ -102,7 +104,7 @@ def test_plain_logits_are_noticed_once(name):
     loss = NEEDS_COSINES[name]()
     for _ in range(5):
         loss(cosines(1.0), LABELS)
-    message = r"cosine has a value of size [23].*ltfast\.models\.CosineClassifier"
+    message = r"(cosine|x) has a value of size [23].*ltfast\.models\.CosineClassifier"
     with pytest.warns(UserWarning, match=message) as caught:
         repeat(200, lambda: loss(cosines(3.0), LABELS))
     assert len(caught) == 1

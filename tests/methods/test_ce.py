@@ -20,14 +20,14 @@ def build(run=None, **values):
     return METHODS["ce"].build(settings, bundle(), BuildContext(run or RunSettings(seed=3)))
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "logit_adjusted", "agcl", "balanced_bce", "ldam"])
 def test_losses_and_their_classifiers(loss):
     stage = build(loss=loss).stages[0]
     value, _ = stage(next(stage.batches.epoch(0, 0)))
     value.backward()
     assert value.isfinite()
     assert all(p.grad is not None for p in stage.trained())
-    assert isinstance(stage.network.head, CosineClassifier) == (loss == "agcl")
+    assert isinstance(stage.network.head, CosineClassifier) == (loss in ("agcl", "ldam"))
     assert stage.losses() == [stage.loss]
     assert stage.predict(torch.zeros(4, 1, 8, 8)).shape == (4, 3)
 

@@ -15,8 +15,8 @@ class Settings(BackboneSettings):
         ValueError: a setting is out of its range.
     """
 
-    loss: Literal["cross_entropy", "logit_adjusted", "agcl", "balanced_bce"] = option(
-        "cross_entropy", "training loss; agcl brings a cosine classifier, the others a linear one"
+    loss: Literal["cross_entropy", "logit_adjusted", "agcl", "balanced_bce", "ldam"] = option(
+        "cross_entropy", "training loss; agcl and ldam bring a cosine classifier, the others a linear one"
     )
     sampler: Literal["instance", "class_balanced", "square_root", "effective_number"] = option(
         "instance", "which images an epoch draws: each once, or by class"
