@@ -30,7 +30,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("case", "name"), PARAMETERS)
 def test_step(benchmark, case, name):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         step = case.implementations[name]()
     except (ModuleNotFoundError, Unavailable) as error:

@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Bits depend on the number of threads, and small tensors gain nothing by more."""
+    """Results depend on the number of threads, and small tensors do not benefit from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -16,7 +16,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    """Accelerate keeps its state for the life of a process; each run of a test makes its own."""
+    """Accelerate keeps its state for the lifetime of a process, but each run of a test creates its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -24,5 +24,5 @@ def fresh_accelerator():
 
 @pytest.fixture(autouse=True)
 def fresh_random_numbers():
-    """Each test draws new numbers; the seed is shown where it fails."""
+    """Each test draws new numbers; the seed is shown if the test fails."""
     print(f"torch.manual_seed({torch.seed()})")

@@ -1,24 +1,6 @@
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from accelerate.state import AcceleratorState
+from fixtures import fresh_accelerator, one_thread  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))  # for toy.py
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Bits depend on the number of threads, and small tensors gain nothing by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Accelerate keeps its state for the life of a process; tests want different precisions."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -261,7 +261,7 @@ def test_bad_input():
         loss(torch.randn(3, 5), torch.randn(3, 5), labels, queue)
     with pytest.raises(ValueError, match=r"key has shape \(2, 4\): expected \(3, 4\), the queries' shape"):
         loss(query, query[:2], labels, queue)
-    with pytest.raises(ValueError, match=r"labels has shape \(2,\): expected \(3,\), a label a row"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\): expected \(3,\), one label per row"):
         loss(query, query, labels[:2], queue)
     with pytest.raises(ValueError, match=r"labels has -1: expected labels of 0 or more"):
         loss(query, query, labels - 1, queue)

@@ -257,6 +257,7 @@ def test_describe_names_every_backend():
     assert backends.native().isa() in rows["native"]["detail"]
 
 
+PRODUCTS = ("queue_softmax", "vmf_", "class_parallel_vmf_")
 MANY = Sizes(rows=64, classes=4096, width=512, dtype=torch.float32)  # so many that the threads share them
 
 
@@ -275,7 +276,10 @@ def test_no_result_depends_on_pytorch_s_thread_count(name):
         torch.set_num_threads(threads)
     for loss, gradient in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=1e-6)  # small next to what it is a difference of
-        torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-6 * found[0][1].abs().max().item())
+        # PyTorch's own products, for queues and features, share the work out in another way for each number of threads
+        largest = found[0][1].abs().max().item()
+        rtol, atol = (1e-5, 1e-6 * largest) if name.startswith(PRODUCTS) else (1e-6, 1e-9)
+        torch.testing.assert_close(gradient, found[0][1], rtol=rtol, atol=atol)
 
 
 THREADS = """

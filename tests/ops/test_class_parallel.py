@@ -175,7 +175,7 @@ BAD = [
     ({"cosine": torch.rand(2, 3)}, ValueError, "cosine is for 3 classes: expected 4, this process's, 0 to 3 of 4"),
     ({"num_classes": 0}, ValueError, "num_classes is 0: expected at least 1, a class a process"),
     ({"target": torch.tensor([0, 4])}, ValueError, r"target\[1\] is 4: expected a label in \[0, 4\)"),
-    ({"target": torch.tensor([0])}, ValueError, r"target has shape \(1,\): expected \(2,\), a label a row"),
+    ({"target": torch.tensor([0])}, ValueError, r"target has shape \(1,\): expected \(2,\), one label per row"),
     ({"target": torch.rand(2)}, TypeError, "target has dtype"),
     ({"class_noise": torch.rand(3)}, ValueError, r"class_noise has shape \(3,\): expected \(4,\)"),
     ({"scale": 0.0}, ValueError, r"scale is 0\.0: expected a number over 0"),

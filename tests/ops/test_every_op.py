@@ -5,7 +5,7 @@ The files of ``tests/fuzz`` draw the arguments of one op each; this one needs no
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import ltfast
@@ -38,8 +38,7 @@ def test_random_sizes(name, backend):
         st.integers(0, 2**32),
     )
     def check(sizes, transposed, seed):
-        if name in BESSEL and sizes.dtype.itemsize == 2:
-            return
+        assume(name not in BESSEL or sizes.dtype.itemsize > 2)
         torch.manual_seed(seed)
         function, x = function_and_tensor(name, sizes)
         x = x.mT.contiguous().mT if transposed else x

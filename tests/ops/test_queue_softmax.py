@@ -263,9 +263,9 @@ def test_bad_input(backend):
                 queue_softmax(queries, keys, valid=valid)
         with pytest.raises(TypeError, match=r"exclude is of torch\.float32: expected a tensor of integers"):
             queue_softmax(queries, keys, exclude=torch.zeros(4))
-        with pytest.raises(ValueError, match=r"exclude has shape \(3,\): expected \(4,\), a column a row"):
+        with pytest.raises(ValueError, match=r"exclude has shape \(3,\): expected \(4,\), one key per row"):
             queue_softmax(queries, keys, exclude=torch.zeros(3, dtype=int))
-        with pytest.raises(ValueError, match="keys is on meta: expected it where the queries are, on cpu"):
+        with pytest.raises(ValueError, match="keys is on meta: expected the device of the queries, cpu"):
             queue_softmax(queries, keys.to("meta"))
 
 

@@ -432,7 +432,7 @@ MEMORY = torch.ones(10)
         (([E], [W], [I]), TypeError, r"gradients\[0\] has dtype torch\.int64: expected float32"),
         (([E.half()], [W], [W]), TypeError, r"accumulators\[0\] has dtype torch\.float16: expected float32 or float64"),
         (([E], [W.T], [W]), ValueError, r"parameters\[0\] has shape \(3, 2\): expected \(2, 3\)"),
-        (([E], [W], [W.to("meta")]), ValueError, r"gradients\[0\] is on meta: expected .* on cpu"),
+        (([E], [W], [W.to("meta")]), ValueError, r"gradients\[0\] is on meta: expected the device of .*, cpu"),
         (([E, E], [W, W], [W, W]), ValueError, r"accumulators\[1\] shares memory with accumulators\[0\]"),
         (([MEMORY[:6], MEMORY[5:]], [MEMORY[:6], MEMORY[5:]], [MEMORY[:6], MEMORY[5:]]), ValueError, "shares memory"),
         (([E[0].expand(2, 3)], [W], [W]), ValueError, r"accumulators\[0\] has strides \(0, 1\) for shape \(2, 3\)"),

@@ -36,7 +36,7 @@ def _take_away(request, monkeypatch):
 def test_no_other_file_touches_private_names():
     pattern = re.compile(r"torch\._(?!_version)|from torch\S*\._|\b_current_level\b|\w\._version\b")
     for path in (path for folder in ("ops", "losses", "engine") for path in ROOT.glob(f"{folder}/**/*.py")):
-        if path.name not in ("torch_internals.py", "bench.py"):  # the benchmark compares with private functions
+        if path.name != "torch_internals.py":
             lines = [line for line in path.read_text().splitlines() if pattern.search(line)]
             assert not lines, f"{path}: move this to ltfast/ops/core/torch_internals.py: {lines}"
 
@@ -193,3 +193,20 @@ def test_a_module_keeps_its_own_buffers():
     module = nn.BatchNorm1d(3)
     torch_internals.leave_to_processes(module, {"running_mean"})
     assert set(module._ddp_params_and_buffers_to_ignore) == {"running_mean"}
+
+
+@without("_foreach_mul")
+def test_squares_of_lists_of_tensors(missing):
+    """Otherwise the benchmark of ``taylor_importance_`` has no peer of few launches."""
+    totals, left, right = ([torch.rand(3), torch.rand(2, 2)] for _ in range(3))
+    expected = [total + (one * other) ** 2 for total, one, other in zip(totals, left, right, strict=True)]
+    torch_internals.foreach_add_squares(totals, left, right)
+    torch.testing.assert_close(totals, expected)
+
+
+@without("_foreach_copy")
+def test_copies_of_lists_of_tensors(missing):
+    """Otherwise the benchmark of ``taylor_importance_`` has no lower bound of few launches."""
+    targets, sources = ([torch.rand(3), torch.rand(2, 2)] for _ in range(2))
+    torch_internals.foreach_copy(targets, sources)
+    assert all(map(torch.equal, targets, sources))

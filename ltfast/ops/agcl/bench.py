@@ -8,15 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltfast.ops.agcl import agcl
-from ltfast.ops.core.bench import Case, Growth, Unavailable, Work, backward, compilers, copy
-
-SIZES = {
-    "small": (256, 10),
-    "imagenet-lt": (256, 1000),
-    "inat18": (1024, 8142),
-    "large": (16384, 8142),
-    "million": (32, 1_000_000),
-}
+from ltfast.ops.core.bench import LOGITS, Case, Growth, Unavailable, Work, backward, compilers, copy
 
 
 def published(
@@ -92,9 +84,9 @@ def quack_cross_entropy(row_bytes: int) -> Callable[..., torch.Tensor]:
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    for shape, (rows, classes) in SIZES.items():
+    for shape, (rows, classes) in LOGITS.items():
         yield case(device, shape, rows, classes, torch.float32)
-    yield case(device, "imagenet-lt", *SIZES["imagenet-lt"], torch.bfloat16)
+    yield case(device, "imagenet-lt", *LOGITS["imagenet-lt"], torch.bfloat16)
 
 
 def growth(device: torch.device) -> Iterator[Growth]:

@@ -8,15 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltfast.ops.balanced_bce import balanced_bce
-from ltfast.ops.core.bench import Case, Growth, Work, backward, compilers, copy
-
-SIZES = {
-    "small": (256, 10),
-    "imagenet-lt": (256, 1000),
-    "inat18": (1024, 8142),
-    "large": (16384, 8142),
-    "million": (32, 1_000_000),
-}
+from ltfast.ops.core.bench import LOGITS, Case, Growth, Work, backward, compilers, copy
 
 
 def published(logits: Tensor, target: Tensor, bias: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -56,10 +48,10 @@ def case(device: torch.device, shape: str, rows: int, classes: int, dtype: torch
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    for shape, (rows, classes) in SIZES.items():
+    for shape, (rows, classes) in LOGITS.items():
         yield case(device, shape, rows, classes, torch.float32)
-    yield case(device, "imagenet-lt", *SIZES["imagenet-lt"], torch.bfloat16)
-    yield case(device, "imagenet-lt", *SIZES["imagenet-lt"], torch.float32, soft=True)
+    yield case(device, "imagenet-lt", *LOGITS["imagenet-lt"], torch.bfloat16)
+    yield case(device, "imagenet-lt", *LOGITS["imagenet-lt"], torch.float32, soft=True)
 
 
 def growth(device: torch.device) -> Iterator[Growth]:

@@ -81,7 +81,7 @@ def _arguments(nu: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if nu.requires_grad:
         raise ValueError("nu requires a gradient: the functions are differentiated in x only")
     if nu.device != x.device:
-        raise ValueError(f"nu is on {nu.device}: expected it where x is, on {x.device}")
+        raise ValueError(f"nu is on {nu.device}: expected the device of x, {x.device}")
     try:
         shape = torch.broadcast_shapes(nu.shape, x.shape)
     except RuntimeError:

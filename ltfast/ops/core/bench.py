@@ -9,6 +9,15 @@ import torch
 
 Step = Callable[[Any], object]
 
+LOGITS = {
+    "small": (256, 10),
+    "imagenet-lt": (256, 1000),
+    "inat18": (1024, 8142),
+    "large": (16384, 8142),
+    "million": (32, 1_000_000),
+}
+"""Rows and classes of the losses over a matrix of logits, by shape."""
+
 
 @dataclass(frozen=True)
 class Work:

@@ -56,7 +56,7 @@ def check_labels(
     if target.dtype not in INTEGERS:
         raise TypeError(f"{name} has dtype {target.dtype}: expected integer labels")
     if target.shape != logits.shape[:1]:
-        raise ValueError(f"{name} has shape {tuple(target.shape)}: expected ({logits.shape[0]},), a label a row")
+        raise ValueError(f"{name} has shape {tuple(target.shape)}: expected ({logits.shape[0]},), one label per row")
     check_device(target, logits, name)
     if CHECK_VALUES and not torch.compiler.is_compiling():
         check_label_values(target, logits.shape[1] if classes is None else classes, name, ignore_index)
@@ -76,15 +76,15 @@ def check_label_values(target: Tensor, num_classes: int, name: str = "target", i
 
 def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:
     if tensor.device != logits.device:
-        raise ValueError(f"{name} is on {tensor.device}: expected it where the logits are, on {logits.device}")
+        raise ValueError(f"{name} is on {tensor.device}: expected the device of the logits, {logits.device}")
 
 
 def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None:
     """Check for a vector with one value for each class."""
     if not isinstance(vector, Tensor):
-        raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value a class")
+        raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value per class")
     if vector.shape != logits.shape[1:]:
-        raise ValueError(f"{name} has shape {tuple(vector.shape)}: expected ({logits.shape[1]},), a value a class")
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}: expected ({logits.shape[1]},), one value per class")
     if vector.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {vector.dtype}: expected floating-point values")
     check_device(vector, logits, name)

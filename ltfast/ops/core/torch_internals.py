@@ -18,6 +18,9 @@ _no_autocast: Any = getattr(torch._C, "_DisableAutocast", None)
 _keeps_graph: Any = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 _has_storage: Any = getattr(torch._C, "_has_storage", None)
 _flash_attention: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_foreach_mul: Any = getattr(torch, "_foreach_mul", None)
+_foreach_addcmul: Any = getattr(torch, "_foreach_addcmul_", None)
+_foreach_copy: Any = getattr(torch, "_foreach_copy_", None)
 _DEVICES = ("cpu", "cuda")
 
 
@@ -144,3 +147,22 @@ def leaves(tree: Any) -> list[Any]:
 def leave_to_processes(module: nn.Module, names: Collection[str]) -> None:
     """Exclude these parameters and buffers of a module from ``DistributedDataParallel``: each process keeps its own."""
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
+def foreach_add_squares(totals: list[Tensor], left: list[Tensor], right: list[Tensor]) -> None:
+    """``total += (left * right)^2`` for each of the tensors, in few launches, as PyTorch's optimisers compute."""
+    if _foreach_mul is None or _foreach_addcmul is None:
+        for total, one, other in zip(totals, left, right, strict=True):
+            total += (one * other) ** 2
+        return
+    products = _foreach_mul(left, right)
+    _foreach_addcmul(totals, products, products)
+
+
+def foreach_copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each of the tensors, in few launches."""
+    if _foreach_copy is not None:
+        _foreach_copy(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

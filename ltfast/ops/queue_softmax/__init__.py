@@ -94,7 +94,7 @@ def _check(
     if keys.dtype not in checks.FLOATS:
         raise TypeError(f"keys has dtype {keys.dtype}: expected float32, float64, bfloat16 or float16")
     if keys.device != queries.device:
-        raise ValueError(f"keys is on {keys.device}: expected it where the queries are, on {queries.device}")
+        raise ValueError(f"keys is on {keys.device}: expected the device of the queries, {queries.device}")
     checks.check_positive("temperature", temperature)
     if isinstance(valid, Tensor):
         if valid.shape != () or valid.dtype not in checks.INTEGERS or valid.device != queries.device:
@@ -107,11 +107,11 @@ def _check(
     if exclude is not None:
         if not isinstance(exclude, Tensor) or exclude.dtype not in checks.INTEGERS:
             kind = exclude.dtype if isinstance(exclude, Tensor) else type(exclude).__name__
-            raise TypeError(f"exclude is of {kind}: expected a tensor of integers, a column a row")
+            raise TypeError(f"exclude is of {kind}: expected a tensor of integers, one key per row")
         if exclude.shape != queries.shape[:1]:
-            raise ValueError(f"exclude has shape {tuple(exclude.shape)}: expected ({len(queries)},), a column a row")
+            raise ValueError(f"exclude has shape {tuple(exclude.shape)}: expected ({len(queries)},), one key per row")
         if exclude.device != queries.device:
-            raise ValueError(f"exclude is on {exclude.device}: expected it where the queries are, on {queries.device}")
+            raise ValueError(f"exclude is on {exclude.device}: expected the device of the queries, {queries.device}")
 
 
 def _native() -> ModuleType:

@@ -82,7 +82,7 @@ def _check(features: Tensor, boxes: Tensor, spatial_scale: float, output_size: i
     if boxes.shape[0] != features.shape[0] or boxes.shape[2] != 4:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}: expected ({features.shape[0]}, boxes, 4)")
     if boxes.device != features.device:
-        raise ValueError(f"boxes is on {boxes.device}: expected it where the features are, on {features.device}")
+        raise ValueError(f"boxes is on {boxes.device}: expected the device of the features, {features.device}")
     if boxes.requires_grad:
         raise ValueError("boxes requires a gradient: the pooling is differentiated in the features only")
     checks.check_positive("spatial_scale", spatial_scale)

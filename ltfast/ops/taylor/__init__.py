@@ -148,7 +148,7 @@ def _check_list(
         if tensor.shape != leads[i].shape:
             raise ValueError(f"{name}[{i}] has shape {tuple(tensor.shape)}: expected {tuple(leads[i].shape)}")
         if tensor.device != device:
-            raise ValueError(f"{name}[{i}] is on {tensor.device}: expected it where the others are, on {device}")
+            raise ValueError(f"{name}[{i}] is on {tensor.device}: expected the device of the others, {device}")
 
 
 def _are_plain(*lists: Sequence[Tensor]) -> bool:

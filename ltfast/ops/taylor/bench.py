@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ltfast.ops.core import backends
 from ltfast.ops.core.bench import Case, Growth, Unavailable, Work, call, compilers
+from ltfast.ops.core.torch_internals import foreach_add_squares, foreach_copy
 from ltfast.ops.taylor import apply_masks_, importance_threshold, reference, taylor_importance_
 
 FRACTION = 0.3
@@ -77,20 +78,16 @@ def importance(device: torch.device, shape: str, size: str, shapes: Shapes) -> C
     def inputs() -> tuple[list[Tensor], ...]:
         return tensors(shapes, device), tensors(shapes, device), tensors(shapes, device)
 
-    def foreach(accumulators: list[Tensor], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        products = torch._foreach_mul(parameters, gradients)
-        torch._foreach_addcmul_(accumulators, products, products)
-
     def copy(accumulators: list[Tensor], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """As many bytes: two tensors read, two written."""
-        torch._foreach_copy_(accumulators, parameters)
-        torch._foreach_copy_(gradients, parameters)
+        foreach_copy(accumulators, parameters)
+        foreach_copy(gradients, parameters)
 
     plain = reference.taylor_importance_
     makes: dict[str, Callable[[], Function]] = {
         "ltfast": lambda: taylor_importance_,
         "eager": lambda: plain,
-        "foreach": lambda: foreach,
+        "foreach": lambda: foreach_add_squares,
         "copy": lambda: copy,
         **on_gpu(taylor_importance_, plain, device),
     }
