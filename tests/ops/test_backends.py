@@ -276,9 +276,10 @@ def test_no_result_depends_on_pytorch_s_thread_count(name):
         torch.set_num_threads(threads)
     for loss, gradient in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=1e-6)  # small next to what it is a difference of
-        # PyTorch's own products, for queues and features, share the work out in another way for each number of threads
+        # PyTorch's own products, for queues and features, share the work out in another way for each number of threads.
+        # A logit of 700 then differs by a few of its roundings of 6e-5, and its weight by as much in proportion.
         largest = found[0][1].abs().max().item()
-        rtol, atol = (1e-5, 1e-6 * largest) if name.startswith(PRODUCTS) else (1e-6, 1e-9)
+        rtol, atol = (3e-4, 1e-6 * largest) if name.startswith(PRODUCTS) else (1e-6, 1e-9)
         torch.testing.assert_close(gradient, found[0][1], rtol=rtol, atol=atol)
 
 
