@@ -17,6 +17,8 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from ltfast.ops.reduction import counter
+
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
@@ -86,9 +88,14 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
 
     compile_only = JITFunction.run
     properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    stream = SimpleNamespace(device_index=0, cuda_stream=0)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
+        mock.patch.object(torch.cuda, "current_stream", return_value=stream),
+        mock.patch.object(counter, "lasting_zero", lambda device: torch.zeros((), dtype=torch.int32, device=device)),
+        mock.patch.object(counter, "_kept", {}),
     ):
         yield launches
