@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltfast.benchmark import ceilings, goals, results, run
+from ltfast.benchmark.cases import benches, models
 from ltfast.benchmark.ceilings import Ceilings
 from ltfast.cli import main
 from ltfast.ops.core.bench import Case, Growth, Work
@@ -156,3 +158,19 @@ def test_the_bench_needs_no_command_line(tmp_path):
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], check=True)
     rows = results.read(tmp_path)["rows"]
     assert [row["implementation"] for row in rows] == ["ltfast", "eager", "copy"]
+
+
+def test_goals_of_a_gpu_are_of_cases_that_exist():
+    device = torch.device("cuda")
+    ops = [op for op in benches() if op not in models.BENCHES]  # which count on the meta device
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        names = [case.name for case in run.select(device, ops=ops)]
+    wanted = goals.cases(device) - {goals.EVERY_CASE}
+    assert set(names[: len(wanted)]) == wanted
+
+
+def test_the_longest_queue_is_a_selection_of_its_own():
+    with FakeTensorMode():
+        (only,) = run.select(torch.device("cuda"), ops=["queue_softmax"], shapes=["16-million"])
+    assert only.name == "queue_softmax 4096 x 16777216 x 128, forward bfloat16"
+    assert {"attention, flash, split keys", "attention, cudnn, split keys"} < set(only.implementations)
