@@ -10,8 +10,8 @@ from ltfast.ops.agcl.launch import SHARE_LAUNCH, row_launch
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
 from ltfast.ops.core.launch import chip_of
 from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
-from ltfast.ops.mean_weight.triton import mean_weight
 from ltfast.ops.noise.triton import half_normal_block
+from ltfast.ops.reduction.triton import mean_weight
 
 LOWEST = tl.constexpr(-(2.0**100))  # differences saturate here, and such classes are left out
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ltfast.ops.balanced_bce import balanced_bce, bench
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.bench import Bench
-from ltfast.ops.core.cases import CLASSES, DTYPES, ROWS, Example, OpCases, Sizes, labels_on_gpu, on_gpu
+from ltfast.ops.core.cases import CLASSES, DTYPES, MANY_ROWS, ROWS, Example, OpCases, Sizes, labels_on_gpu, on_gpu
 from ltfast.ops.core.tensors import accumulator
 
 
@@ -32,6 +32,9 @@ def launches() -> Iterator[str]:
         logits = on_gpu(ROWS, classes, dtype=dtype)
         triton.balanced_bce(logits, target, vector, weight, weight, settings, True, 1.0)
         yield f"balanced_bce {name} {classes} {'soft' if soft else 'labels'}"
+    logits = on_gpu(MANY_ROWS, 1000)
+    triton.balanced_bce(logits, labels_on_gpu(MANY_ROWS), on_gpu(1000), None, None, settings, True, 1.0)
+    yield "balanced_bce fp32 1000 labels, large batch"
 
 
 CASES = OpCases({"balanced_bce": example}, launches=launches, bench={"balanced_bce": Bench(bench.cases, bench.growth)})

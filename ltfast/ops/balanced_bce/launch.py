@@ -21,9 +21,9 @@ class RowLaunch(Launch):
 
 
 @functools.cache
-def row_launch(classes: int, acc: torch.dtype, chip: Chip, *, soft: bool) -> RowLaunch:
-    """The launch for rows of ``classes`` logits, arithmetic in ``acc``, and labels or ``soft`` targets."""
+def row_launch(classes: int, acc: torch.dtype, chip: Chip) -> RowLaunch:
+    """The launch for rows of ``classes`` logits and arithmetic in ``acc``."""
     block = min(max(triton.next_power_of_2(classes), 16), 8192 // acc.itemsize)  # 8 KiB of arithmetic; not measured
     num_warps = max(block * acc.itemsize // 1024, 1)  # 32 bytes of arithmetic a thread: two 16-byte loads of float32
-    registers = 128 if acc == torch.float64 else 72 if soft else 64  # counted
+    registers = 128 if acc == torch.float64 else 96  # counted
     return RowLaunch(num_warps=num_warps, maxnreg=register_limit(registers, chip), block=block)

@@ -9,8 +9,8 @@ from ltfast.ops.balanced_bce.launch import row_launch
 from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.launch import chip_of
-from ltfast.ops.core.tensors import accumulator, empty_gradient, reduce
-from ltfast.ops.mean_weight.triton import mean_weight
+from ltfast.ops.core.tensors import accumulator, empty_gradient
+from ltfast.ops.reduction.triton import add_losses, mean_share, reduction_of
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
 
@@ -27,28 +27,27 @@ def _softplus_negative(magnitude, TERMS: tl.constexpr):
     return s * p, e
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _row_kernel(
-    logits, target, bias, class_weight, pos_weight, mean_weight, loss, gradient, row_stride, target_stride, classes,
+    logits, target, bias, class_weight, pos_weight, losses, total, arrived, mean_weight, gradient,
+    row_stride, target_stride, rows, classes,
     on_value: "fp64", off_value: "fp64", threshold: "fp64", unit: "fp64",  # noqa: F821
-    ignore_index: "i64", MEAN: tl.constexpr,  # noqa: F821
+    ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
     SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss and the gradient of one row.
 
     logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64, or if SOFT (rows, classes), rows
-    ``target_stride`` apart; bias, class_weight and pos_weight (classes,) ACC; mean_weight (1,) ACC; loss (rows,) ACC;
-    gradient (rows, classes), contiguous.
+    ``target_stride`` apart; bias, class_weight and pos_weight (classes,) ACC; gradient (rows, classes), contiguous.
+    losses (rows,) ACC, total, arrived and mean_weight: see ``ltfast.ops.reduction``.
     """
     row = tl.program_id(0).to(tl.int64)
     unit = tl.cast(unit, ACC)
-    total = tl.full((), 0.0, ACC)
-    share = tl.full((), 1.0, ACC)
-    if MEAN:
-        share = tl.load(mean_weight)
-        if gradient.dtype.element_ty != tl.float16:
-            unit *= share
+    row_loss = tl.full((), 0.0, ACC)
+    share = mean_share(target, mean_weight, rows, ignore_index, SHARE, ACC)
+    if gradient.dtype.element_ty != tl.float16:
+        unit *= share
     ignored = row < 0
     if not SOFT:
         y = tl.load(target + row)
@@ -81,12 +80,13 @@ def _row_kernel(
         w = tl.full((BLOCK,), 1.0, ACC)
         if WEIGHTED:
             w = tl.load(class_weight + column, mask=inside, other=0.0)
-        total += tl.sum(tl.where(inside, w * term, 0.0))
+        row_loss += tl.sum(tl.where(inside, w * term, 0.0))
         if WITH_GRADIENT:
             rise = w * (slope - q * (e / (1.0 + e))) * unit
             g = tl.where(ignored, 0.0, tl.where(z < 0, -rise, rise))
             tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
-    tl.store(loss + row, tl.where(ignored, 0.0, total) * share)
+    tl.store(losses + row, tl.where(ignored, 0.0, row_loss) * share)
+    add_losses(losses, total, arrived, rows, ADD)
 
 
 def series_terms(dtype: torch.dtype) -> int:
@@ -112,17 +112,15 @@ def balanced_bce(
     rows, classes = logits.shape
     on, off = label_values(classes, settings)
     acc = accumulator(logits.dtype)
-    loss = torch.empty(rows, dtype=acc, device=logits.device)
     gradient = empty_gradient(logits, with_gradient)
-    share = None
-    if soft and settings.reduction == "mean" and logits.dtype != torch.float16:  # of soft targets none is ignored
-        unit /= rows
-    elif not soft and settings.reduction == "mean":
-        share = mean_weight(target, settings.ignore_index, acc)
+    losses = torch.empty(rows, dtype=acc, device=logits.device)
+    # of soft targets none is ignored
+    reduction = reduction_of(losses, None if soft else target, settings.reduction, settings.ignore_index)
     _row_kernel[(rows,)](
-        logits, target, bias, weight, pos_weight, share, loss, gradient, logits.stride(0), target.stride(0), classes,
+        logits, target, bias, weight, pos_weight, *reduction.arguments, gradient,
+        logits.stride(0), target.stride(0), rows, classes,
         on, off, 0.0 if settings.threshold is None else settings.threshold, unit, settings.ignore_index,
-        MEAN=share is not None,
+        **reduction.constants,
         SOFT=soft,
         THRESHOLD=settings.threshold is not None,
         WEIGHTED=weight is not None,
@@ -130,6 +128,6 @@ def balanced_bce(
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         TERMS=series_terms(logits.dtype),
-        **row_launch(classes, acc, chip_of(logits.device), soft=soft).options,
+        **row_launch(classes, acc, chip_of(logits.device)).options,
     )  # fmt: skip
-    return reduce(loss, "sum" if share is not None else settings.reduction), gradient
+    return reduction.result(), gradient

@@ -10,7 +10,7 @@ from torch import Tensor
 from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
 from ltfast.ops.bessel.triton import debye_series, log1p
 from ltfast.ops.core.launch import chip_of
-from ltfast.ops.mean_weight.triton import mean_weight
+from ltfast.ops.reduction.triton import mean_weight
 from ltfast.ops.vmf import blocks
 from ltfast.ops.vmf.launch import epilogue_launch, ratio_launch
 

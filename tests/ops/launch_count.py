@@ -1,0 +1,91 @@
+"""Counts what a step of an op launches on a GPU that is not here and prints it, a JSON object.
+
+python launch_count.py NAME
+
+A step is the loss of 256 x 1000 inputs and its gradient. Triton's launches are compiled and not run; the tensors are
+fake. Each operator of PyTorch but those that only make a tensor or a view counts as one launch.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from stand_in_driver import Launch, launches_on
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+
+from ltfast.ops import balanced_bce
+from ltfast.ops.core import dispatch, fused_loss, scale_rows
+from ltfast.ops.core.cases import labels_on_gpu, on_gpu
+
+ROWS, CLASSES = 256, 1000
+LAUNCHES_NOTHING = re.compile(r"prim\.|aten\.((new_)?empty(_like|_strided)?|detach|lift_fresh)\b")
+
+
+class Operators(TorchDispatchMode):
+    """Lists PyTorch's operators that launch a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not function.is_view and not LAUNCHES_NOTHING.match(str(function)):
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def loss_of_balanced_bce() -> Callable[[], Tensor]:
+    logits, target, bias = on_gpu(ROWS, CLASSES).requires_grad_(), labels_on_gpu(ROWS), on_gpu(CLASSES)
+    return lambda: balanced_bce(logits, target, bias)
+
+
+# agcl and vmf_cross_entropy are to follow, when their kernels count and add by themselves too
+LOSSES: dict[str, Callable[[], Callable[[], Tensor]]] = {"balanced_bce": loss_of_balanced_bce}
+
+
+def backward(loss: Tensor) -> None:
+    """What autograd does. (Its engine asks the driver for the GPU.)"""
+    filled = torch.ones_like(loss)
+    with torch.no_grad():
+        loss.grad_fn.apply(filled, None)
+
+
+def orders_its_sum(started: Launch) -> bool:
+    """Whether the thread that stores a program's loss is the one that then announces it, with release and acquire."""
+    ptx = started.compiled.asm["ptx"]
+    atomic = re.search(r"@(%p\d+) atom\.global\.gpu\.acq_rel\.add\.u32", ptx)
+    stores = re.findall(r"@(%p\d+) st\.global\.\w+", ptx[: atomic.start()]) if atomic else []
+    return bool(stores) and stores[-1] == atomic[1]
+
+
+def main(name: str) -> None:
+    with (
+        launches_on(GPUTarget("cuda", 90, 32)) as launches,
+        # fake tensors take the way of the plain ones that they stand for
+        mock.patch.object(fused_loss, "is_plain", return_value=True),
+        mock.patch.object(fused_loss, "keeps_graph", return_value=False),
+        mock.patch.object(dispatch, "kernel_context", return_value=nullcontext()),
+        mock.patch.object(fused_loss, "kernel_context", return_value=nullcontext()),
+        mock.patch.object(scale_rows, "kernel_context", return_value=nullcontext()),
+        FakeTensorMode(),
+        Operators() as operators,
+    ):
+        loss = LOSSES[name]()
+        backward(loss())  # makes what lasts
+        launches.clear()
+        operators.names.clear()
+        backward(loss())
+    kernels = [started.kernel.__name__ for started in launches]
+    print(json.dumps({"kernels": kernels, "operators": operators.names, "ordered": orders_its_sum(launches[0])}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
