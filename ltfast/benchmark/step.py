@@ -53,8 +53,9 @@ def _rows(method: str, size: Size, device: torch.device, seconds: float) -> list
     for name, stage in pair.stages.items():
         with caught_loss_calls(stage) as calls:
             pair.loss(name)
-        steps[name] = clock.Stopwatch(partial(pair.step, name), [None], device)
-        losses[name] = clock.Stopwatch(partial(_repeat, pair), [calls], device)
+        # not captured: a step of training includes the host's work, and draws on the host
+        steps[name] = clock.Stopwatch(partial(pair.step, name), [None], device, capture=False)
+        losses[name] = clock.Stopwatch(partial(_repeat, pair), [calls], device, capture=False)
     for _ in range(BLOCKS):
         for name in pair.stages:
             steps[name].run(seconds / BLOCKS, 1)

@@ -31,7 +31,11 @@ def bench(argv: Sequence[str]) -> int:
     group.add_argument("--peers", help="comma-separated names of the implementations to compare with, as in the "
                        "tables, or none; default: all")  # fmt: skip
     _add_bench_options(group)
-    group.add_argument("--out", help="folder for results.json, speedups.png, roofline.png and growth.png")
+    group.add_argument(
+        "--out",
+        help="folder for results.json, speedups.png, roofline.png and growth.png, "
+        "and results.jsonl, which grows with each case",
+    )
     group = parser.add_argument_group("comparison of two results, without timing")
     group.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results.json files or their "
                        "folders: show what became slower, and exit with status 1 if anything did")  # fmt: skip
@@ -53,27 +57,31 @@ def bench(argv: Sequence[str]) -> int:
     ops = _some("ops", args.ops, benches()) or list(benches())
 
     from ltfast.benchmark import pictures, run
-    from ltfast.engine import report
 
     device = _bench_device(args)
     out = folder_at(args.out)
-    measured = run.bench(
+    cases = run.select(
         device,
         ops=ops,
         shapes=shapes or (SHAPES if device.type == "cuda" else SHAPES[:3]),
         peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
-        seconds=args.seconds,
-        with_growth=out is not None,
-        show=lambda rows: print_table(results.table(rows)),
     )
-    for line in results.describe(measured).split("\n"):
+
+    def show(rows: Sequence[Any], missing: Sequence[Any]) -> None:
+        if rows:
+            print_table(results.table(rows))
+        for line in results.failures(missing):
+            say(line)
+
+    growth = [] if out is None else run.growths(device, ops)
+    measured = run.bench(device, cases, growth=growth, seconds=args.seconds, out=out, show=show)
+    for line in [*results.describe_goals(measured["goals"]), *results.describe(measured).split("\n")]:
         say(line)
     if out is not None:
-        report.write_json(out / results.RESULTS, measured)
         draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
         drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
-        say(f"written to {out}: {', '.join([results.RESULTS, *drawn])}")
-    return 0
+        say(f"written to {out}: {', '.join([results.RESULTS, results.LINES, *drawn])}")
+    return 1 if any(row["failed"] for row in measured["missing"]) else 0
 
 
 def bench_step(argv: Sequence[str]) -> int:
