@@ -32,11 +32,12 @@ _SCHEMA = record(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median."""
-    headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 14, "peak MiB": 8, "first": 7}
+    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median. The launches
+    of a GPU's kernels are marked if they were captured as a graph."""
+    headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 11, "peak MiB": 8, "first": 7}
     gpu = rows[0]["host_ms"] is not None
     if gpu:
-        headings |= {"host ms": 8, "timed as": 8, "launches": 8}
+        headings |= {"host ms": 7, "launches": 9}
     result = _table(f"{rows[0]['op']} {rows[0]['size']} {rows[0]['dtype']}", headings)
     below = [note(rows[0]["others"]), f"*) {OTHER_CONDITIONS}" if any(map(is_over, rows)) else ""]
     result.caption = "\n".join(filter(None, below)) or None
@@ -47,13 +48,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             digits(row["median_ms"]),
             f"{50 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f}%",
             digits(row["times_ltfast"]),
-            "above *)" if is_over(row) else of_limit(row),
+            "above *)" if is_over(row) else of_limit(row).replace(" %,", "%"),
             "" if row["peak_mib"] is None else digits(row["peak_mib"]),
             f"{row['first_ms'] / 1e3:.1f} s",
         ]
         if gpu:
-            launches = "" if row["launches"] is None else str(row["launches"])
-            cells += [digits(row["host_ms"]), "graph" if row["captured"] else "calls", launches]
+            launches = [] if row["launches"] is None else [str(row["launches"])]
+            cells += [digits(row["host_ms"]), ", ".join([*launches, *["graph"] * row["captured"]])]
         result.add_row(*cells)
     return result
 
