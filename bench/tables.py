@@ -159,7 +159,7 @@ def steps(rows: list[dict[str, Any]]) -> list[str]:
             row["method"],
             f"{row['network']}, {row['images']}",
             row["implementation"],
-            digits(row["median_ms"]),
+            "; ".join(filter(None, [digits(row["median_ms"]), note(row.get("others"))])),
             digits(row["images_per_s"]),
             f"{row['times_ltfast']:.2f}",
             f"{100 * row['loss_share']:.1f} %",

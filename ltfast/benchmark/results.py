@@ -119,6 +119,8 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     title = f"{first['method']}: {first['network']}, {first['images']} images"
     headings = {"ms": 8, "spread": 6, "images/s": 8, "x ltfast": 8, "in the loss": 11, "peak MiB": 8}
     result = _table(title, headings)
+    result.caption = note(first["others"]) or None
+    result.caption_justify = "left"
     for row in rows:
         result.add_row(
             row["implementation"],
