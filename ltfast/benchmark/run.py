@@ -108,7 +108,7 @@ def bench(
     missing: Rows = []
     growing: Rows = []
     about = machine(device)
-    with nothing_compiled(), _journal(out) as note:
+    with nothing_compiled(), journal(out and out / LINES) as note:
         note({"machine": about})
         limits = measure_limits(device)
         note({"ceilings": asdict(limits)})
@@ -147,12 +147,12 @@ def measure_limits(device: torch.device) -> Ceilings:
 
 
 @contextmanager
-def _journal(out: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes JSON objects to `results.jsonl`, each at once."""
-    if out is None:
+def journal(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes JSON objects to a file, each at once; nowhere if there is no path."""
+    if path is None:
         yield lambda entry: None
         return
-    with (out / LINES).open("w") as file:
+    with path.open("w") as file:
         yield lambda entry: print(json.dumps(entry), file=file, flush=True)
 
 
@@ -194,8 +194,8 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
         try:
             return action()
         except Exception as error:
-            missing[name] = _failure(error, case.name, name)
-        _free(device)  # only now, since the error kept the step's tensors
+            missing[name] = failure(error, case.name, name)
+        free(device)  # only now, since the error kept the step's tensors
         return None
 
     def timed(name: str) -> clock.Stopwatch:
@@ -237,12 +237,12 @@ def _growth_or_failure(growth: Growth, device: torch.device, *, seconds: float) 
     try:
         return run_growth(growth, device, seconds=seconds)
     except Exception as error:
-        failure = _failure(error, f"growth of {growth.op}", "ltfast")
-    _free(device)
-    return failure
+        found = failure(error, f"growth of {growth.op}", "ltfast")
+    free(device)
+    return found
 
 
-def _failure(error: Exception, case: str, implementation: str) -> dict[str, Any]:
+def failure(error: Exception, case: str, implementation: str) -> dict[str, Any]:
     """Why something was not measured."""
     ours, first = implementation == "ltfast", (str(error).splitlines() or [""])[0]
     expected = not ours
@@ -262,7 +262,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     """Give up the memory that a failed step had."""
     gc.collect()
     if device.type == "cuda":

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_the_images_of_noise_have_a_long_tail():
 
 
 def test_rows():
-    rows = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT})
+    rows = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT})["rows"]
     assert [(row["method"], row["implementation"]) for row in rows] == [
         (method, name) for method in ("lpt", "livt") for name in ("ltfast", "published")
     ]
@@ -111,6 +113,23 @@ def test_rows():
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         assert ours["times_ltfast"] == 1
         assert theirs["times_ltfast"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])
+
+
+def test_a_method_that_fails_is_an_entry(tmp_path, monkeypatch):
+    def broken(size, device):
+        raise ValueError("no")
+
+    monkeypatch.setitem(METHODS, "lpt", broken)
+    shown = []
+    show = lambda rows, missing: shown.append((len(rows), len(missing)))  # noqa: E731
+    found = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT}, out=tmp_path, show=show)
+    assert [(row["case"], row["reason"], row["failed"]) for row in found["missing"]] == [
+        ("lpt", "ValueError: no", True)
+    ]
+    assert shown == [(0, 1), (2, 0)]
+    assert json.loads((tmp_path / "steps.json").read_text()) == found
+    about, failed, *rows = (json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines())
+    assert (about["machine"], failed, rows) == (found["machine"], found["missing"][0], found["rows"])
 
 
 def test_default_sizes():
