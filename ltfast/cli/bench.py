@@ -1,13 +1,12 @@
 """`ltfast bench` and `ltfast bench step`."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ltfast.cli.errors import UsageError, flag
-from ltfast.cli.options import Option, add_option
+from ltfast.cli.options import Option, add_option, some_of
 from ltfast.cli.output import folder_at, print_table
-from ltfast.cli.parser import command_parser, did_you_mean
+from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def bench(argv: Sequence[str]) -> int:
                              "the interquartile ranges do not overlap"))  # fmt: skip
     args = parser.parse(argv)
 
-    shapes = _some("shapes", args.shapes, SHAPES)
+    shapes = some_of("shapes", args.shapes, SHAPES)
 
     from ltfast.benchmark import results
 
@@ -55,7 +54,7 @@ def bench(argv: Sequence[str]) -> int:
         say(f"slower: {', '.join(found) or 'nothing'}")
         return 1 if found else 0
 
-    ops = _some("ops", args.ops, benches()) or list(benches())
+    ops = some_of("ops", args.ops, benches()) or list(benches())
 
     from ltfast.benchmark import pictures, run
 
@@ -89,7 +88,7 @@ def bench_step(argv: Sequence[str]) -> int:
     group.add_argument("--out", help="folder for steps.json, and steps.jsonl, which grows with each method")
     args = parser.parse(argv)
 
-    methods = _some("methods", args.methods, NAMES) or NAMES
+    methods = some_of("methods", args.methods, NAMES) or NAMES
 
     from ltfast.benchmark import results, step
 
@@ -135,14 +134,3 @@ def _bench_device(args: Any) -> "torch.device":
     check(gpu or args.device != "cuda", "device", "cpu, since PyTorch finds no GPU", args.device)
     torch.manual_seed(0)
     return torch.device(args.device or ("cuda" if gpu else "cpu"))
-
-
-def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
-    """Split comma-separated names, and check that they are known; an empty list for None."""
-    names = [] if words is None else words.split(",")
-    for word in names:
-        if word not in known:
-            raise UsageError(
-                f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}{did_you_mean(word, known)}"
-            )
-    return names

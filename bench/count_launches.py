@@ -1,6 +1,6 @@
 """Counts what a step of an op launches on a GPU that is not here and prints it, a JSON object.
 
-python launch_count.py NAME
+python count_launches.py NAME
 
 A step is the loss of 256 x 1000 inputs and its gradient. Triton's launches are compiled and not run; the tensors are
 fake. Each operator of PyTorch but those that only make a tensor or a view counts as one launch.
@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from stand_in_driver import Launch, launches_on
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from ltfast.ops import balanced_bce
 from ltfast.ops.core import dispatch, fused_loss, scale_rows
 from ltfast.ops.core.cases import labels_on_gpu, on_gpu
+from stand_in_driver import Launch, launches_on
 
 ROWS, CLASSES = 256, 1000
 LAUNCHES_NOTHING = re.compile(r"prim\.|aten\.((new_)?empty(_like|_strided)?|detach|lift_fresh)\b")
