@@ -5,6 +5,8 @@ From Python, without the command line:
     device = torch.device("cuda")
     cases = run.select(device, ops=["agcl"], peers=["eager", "copy"])
     results = run.bench(device, cases, out=Path("bench"))
+
+`select` may be called several times, and a case keeps only some peers after `case.with_peers(["torch.compile"])`.
 """
 
 import gc
@@ -202,7 +204,7 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
         return clock.Stopwatch(case.implementations[name](), sets, device)
 
     def row(name: str) -> dict[str, Any]:
-        timing, call = watches[name].timing(), partial(watches[name].step, sets[0])
+        timing, call = timings[name], partial(steps[name], sets[0])
         measured = {
             "case": case.name,
             "op": case.op,
@@ -211,7 +213,7 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
             "dtype": str(case.dtype).removeprefix("torch."),
             "implementation": name,
             **asdict(timing),
-            "times_ltfast": timing.median_ms / watches["ltfast"].timing().median_ms,
+            "times_ltfast": timing.median_ms / timings["ltfast"].median_ms,
             **asdict(case.work),
             "peak_mib": clock.peak_memory(call, device),
             "launches": clock.launches(call, device),
@@ -226,8 +228,11 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
         for _ in range(BLOCKS):
             for name, watch in watches.items():
                 attempt(name, partial(watch.run, seconds / BLOCKS, 1))
-    gc.collect()  # before memory is measured
-    rows = [attempt(name, partial(row, name)) for name in watches]
+    steps = {name: watch.step for name, watch in watches.items() if name not in missing}
+    timings = {} if "ltfast" in missing else {name: watches[name].timing() for name in steps}
+    watches.clear()  # graphs hold memory
+    free(device)
+    rows = [attempt(name, partial(row, name)) for name in steps]
     if "ltfast" in missing:
         return [], list(missing.values())
     return [row for row in rows if row is not None], list(missing.values())
@@ -263,7 +268,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def free(device: torch.device) -> None:
-    """Give up the memory that a failed step had."""
+    """Give up the memory of what is no longer used, so that it can be measured, or used by another step."""
     gc.collect()
     if device.type == "cuda":
         with suppress(RuntimeError):  # after an error of a kernel, every call raises it

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltfast.benchmark import step
 from ltfast.benchmark.step import METHODS, default_sizes, run_steps
 from ltfast.benchmark.steps.noise import noise_bundle
 from ltfast.benchmark.steps.size import Size
@@ -116,20 +117,21 @@ def test_rows():
 
 
 def test_a_method_that_fails_is_an_entry(tmp_path, monkeypatch):
-    def broken(size, device):
-        raise ValueError("no")
+    def rows(method, size, device, seconds):
+        if method == "lpt":
+            raise ValueError("no")
+        return [{"method": method}]
 
-    monkeypatch.setitem(METHODS, "lpt", broken)
+    monkeypatch.setattr(step, "_rows", rows)
     shown = []
-    show = lambda rows, missing: shown.append((len(rows), len(missing)))  # noqa: E731
-    found = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT}, out=tmp_path, show=show)
-    assert [(row["case"], row["reason"], row["failed"]) for row in found["missing"]] == [
-        ("lpt", "ValueError: no", True)
-    ]
-    assert shown == [(0, 1), (2, 0)]
+    found = run_steps(CPU, ["lpt", "livt"], seconds=1, out=tmp_path, show=lambda *both: shown.append(both))
+    (failed,) = found["missing"]
+    assert (failed["case"], failed["reason"], failed["failed"]) == ("lpt", "ValueError: no", True)
+    assert found["rows"] == [{"method": "livt"}]
+    assert shown == [([], [failed]), (found["rows"], [])]
     assert json.loads((tmp_path / "steps.json").read_text()) == found
-    about, failed, *rows = (json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines())
-    assert (about["machine"], failed, rows) == (found["machine"], found["missing"][0], found["rows"])
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert lines == [{"machine": found["machine"]}, failed, *found["rows"]]
 
 
 def test_default_sizes():
