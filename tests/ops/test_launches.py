@@ -121,7 +121,7 @@ def test_counters_are_kept_for_each_stream_but_not_for_a_graph(monkeypatch):
 def test_a_step_launches_at_most_three_kernels(name):
     # In a process of its own: this one may have Triton's interpreter switched on.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).parent / "launch_count.py"
+    script = Path(__file__).parents[2] / "bench/count_launches.py"
     result = subprocess.run([sys.executable, script, name], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)

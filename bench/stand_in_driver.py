@@ -25,7 +25,8 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 @dataclass(frozen=True)
 class Launch:
     kernel: JITFunction
-    arguments: dict[str, Any]  # what the launcher passed, by name
+    arguments: dict[str, Any]  # what the launcher passed by place, by name
+    options: dict[str, Any]  # what it passed by name: constants, warps and so on
     signature: dict[str, str]  # each argument's type, as Triton specialised it
     compiled: Any  # Triton's CompiledKernel
 
@@ -82,11 +83,11 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
         args = [_Pointer(x) if isinstance(x, Tensor) else x for x in args]
         compiled = compile_only(self, *args, grid=grid, warmup=True, **options)
         arguments = dict(zip(self.arg_names, args, strict=False))
-        launches.append(Launch(self, arguments, compiled.src.signature, compiled))
+        launches.append(Launch(self, arguments, options, compiled.src.signature, compiled))
         return compiled
 
     compile_only = JITFunction.run
-    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, name="a GPU that is not here")
     stream = SimpleNamespace(device_index=0, cuda_stream=0)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),

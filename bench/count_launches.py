@@ -1,6 +1,6 @@
 """Counts what a step of an op launches on a GPU that is not here and prints it, a JSON object.
 
-python launch_count.py NAME
+python count_launches.py NAME
 
 A step is the loss of 256 x 1000 inputs and its gradient. The tensors are fake. Triton's kernels are compiled and not
 run; their machine code is looked at too. Each operator of PyTorch counts as one launch, but for those that only make a
@@ -16,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from stand_in_driver import Launch, launches_on
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from ltfast.ops import balanced_bce
 from ltfast.ops.core import dispatch, fused_loss, scale_rows
 from ltfast.ops.core.cases import labels_on_gpu, on_gpu
+from stand_in_driver import Launch, launches_on
 
 ROWS, CLASSES = 256, 1000
 LAUNCHES_NOTHING = re.compile(r"prim\.|aten\.((new_)?empty(_like|_strided)?|detach|lift_fresh)\b")
