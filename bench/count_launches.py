@@ -2,8 +2,9 @@
 
 python count_launches.py NAME
 
-A step is the loss of 256 x 1000 inputs and its gradient. Triton's launches are compiled and not run; the tensors are
-fake. Each operator of PyTorch but those that only make a tensor or a view counts as one launch.
+A step is the loss of 256 x 1000 inputs and its gradient. The tensors are fake. Triton's kernels are compiled and not
+run; their machine code is looked at too. Each operator of PyTorch counts as one launch, but for those that only make a
+tensor or a view.
 """
 
 import json
@@ -66,6 +67,11 @@ def orders_its_sum(started: Launch) -> bool:
     return bool(stores) and stores[-1] == atomic[1]
 
 
+def moves_16_bytes(started: Launch) -> bool:
+    """Whether the kernel loads and stores 16 bytes at once."""
+    return all(f"{way}.global.v4.b32" in started.compiled.asm["ptx"] for way in ("ld", "st"))
+
+
 def main(name: str) -> None:
     with (
         launches_on(GPUTarget("cuda", 90, 32)) as launches,
@@ -84,7 +90,8 @@ def main(name: str) -> None:
         operators.names.clear()
         backward(loss())
     kernels = [started.kernel.__name__ for started in launches]
-    print(json.dumps({"kernels": kernels, "operators": operators.names, "ordered": orders_its_sum(launches[0])}))
+    facts = {"ordered": orders_its_sum(launches[0]), "wide": [moves_16_bytes(started) for started in launches]}
+    print(json.dumps({"kernels": kernels, "operators": operators.names, **facts}))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def test_a_step_launches_at_most_three_kernels(name):
     found = json.loads(result.stdout)
     assert len(found["kernels"]) + len(found["operators"]) <= MOST, found
     assert found["ordered"]
+    assert all(found["wide"])
 
 
 def balanced_bce_step(rows=256, classes=1000):

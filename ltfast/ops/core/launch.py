@@ -5,6 +5,7 @@ A launch is chosen by a pure function of shapes, dtypes and the chip. Beside eac
 """
 
 import functools
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,3 +65,12 @@ def register_limit(count: int, chip: Chip) -> int | None:
     ``tests/ops/triton_compile.py`` spills with them. Their effect on the speed is not measured.
     """
     return None if chip.maker == "amd" else count
+
+
+def vector_width(dtype: torch.dtype, *strides: int) -> int:
+    """The elements of the widest aligned access, 16 bytes at most, to rows that start at multiples of the strides.
+
+    A kernel takes this width as a constant ``WIDTH`` and each stride divided by it, and multiplies them again: so the
+    compiler knows that the stride is divisible. (It ignores ``tl.multiple_of`` of an argument.)
+    """
+    return math.gcd(16 // dtype.itemsize, *strides)
