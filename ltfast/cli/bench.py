@@ -95,7 +95,7 @@ def bench_step(argv: Sequence[str]) -> int:
 
     device = _bench_device(args)
     out = folder_at(args.out)
-    measured = step.run_steps(device, methods, seconds=args.seconds, out=out, show=_shower(results.step_table))
+    measured = step.bench(device, methods, seconds=args.seconds, out=out, show=_shower(results.step_table))
     if out is not None:
         say(f"written to {out}: {step.STEPS}, {step.LINES}")
     return _status(measured)
