@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ltfast.ops import balanced_bce
+from ltfast.ops import agcl, balanced_bce
 from ops.conftest import NO_TRITON, PLACES
 
 MOST = 3  # the kernel of the rows, the incoming gradient that autograd fills, and the scaling of the stored one
@@ -117,7 +117,7 @@ def test_counters_are_kept_for_each_stream_but_not_for_a_graph(monkeypatch):
     assert len(made) == 3
 
 
-@pytest.mark.parametrize("name", ["balanced_bce"])
+@pytest.mark.parametrize("name", ["balanced_bce", "agcl"])
 def test_a_step_launches_at_most_three_kernels(name):
     # In a process of its own: this one may have Triton's interpreter switched on.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -136,11 +136,23 @@ def balanced_bce_step(rows=256, classes=1000):
     return lambda: balanced_bce(logits, target, bias), logits
 
 
-STEPS = pytest.mark.parametrize("step", [pytest.param(balanced_bce_step, id="balanced_bce")])
+def agcl_step(rows=256, classes=1000, noisy=False):
+    cosine = (torch.rand(rows, classes, device="cuda") * 2 - 1).requires_grad_()
+    target = torch.randint(classes, (rows,), device="cuda")
+    class_noise = torch.rand(classes, device="cuda") if noisy else None
+    return lambda: agcl(cosine, target, class_noise), cosine
+
+
+def noisy_agcl_step():
+    return agcl_step(noisy=True)
+
+
+REPEATABLE = [pytest.param(balanced_bce_step, id="balanced_bce"), pytest.param(agcl_step, id="agcl")]
+STEPS = pytest.mark.parametrize("step", REPEATABLE)
 
 
 @pytest.mark.gpu
-@STEPS
+@pytest.mark.parametrize("step", [*REPEATABLE, pytest.param(noisy_agcl_step, id="agcl-with-noise")])
 def test_a_gpu_runs_at_most_three_kernels_a_step(step):
     loss, logits = step()
     for _ in range(3):

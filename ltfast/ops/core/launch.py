@@ -26,6 +26,11 @@ class Chip:
     multiprocessors: int
     name: str = ""
 
+    @property
+    def has_ptx(self) -> bool:
+        """Whether a kernel may contain NVIDIA's own instructions. Triton's interpreter knows none of them."""
+        return self.maker == "nvidia" and self.multiprocessors > 0
+
 
 @functools.cache
 def chip_of(device: torch.device) -> Chip:
