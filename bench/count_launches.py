@@ -21,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
-from ltfast.ops import agcl, balanced_bce
+from ltfast.ops import agcl, balanced_bce, vmf_cross_entropy
 from ltfast.ops.core import dispatch, fused_loss, scale_rows
 from ltfast.ops.core.cases import labels_on_gpu, on_gpu
 from ltfast.ops.noise import seed
 from stand_in_driver import Launch, launches_on
 
-ROWS, CLASSES = 256, 1000
+ROWS, CLASSES, WIDTH = 256, 1000, 128
 LAUNCHES_NOTHING = re.compile(r"prim\.|aten\.((new_)?empty(_like|_strided)?|detach|lift_fresh)\b")
 
 
@@ -55,8 +55,17 @@ def loss_of_agcl() -> Callable[[], Tensor]:
     return lambda: agcl(logits, target, noise)
 
 
-# vmf_cross_entropy is to follow, when its kernel counts and adds by itself too
-LOSSES: dict[str, Callable[[], Callable[[], Tensor]]] = {"balanced_bce": loss_of_balanced_bce, "agcl": loss_of_agcl}
+def loss_of_vmf_cross_entropy() -> Callable[[], Tensor]:
+    features, target = on_gpu(ROWS, WIDTH).requires_grad_(), labels_on_gpu(ROWS)
+    directions, kappa, log_prior = on_gpu(CLASSES, WIDTH), on_gpu(CLASSES), on_gpu(CLASSES)
+    return lambda: vmf_cross_entropy(features, target, directions, kappa, log_prior=log_prior)
+
+
+LOSSES: dict[str, Callable[[], Callable[[], Tensor]]] = {
+    "balanced_bce": loss_of_balanced_bce,
+    "agcl": loss_of_agcl,
+    "vmf_cross_entropy": loss_of_vmf_cross_entropy,
+}
 
 
 def backward(loss: Tensor) -> None:
@@ -67,11 +76,13 @@ def backward(loss: Tensor) -> None:
 
 
 def orders_its_sum(started: Launch) -> bool:
-    """Whether the thread that stores a program's loss is the one that then announces it, with release and acquire."""
+    """Whether the thread that stores a program's losses is the one that announces them, with release and acquire."""
     ptx = started.compiled.asm["ptx"]
     atomic = re.search(r"@(%p\d+) atom\.global\.gpu\.acq_rel\.add\.u32", ptx)
     stores = re.findall(r"@(%p\d+) st\.global\.\w+", ptx[: atomic.start()]) if atomic else []
-    return bool(stores) and stores[-1] == atomic[1]
+    # what sets a predicate: two registers may hold the same
+    origin = dict(re.findall(r"pred\s+(%p\d+), ([^;]+);", ptx))
+    return bool(atomic) and origin[atomic[1]] in (origin.get(store) for store in stores)
 
 
 def moves_16_bytes(started: Launch) -> bool:
