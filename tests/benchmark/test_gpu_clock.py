@@ -1,5 +1,6 @@
 """Tests the clock of a GPU, with a stand-in for PyTorch's events and graphs."""
 
+import gc
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -59,6 +60,9 @@ class FakeGpu:
         gpu = self
 
         class Graph:
+            def pool(self):
+                return self.memory
+
             def replay(self):
                 gpu.enqueue(0.01, self.work)
 
@@ -69,7 +73,7 @@ class FakeGpu:
         self.captured = 0.0
         try:
             yield
-            graph.work = self.captured
+            graph.work, graph.memory = self.captured, pool or object()
             self.closed += 1
         finally:
             self.captured = None
@@ -80,7 +84,6 @@ def gpu(monkeypatch):
     fake = FakeGpu()
     monkeypatch.setattr(gpu_clock, "time", fake)
     monkeypatch.setattr(clock, "time", fake)
-    monkeypatch.setattr(gpu_clock, "_pool", lambda: (0, 1))
     for name, value in {
         "synchronize": fake.synchronize,
         "Event": fake.event,
@@ -105,6 +108,16 @@ def test_a_graph_has_no_time_of_the_host(gpu):
     assert timing.captured
     assert timing.rounds == 3
     assert watch.gpu.calls == 20
+
+
+def test_graphs_share_their_memory_while_they_live(gpu):
+    first, second = (clock.Stopwatch(lambda work: gpu.enqueue(0, work), [0.1], CUDA) for _ in range(2))
+    memory = first.gpu.graph.pool()
+    assert second.gpu.graph.pool() is memory
+    del first, second
+    gc.collect()
+    third = clock.Stopwatch(lambda work: gpu.enqueue(0, work), [0.1], CUDA)
+    assert third.gpu.graph.pool() is not memory
 
 
 def test_a_step_that_synchronises_is_timed_by_calls(gpu):

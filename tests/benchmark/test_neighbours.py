@@ -112,8 +112,9 @@ def test_the_table_says_that_the_machine_was_busy():
 
 def test_a_share_far_above_the_limit_is_no_number():
     assert "109% exp" in text([row(1.09)])
-    assert results.of_limit(row(11.89)) == "not comparable: above exp"
+    assert results.of_limit(row(11.89)) == "above: the limit was measured under other conditions"
     assert "1189" not in text([row(11.89)])
+    assert "*) above: the limit was measured under other conditions" in text([row(0.5), row(11.89)])
     assert results.of_limit(row(11.89, implementation="copy")) == ""
 
 

@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from ltfast.benchmark import step
 from ltfast.benchmark.step import METHODS, default_sizes, run_steps
 from ltfast.benchmark.steps.noise import noise_bundle
 from ltfast.benchmark.steps.size import Size
@@ -96,7 +99,7 @@ def test_the_images_of_noise_have_a_long_tail():
 
 
 def test_rows():
-    rows = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT})
+    rows = run_steps(CPU, ["lpt", "livt"], seconds=1e-3, sizes={"lpt": VIT, "livt": VIT})["rows"]
     assert [(row["method"], row["implementation"]) for row in rows] == [
         (method, name) for method in ("lpt", "livt") for name in ("ltfast", "published")
     ]
@@ -111,6 +114,24 @@ def test_rows():
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         assert ours["times_ltfast"] == 1
         assert theirs["times_ltfast"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])
+
+
+def test_a_method_that_fails_is_an_entry(tmp_path, monkeypatch):
+    def rows(method, size, device, seconds):
+        if method == "lpt":
+            raise ValueError("no")
+        return [{"method": method}]
+
+    monkeypatch.setattr(step, "_rows", rows)
+    shown = []
+    found = run_steps(CPU, ["lpt", "livt"], seconds=1, out=tmp_path, show=lambda *both: shown.append(both))
+    (failed,) = found["missing"]
+    assert (failed["case"], failed["reason"], failed["failed"]) == ("lpt", "ValueError: no", True)
+    assert found["rows"] == [{"method": "livt"}]
+    assert shown == [([], [failed]), (found["rows"], [])]
+    assert json.loads((tmp_path / "steps.json").read_text()) == found
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert lines == [{"machine": found["machine"]}, failed, *found["rows"]]
 
 
 def test_default_sizes():

@@ -18,10 +18,12 @@ class Chip:
     Attributes:
         maker: "nvidia" or "amd".
         multiprocessors: the number of streaming multiprocessors (AMD: compute units). 0 for Triton's interpreter.
+        name: as PyTorch calls it; "" for Triton's interpreter.
     """
 
     maker: str
     multiprocessors: int
+    name: str = ""
 
 
 @functools.cache
@@ -29,8 +31,8 @@ def chip_of(device: torch.device) -> Chip:
     """The chip behind a device of PyTorch. For "cpu" it is Triton's interpreter, which stands for a chip of NVIDIA."""
     if device.type != "cuda":
         return Chip("nvidia", 0)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return Chip("amd" if torch.version.hip else "nvidia", processors)
+    properties = torch.cuda.get_device_properties(device)
+    return Chip("amd" if torch.version.hip else "nvidia", properties.multi_processor_count, properties.name)
 
 
 @dataclass(frozen=True, kw_only=True)
