@@ -13,10 +13,8 @@ with PyTorch and the usual packages has: tiny sizes, Triton's interpreter, and s
 
 import argparse
 import contextlib
-import importlib.metadata as metadata
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +25,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+from gpu_check_dry import bare_environment
 
 ROOT = Path(__file__).parents[1]
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -45,7 +45,6 @@ class Part:
         needs: modules and programs.
         dry: the command of a dry run, if it is another one.
         exit_code: of success.
-        optional: a module of ltfast without which the part is left out.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Part:
     needs: tuple[str, ...] = ()
     dry: str | None = None
     exit_code: int = 0
-    optional: str | None = None
 
 
 BENCH = "{python} bench/gpu_check_bench.py {name} {device} {out}"
@@ -76,20 +74,26 @@ NCU = (
     "--log-file {out}/ncu.csv {python} bench/gpu_check_bench.py profile {device} {out}"
 )
 
+# an op at a time, since each file is written at the end
+TUNE = (
+    "bad=0; for op in queue_softmax agcl balanced_bce vmf_cross_entropy; do "
+    "{python} -m ltfast tune --ops $op --out {out}/$op.json || bad=1; done; exit $bad"
+)
+
 PARTS = (
     Part(
-        "build", 75, f"{CONFIGURE} && cmake --build {{build}} && cp {{build}}/_native*.so ltfast/",
+        "build", 70, f"{CONFIGURE} && cmake --build {{build}} && cp {{build}}/_native*.so ltfast/",
         ("cmake", "ninja", "nvcc", "pybind11"), dry=f"{CONFIGURE.replace('=on', '=off')} && ninja -C {{build}} -n",
     ),
     Part("info", 10, "{python} -m ltfast info"),
     Part("compile", 35, BENCH, BENCH_NEEDS),
     Part("goals", 45, BENCH, BENCH_NEEDS),
-    Part("torch.compile", 50, BENCH, BENCH_NEEDS),
-    Part("rest", 60, BENCH, BENCH_NEEDS),
+    Part("torch.compile", 40, BENCH, BENCH_NEEDS),
+    Part("rest", 50, BENCH, BENCH_NEEDS),
     Part("longest", 15, BENCH, BENCH_NEEDS),
     # each process compiles what its tests need, and the others find it in the cache
     Part(
-        "tests", 120, TESTS + " -m gpu -n 12 --dist worksteal", TEST_NEEDS,
+        "tests", 110, TESTS + " -m gpu -n 12 --dist worksteal", TEST_NEEDS,
         dry=TESTS + " -n 1 -m 'gpu or slow' -k 'gpu or test_opcheck and balanced and triton-interpreter'",
     ),
     Part("memcheck-finds", 15, SANITIZER.replace("{tool}", "memcheck") + " --past-the-end", ("compute-sanitizer",),
@@ -97,18 +101,12 @@ PARTS = (
     Part("memcheck", 20, SANITIZER.replace("{tool}", "memcheck"), ("compute-sanitizer",)),
     Part("racecheck", 20, SANITIZER.replace("{tool}", "racecheck"), ("compute-sanitizer",)),
     Part("ncu", 25, NCU, (*BENCH_NEEDS, "ncu")),
-    Part("tune", 15, "{python} -m ltfast tune --out {out}", optional="ltfast.cli.tune"),
+    Part("tune", 40, TUNE, BENCH_NEEDS, dry="{python} -m ltfast tune --help"),
     Part("step", 30, BENCH, BENCH_NEEDS),
 )  # fmt: skip
 
 # small wheels without which something is left out, and not worth a failure
 PEERS = {"liger_kernel": "liger-kernel (0.9 MB)", "cut_cross_entropy": "cut-cross-entropy (0.02 MB)"}
-# what a dry run has, with their dependencies; no linters, and nothing for the documentation
-THERE = (
-    "torch", "torchvision", "numpy", "accelerate", "hypothesis", "matplotlib", "mpmath", "ninja", "pillow", "psutil",
-    "pybind11", "pytest", "pytest-benchmark", "pytest-xdist", "pyyaml", "rich", "safetensors", "scikit-build-core",
-    "scikit-learn", "scipy", "tensorboard", "timm", "torchmetrics",
-)  # fmt: skip
 PROBE = """
 import importlib.util as util, json, sys, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -145,7 +143,7 @@ class Check:
 
     def probe(self, parts: tuple[Part, ...]) -> set[str]:
         """Says what is missing. Returns the names that are there."""
-        names = {*(name for part in parts for name in (*part.needs, part.optional) if name), *PEERS}
+        names = {*(name for part in parts for name in part.needs), *PEERS}
         command = [self.python, "-c", PROBE, *sorted(names)]
         found = subprocess.run(command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         if found.returncode != 0:
@@ -171,9 +169,7 @@ class Check:
             for part in parts:
                 deadline += part.seconds * (DRY_SECONDS if self.dry else 1)
                 missing = [name for name in part.needs if name not in there]
-                if part.optional is not None and part.optional not in there:
-                    self.say({"part": part.name, "status": f"left out: there is no {part.optional} yet"})
-                elif missing:
+                if missing:
                     self.say({"part": part.name, "status": f"cannot run: needs {', '.join(missing)}"})
                     good = False
                 else:
@@ -222,11 +218,11 @@ class Check:
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Ends the process and its children: by an interrupt, so that it can write what it has, then by force."""
-        for number, patience in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, None)):
+        for number in (signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(GRACE_SECONDS)
 
     def say(self, line: dict[str, object]) -> None:
         print(", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
@@ -242,37 +238,6 @@ class Check:
         shutil.copy(partial, self.out / f"{ARCHIVE}.partial")
         os.replace(self.out / f"{ARCHIVE}.partial", self.out / ARCHIVE)
         self.archived = time.monotonic()
-
-
-def bare_environment(folder: Path) -> str:
-    """A Python with the packages of `THERE` alone, as links to this one's. Returns its path."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    site = next(folder.glob("lib/python*/site-packages"))
-    todo, seen = list(THERE), set()
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        try:
-            package = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue  # of another platform
-        if name in seen:
-            continue
-        seen.add(name)
-        todo += [re.match(r"[\w.-]+", text)[0] for text in package.requires or () if "extra ==" not in text]
-        for file in package.files or ():
-            if file.parts[0] != "..":
-                file, target = Path(file.parts[0]), site / file.parts[0]
-            elif "bin" in file.parts:
-                target = folder / "bin" / file.name
-            else:
-                continue
-            if not target.exists():
-                target.symlink_to(Path(package.locate_file(file)).resolve())
-    for tool in ("compute-sanitizer", "ncu", "nvcc"):  # a dry run calls no nvcc
-        words = f'exec "{folder}/bin/python" "{ROOT}/bench/gpu_check_tools.py" {tool} "$@"'
-        (folder / "bin" / tool).write_text(f"#!/bin/sh\n{words}\n")
-        (folder / "bin" / tool).chmod(0o755)
-    return str(folder / "bin/python")
 
 
 def install(wheels: Path, target: Path) -> None:
@@ -300,7 +265,7 @@ def main(parts: tuple[Part, ...] = PARTS) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as name:
         folder, python = Path(name), sys.executable
         paths = [str(ROOT), str(ROOT / "bench")]
-        environment = dict(os.environ, TRITON_CACHE_DIR=str(folder / "triton"), PYTHONDONTWRITEBYTECODE="1")
+        environment = dict(os.environ, TRITON_CACHE_DIR=str(folder / "triton"))
         if args.wheels is not None:
             install(args.wheels, folder / "wheels")
             paths.append(str(folder / "wheels"))

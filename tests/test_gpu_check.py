@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpu_check
 import gpu_check_bench
+import gpu_check_dry
 import gpu_check_kernels
-import gpu_check_tools
 from gpu_check import ARCHIVE, PARTS, SUMMARY, TESTS, Check, Part
 from ltfast import ops
 from ltfast.benchmark import run
@@ -56,11 +56,12 @@ def test_dry_run(tmp_path):
     files = unpacked(tmp_path / "out", tmp_path)
     found = statuses(files)
     assert list(found) == ["machine", *(part.name for part in PARTS)]
-    assert {name: status for name, status in found.items() if status != "passed"}.keys() <= {"tune"}
+    assert set(found.values()) == {"passed"}
     lines = {name: json_lines(text) for name, text in files.items() if name.endswith(".jsonl")}
-    for part in ("compile", "goals", "torch.compile", "rest", "longest", "tests", "step"):
-        assert lines[f"{part}/results.jsonl"]
-        assert not [line for line in lines[f"{part}/results.jsonl"] if line.get("failed")]
+    parts = ("compile", "goals", "torch.compile", "rest", "longest", "tests")
+    for name in (*(f"{part}/results.jsonl" for part in parts), "step/steps.jsonl"):
+        assert lines[name]
+        assert not [line for line in lines[name] if line.get("failed")]
     outcomes = {line["outcome"] for line in lines["tests/results.jsonl"]}
     assert outcomes == {"passed", "skipped"}
     assert "attention, flash, 16 parts" in files["goals.log"]
@@ -69,7 +70,7 @@ def test_dry_run(tmp_path):
 
 @pytest.mark.slow
 def test_the_environment_of_a_dry_run_has_no_other_packages(tmp_path):
-    python = gpu_check.bare_environment(tmp_path / "env")
+    python = gpu_check_dry.bare_environment(tmp_path / "env")
     code = "import importlib.util as u, sys; print(*(x for x in sys.argv[1:] if u.find_spec(x)))"
     names = ["torch", "triton", "timm", "xdist", "mypy", "jsonargparse", "mkdocs", "importlinter", "pip"]
     found = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, env={}, check=True)
@@ -80,7 +81,6 @@ FAULTY = (
     Part("hang", 2, "echo begun; sleep 1000 & wait"),
     Part("crash", 60, "kill -SEGV $$"),
     Part("lacking", 60, "true", needs=("torch", "no_such_package")),
-    Part("later", 60, "true", optional="ltfast.no_such_module"),
     Part("expected", 60, "exit 9", exit_code=9),
     Part("good", 60, "echo fine; echo '{{}}' > {out}/results.jsonl"),
 )
@@ -101,7 +101,6 @@ def test_a_crash_and_a_time_out_cost_nothing_else(tmp_path, monkeypatch, check):
         "hang": "timed out",
         "crash": "failed",
         "lacking": "cannot run: needs no_such_package",
-        "later": "left out: there is no ltfast.no_such_module yet",
         "expected": "passed",
         "good": "passed",
     }
@@ -128,9 +127,9 @@ def test_a_stop_of_the_whole_leaves_an_archive(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "bench")!r})
-import gpu_check
+import gpu_check, gpu_check_dry
 from gpu_check import Part
-gpu_check.THERE = ("torch", "numpy")
+gpu_check_dry.THERE = ("torch", "numpy")
 hang = "sleep 1000 & echo $! > {tmp_path}/begun; wait"
 parts = (Part("good", 60, "true"), Part("hang", 60, hang), Part("never", 9, "true"))
 sys.exit(gpu_check.main(parts))
@@ -153,7 +152,7 @@ sys.exit(gpu_check.main(parts))
 
 
 def test_the_limits_sum_up_to_less_than_nine_minutes():
-    assert sum(part.seconds for part in PARTS) <= 535
+    assert sum(part.seconds for part in PARTS) <= 525  # the rest is for wheels, and for the end of parts that time out
     assert len({part.name for part in PARTS}) == len(PARTS)
 
 
@@ -176,7 +175,7 @@ def test_every_gpu_test_is_in_a_folder_that_is_run():
 )
 def test_stand_ins_refuse_what_the_tools_do_not_know(tool, words):
     with pytest.raises(SystemExit) as refused:
-        gpu_check_tools.main(tool, [*words, "true"])
+        gpu_check_dry.run_tool(tool, [*words, "true"])
     assert refused.value.code == 2
 
 
