@@ -35,8 +35,8 @@ def launches() -> Iterator[str]:
         weight = vector if weighted else None
         logits = on_gpu(rows, classes, dtype=dtype)
         triton.balanced_bce(logits, target, vector, weight, weight, settings, True, 1.0)
-        kind = f"{'soft' if soft else 'labels'}{', weighted' if weighted else ''}"
-        yield f"balanced_bce {name} {rows} x {classes} {kind}"
+        kind = f"{'soft' if soft else 'labels'}{'' if soft == weighted else ', weighted' if weighted else ', plain'}"
+        yield f"balanced_bce {name} {classes} {kind}{', large batch' if rows == MANY_ROWS else ''}"
 
 
 CASES = OpCases({"balanced_bce": example}, launches=launches, bench={"balanced_bce": Bench(bench.cases, bench.growth)})
