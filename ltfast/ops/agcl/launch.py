@@ -1,6 +1,5 @@
 """The launch settings of the kernels of ``agcl``."""
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
 def alignment(classes: int, row_stride: int, dtype: torch.dtype) -> int:
@@ -30,7 +30,7 @@ class RowLaunch(Launch):
     ptx: bool
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def row_launch(classes: int, acc: torch.dtype, chip: Chip) -> RowLaunch:
     """The launch for rows of ``classes`` logits and arithmetic in ``acc``."""
     # counted: a longer row spills at 16 elements a thread. Not measured: where two reads become faster than one
@@ -58,6 +58,6 @@ class ShareLaunch(Launch):
     ptx: bool
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def share_launch(chip: Chip) -> ShareLaunch:
     return ShareLaunch(num_warps=4, block=2048, ptx=chip.has_ptx)  # not measured; counted: no spills

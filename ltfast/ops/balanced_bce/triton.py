@@ -170,6 +170,6 @@ def balanced_bce(
         # (the interpreter is a chip without multiprocessors)
         APPROXIMATE=acc == torch.float32 and chip.maker == "nvidia" and chip.multiprocessors > 0,
         WIDTH=width,
-        **row_launch(rows, classes, acc, chip, plain=not soft and weight is None and pos_weight is None).options,
+        **row_launch(rows, classes, acc, chip, not soft and weight is None and pos_weight is None).options,
     )  # fmt: skip
     return reduction.result(), gradient
