@@ -11,6 +11,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+SPECIAL = ("MUFU", "v_exp", "v_log", "v_rcp", "v_rsq", "v_sqrt")  # instructions of exponentials, logarithms and roots
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -103,15 +104,23 @@ def usage(compiled: Any, machine: Machine) -> Usage:
 
 
 def hot_instructions(code: Sequence[Instruction]) -> int:
-    """The instructions of the innermost loops, if they are more than a quarter of the code; else of all of it.
+    """The instructions of the part of the code that handles the elements, each of them once.
 
-    A kernel that reads a long row in blocks is its loops, each of which goes over the row once. A kernel that holds a
-    row in registers has no loop, or only short ones besides.
+    A kernel that reads a long row in blocks is its innermost loops, each of which goes over the row once. A kernel that
+    walks over rows is its outermost loop. A kernel that holds its only row in registers is all of its code. Loops
+    without exponentials, in a kernel that has some, count labels or add losses, and do not count here.
     """
-    loops = {(x.jump, x.address) for x in code if x.jump is not None and x.jump < x.address}
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    inside = sum(any(first <= x.address <= last for first, last in inner) for x in code)
-    return inside if 4 * inside > len(code) else len(code)
+    every = {(x.jump, x.address) for x in code if x.jump is not None and x.jump < x.address}
+    inner = [a for a in every if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in every)]
+    outer = [a for a in every if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in every)]
+    special = [x.address for x in code if x.name.startswith(SPECIAL)]
+    beside = [loop for loop in inner if special and not any(loop[0] <= place <= loop[1] for place in special)]
+    counted = [x.address for x in code if not any(loop[0] <= x.address <= loop[1] for loop in beside)]
+    for loops in (inner, outer):
+        inside = sum(any(first <= place <= last for first, last in loops) for place in counted)
+        if 4 * inside > len(counted):
+            return inside
+    return len(counted)
 
 
 def _dump(cubin: bytes, flag: str) -> str:
