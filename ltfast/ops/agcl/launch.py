@@ -33,7 +33,8 @@ class RowLaunch(Launch):
 @tunable(warps_and_registers)
 def row_launch(classes: int, acc: torch.dtype, chip: Chip) -> RowLaunch:
     """The launch for rows of ``classes`` logits and arithmetic in ``acc``."""
-    # counted: a longer row spills at 16 elements a thread. Not measured: where two reads become faster than one
+    # A longer row would leave room for one program on a multiprocessor (counted). Not measured: where two reads become
+    # faster than one
     one_block = classes <= (8192 if acc == torch.float32 else 2048)
     block = max(triton.next_power_of_2(classes), 16) if one_block else 2048
     # 16 elements a thread. Above 4096 columns 32, so that what a thread does once counts half: 8 warps of 128 registers
