@@ -266,3 +266,28 @@ def test_the_approximations_of_a_gpu_are_exact_enough(sign):
     error = (sigmoid.double() - exact.neg().sigmoid()).abs() / exact.neg().sigmoid()
     assert error[z < 20].max() < GRADIENT_TOLERANCE[torch.float32] / 4  # beyond, the gradient is below 2e-9
     assert (sigmoid.double() - exact.neg().sigmoid()).abs().max() < 1e-6
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+def test_launches():
+    from ltfast.ops.balanced_bce.launch import row_launch
+    from ltfast.ops.core.launch import Chip
+
+    h200, mi300 = Chip("nvidia", 132), Chip("amd", 304)
+    sizes = ((256, 10), (256, 8142), (1024, 8142), (16384, 8142), (16384, 100))
+    launches = [row_launch(*size, torch.float32, h200, plain=True) for size in sizes]
+    assert [launch.num_warps for launch in launches] == [1, 8, 4, 2, 1]  # fewer where the rows fill the chip
+    assert [launch.block for launch in launches] == [16, 2048, 1024, 512, 128]
+    assert {launch.maxnreg for launch in launches} == {48}
+    assert row_launch(256, 1000, torch.float32, mi300, plain=True).maxnreg is None
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+def test_the_widest_aligned_access():
+    from ltfast.ops.core.launch import vector_width
+
+    assert vector_width(torch.float32, 1000, 1000) == 4
+    assert vector_width(torch.bfloat16, 1000, 1000) == 8
+    assert vector_width(torch.bfloat16, 8142, 8142) == 2
+    assert vector_width(torch.float32, 1000, 1001) == 1
+    assert vector_width(torch.float64, 1000, 0) == 2  # an expanded row

@@ -67,7 +67,7 @@ def register_limit(count: int, chip: Chip) -> int | None:
 
     Without a limit, NVIDIA's compiler may spill a few registers in order to fit one more block on a multiprocessor.
     With a limit, it uses as many as it needs up to there. All limits are counted: no launch of
-    ``tests/ops/triton_compile.py`` spills with them. Their effect on the speed is not measured.
+    ``bench/count_kernels.py`` spills with them. Their effect on the speed is not measured.
     """
     return None if chip.maker == "amd" else count
 
