@@ -1,6 +1,5 @@
 """The launch settings of the kernels of ``agcl``."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +7,6 @@ import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
 from ltfast.ops.core.tuned import tunable, warps_and_registers
-
-
-def alignment(classes: int, row_stride: int, dtype: torch.dtype) -> int:
-    """Columns that one instruction may load and store: at most 16 bytes, and every row begins with a whole one."""
-    return math.gcd(classes, row_stride, 16 // dtype.itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)
