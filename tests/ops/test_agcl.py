@@ -89,6 +89,15 @@ def test_non_contiguous_logits(place):
         check(place, cosine, labels, None)
 
 
+@pytest.mark.parametrize("classes", [16, 17, 18, 20, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_alignments(place, classes, dtype):
+    for columns in (24, 25, 26, 28, 32):  # rows that begin at multiples of 1, 2, 4 or 8 columns
+        wide, target, _ = problem(5, columns, dtype, place.device)
+        check(place, wide[:, :classes], target % classes, None)
+        check(place, wide[:, 1 : 1 + classes], target % min(classes, columns - 1), None)
+
+
 def test_one_seed_gives_one_noise_on_every_backend(place):
     inputs = (*problem(6, 333), torch.tensor([123456789012345]))
     options = AgclSettings(20.0, 0.1, 0.9, 0.1, 0.0, 4.0, -100, "none")

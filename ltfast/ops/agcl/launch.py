@@ -1,6 +1,5 @@
 """The launch settings of the kernels of ``agcl``."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +7,6 @@ import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
 from ltfast.ops.core.tuned import tunable, warps_and_registers
-
-
-def alignment(classes: int, row_stride: int, dtype: torch.dtype) -> int:
-    """Columns that one instruction may load and store: at most 16 bytes, and every row begins with a whole one."""
-    return math.gcd(classes, row_stride, 16 // dtype.itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +27,8 @@ class RowLaunch(Launch):
 @tunable(warps_and_registers)
 def row_launch(classes: int, acc: torch.dtype, chip: Chip) -> RowLaunch:
     """The launch for rows of ``classes`` logits and arithmetic in ``acc``."""
-    # counted: a longer row spills at 16 elements a thread. Not measured: where two reads become faster than one
+    # A longer row would leave room for one program on a multiprocessor (counted). Not measured: where two reads become
+    # faster than one
     one_block = classes <= (8192 if acc == torch.float32 else 2048)
     block = max(triton.next_power_of_2(classes), 16) if one_block else 2048
     # 16 elements a thread. Above 4096 columns 32, so that what a thread does once counts half: 8 warps of 128 registers

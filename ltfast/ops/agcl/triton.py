@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.agcl.launch import alignment, row_launch, share_launch
+from ltfast.ops.agcl.launch import row_launch, share_launch
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
-from ltfast.ops.core.launch import chip_of
+from ltfast.ops.core.launch import chip_of, vector_width
 from ltfast.ops.core.tensors import accumulator, empty_gradient
 from ltfast.ops.noise.triton import half_normal_at, half_normal_block
 from ltfast.ops.reduction.triton import add_losses, mean_share, reduction_of
@@ -120,19 +120,19 @@ def _row_kernel(
     unit: "fp64", scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
     gamma_pos: "fp64", gamma_neg: "fp64", ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
     NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr,
-    ALIGN: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss and the gradient of one row.
 
     logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,) ACC; device_seed
     (1,) int64, or None: then ``seed`` is used; gradient (rows, classes), contiguous. losses (rows,) ACC, total, arrived
-    and mean_weight: see ``ltfast.ops.reduction``. ``row_stride`` and ``classes`` come divided by ALIGN, so that the
+    and mean_weight: see ``ltfast.ops.reduction``. ``row_stride`` and ``classes`` come divided by WIDTH, so that the
     compiler knows how many columns one instruction may load.
     """
     row = tl.program_id(0)
     label = tl.load(target + row)
     ignored = label == ignore_index
-    valid = (label >= 0) & (label < classes * ALIGN)
+    valid = (label >= 0) & (label < classes * WIDTH)
     y = tl.where(valid & (label != ignore_index), label, -1).to(tl.int32)
     # A label out of range makes the row NaN: raising would have to wait for the GPU.
     unit = tl.cast(unit, ACC) * tl.cast(scale, ACC)
@@ -144,10 +144,10 @@ def _row_kernel(
         unit *= share
     if device_seed is not None:
         seed = tl.load(device_seed)
-    logits += row.to(tl.int64) * (row_stride * ALIGN)
-    gradient += row.to(tl.int64) * (classes * ALIGN)
-    read = tl.where(ignored, 0, classes) * ALIGN  # an ignored row is as one without classes: all sums are 0
-    classes *= ALIGN
+    logits += row.to(tl.int64) * (row_stride * WIDTH)
+    gradient += row.to(tl.int64) * (classes * WIDTH)
+    read = tl.where(ignored, 0, classes) * WIDTH  # an ignored row is as one without classes: all sums are 0
+    classes *= WIDTH
 
     u_own = _noisy_logit(logits, class_noise, seed, row, y, y, y >= 0, NOISY, PTX, ACC) - margin
     if ONE_BLOCK:
@@ -307,17 +307,17 @@ def agcl(
     gradient = empty_gradient(logits, with_gradient)
     reduction = reduction_of(losses, target, settings.reduction, settings.ignore_index)
     host_seed, device_seed = (int(seed), None) if seed is not None and seed.device.type == "cpu" else (0, seed)
-    align = alignment(classes, logits.stride(0), logits.dtype)
+    width = vector_width(logits.dtype, classes, logits.stride(0))
     _row_kernel[(rows,)](
         logits, target, class_noise, host_seed, device_seed, *reduction.arguments,
-        gradient, logits.stride(0) // align, rows, classes // align, unit, *settings[:-1],
+        gradient, logits.stride(0) // width, rows, classes // width, unit, *settings[:-1],
         **reduction.constants,
         NOISY=class_noise is not None,
         FOCUS=settings.gamma_pos != 0,
         POWER=power_kind(settings.gamma_neg),
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
-        ALIGN=align,
+        WIDTH=width,
         **row_launch(classes, acc, chip_of(logits.device)).options,
     )  # fmt: skip
     return reduction.result(), gradient

@@ -22,7 +22,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     """
     own = generator is None or generator.device.type == device.type  # otherwise PyTorch raises its own error
     if device.type == "cuda" and own and not _is_recorded():
-        return torch.tensor([_advance(generator or default_generator(device))])
+        return torch.tensor([_advance(generator or default_generator(device))], device="cpu")
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
 
 
