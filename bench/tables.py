@@ -27,7 +27,7 @@ PICTURES = {
     "growth": "Time as a function of the problem size",
 }
 SUMMARY = """The picture shows the time of the other implementations relative to ltfast on a CPU, for the largest case
-of each op. No GPU has been measured yet.
+of each op.{no_gpu}
 
 `make bench` runs the benchmark, and `make tables` generates this page from `bench/results/`."""
 COLUMNS = """The columns:
@@ -196,7 +196,8 @@ def picture(folder: str, name: str) -> list[str]:
 
 
 def main() -> None:
-    page = ["# Measurements", "", *picture("cpu", "speedups"), SUMMARY, ""]
+    no_gpu = "" if (RESULTS / "h200/results.json").exists() else " No GPU has been measured yet."
+    page = ["# Measurements", "", *picture("cpu", "speedups"), SUMMARY.format(no_gpu=no_gpu), ""]
     tables: list[str] = []
     readme: list[str] = []
     for folder, title in PAGES.items():

@@ -82,6 +82,8 @@ def _captured(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
             warnings.filterwarnings("error", "The CUDA Graph is empty")  # the work went to another stream
             with torch.cuda.graph(graph, pool=next((other.pool() for other in _graphs), None)):
                 enqueue()
+        graph.replay()  # the first one takes longer
+        torch.cuda.synchronize()
     except Exception:
         # A failed capture leaves PyTorch's random generator in its capturing state, which refuses to draw; a complete
         # capture ends that state.

@@ -74,7 +74,7 @@ def is_over(row: Mapping[str, Any]) -> bool:
 
 def note(others: float | None) -> str:
     """What to say of a measurement during which other processes used a share of the cores."""
-    return f"not alone: other processes used {100 * others:.0f}% of the cores" if others and is_much(others) else ""
+    return f"not alone: other processes used {100 * others:.0f} % of the cores" if others and is_much(others) else ""
 
 
 def describe(results: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from ltfast.benchmark.results import LINES, RESULTS
 from ltfast.engine.report import write_json
 from ltfast.errors import InputError
 from ltfast.ops.core import backends
-from ltfast.ops.core.bench import Case, Growth, Unavailable
+from ltfast.ops.core.bench import Case, Growth, Step, Unavailable
 
 BLOCKS = 4  # turns of each implementation, so that a disturbance of the machine does not affect only one of them
 
@@ -200,11 +200,26 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
         free(device)  # only now, since the error kept the step's tensors
         return None
 
-    def timed(name: str) -> clock.Stopwatch:
+    def start(name: str) -> clock.Stopwatch:
         return clock.Stopwatch(case.implementations[name](), sets, device)
 
+    def timed() -> tuple[dict[str, tuple[Step, clock.Timing]], float | None]:
+        """The steps that run and their times, and what other processes used meanwhile. The stopwatches end here, since
+        their graphs hold memory."""
+        watches = {name: attempt(name, partial(start, name)) for name in case.implementations}
+        with neighbours() as others:
+            for _ in range(BLOCKS):
+                for name, watch in watches.items():
+                    if watch is not None:
+                        attempt(name, partial(watch.run, seconds / BLOCKS, 1))
+        if "ltfast" in missing:
+            return {}, others.share
+        done = {name: watch for name, watch in watches.items() if watch is not None and name not in missing}
+        return {name: (watch.step, watch.timing()) for name, watch in done.items()}, others.share
+
     def row(name: str) -> dict[str, Any]:
-        timing, call = timings[name], partial(steps[name], sets[0])
+        step, timing = steps[name]
+        call = partial(step, sets[0])
         measured = {
             "case": case.name,
             "op": case.op,
@@ -213,24 +228,16 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
             "dtype": str(case.dtype).removeprefix("torch."),
             "implementation": name,
             **asdict(timing),
-            "times_ltfast": timing.median_ms / timings["ltfast"].median_ms,
+            "times_ltfast": timing.median_ms / steps["ltfast"][1].median_ms,
             **asdict(case.work),
             "peak_mib": clock.peak_memory(call, device),
             "launches": clock.launches(call, device),
-            "others": others.share,
+            "others": others,
         }
         return measured | limits.share(measured)
 
     sets = attempt("ltfast", lambda: clock.cold_sets(case.inputs, device)) or []
-    tried = {name: attempt(name, partial(timed, name)) for name in case.implementations}
-    watches = {name: watch for name, watch in tried.items() if watch is not None}
-    with neighbours() as others:
-        for _ in range(BLOCKS):
-            for name, watch in watches.items():
-                attempt(name, partial(watch.run, seconds / BLOCKS, 1))
-    steps = {name: watch.step for name, watch in watches.items() if name not in missing}
-    timings = {} if "ltfast" in missing else {name: watches[name].timing() for name in steps}
-    watches.clear()  # graphs hold memory
+    steps, others = timed()
     free(device)
     rows = [attempt(name, partial(row, name)) for name in steps]
     if "ltfast" in missing:

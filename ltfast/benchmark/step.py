@@ -36,7 +36,7 @@ def default_sizes(device: torch.device) -> dict[str, Size]:
     return {"proco": resnet, "dscl": resnet, "lpt": vit, "livt": vit}
 
 
-def run_steps(
+def bench(
     device: torch.device,
     methods: Iterable[str] = METHODS,
     *,
@@ -48,25 +48,21 @@ def run_steps(
     """Time steps. A method that fails becomes an entry of `missing`, and the next one is measured.
 
     Args:
-        device: the device to measure; on a GPU, steps run under bfloat16 autocast.
-        methods: names from `METHODS`.
-        seconds: the time for the timed steps of each implementation, at least four steps.
-        sizes: the size of each method's step; None means `default_sizes`.
+        device, methods, seconds, sizes: see `run_steps`.
         out: a folder for `steps.json`, and for `steps.jsonl`, to which what is measured is written at once.
         show: called with the rows and what is missing of each method when it is done.
 
     Returns:
-        The content of `steps.json`: the `machine`, `rows`, one for each method and implementation, with the fields of
-        `Size`, and `missing`, as in `ltfast.benchmark.run.bench`.
+        The content of `steps.json`: the `machine`, the `rows` of `run_steps`, and `missing`, as in
+        `ltfast.benchmark.run.bench`.
     """
-    sizes = default_sizes(device) if sizes is None else sizes
     rows: Rows = []
     missing: Rows = []
     about = machine(device)
     with journal(out and out / LINES) as note:
         note({"machine": about})
         for method in methods:
-            measured, absent = _rows_or_failure(method, sizes[method], device, seconds)
+            measured, absent = _rows_or_failure(device, method, seconds, sizes)
             for entry in (*measured, *absent):
                 note(entry)
             show(measured, absent)
@@ -78,13 +74,30 @@ def run_steps(
     return results
 
 
-def _rows_or_failure(method: str, size: Size, device: torch.device, seconds: float) -> tuple[Rows, Rows]:
+def _rows_or_failure(
+    device: torch.device, method: str, seconds: float, sizes: Mapping[str, Size] | None
+) -> tuple[Rows, Rows]:
     try:
-        return _rows(method, size, device, seconds), []
+        return run_steps(device, [method], seconds=seconds, sizes=sizes), []
     except Exception as error:
         found = failure(error, method, "ltfast")
     free(device)
     return [], [found]
+
+
+def run_steps(
+    device: torch.device, methods: Iterable[str] = METHODS, *, seconds: float, sizes: Mapping[str, Size] | None = None
+) -> Rows:
+    """Time steps. Returns a row for each method and implementation, which includes the fields of `Size`.
+
+    Args:
+        device: the device to measure; on a GPU, steps run under bfloat16 autocast.
+        methods: names from `METHODS`.
+        seconds: the time for the timed steps of each implementation, at least four steps.
+        sizes: the size of each method's step; None means `default_sizes`.
+    """
+    sizes = default_sizes(device) if sizes is None else sizes
+    return [row for method in methods for row in _rows(method, sizes[method], device, seconds)]
 
 
 def _rows(method: str, size: Size, device: torch.device, seconds: float) -> Rows:

@@ -1,5 +1,6 @@
 """`ltfast bench` and `ltfast bench step`."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,7 +65,7 @@ def bench(argv: Sequence[str]) -> int:
         device,
         ops=ops,
         shapes=shapes or (SHAPES if device.type == "cuda" else SHAPES[:3]),
-        peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
+        peers=None if args.peers is None else [] if args.peers == "none" else _names(args.peers),
     )
 
     growth = [] if out is None else run.growths(device, ops)
@@ -94,10 +95,15 @@ def bench_step(argv: Sequence[str]) -> int:
 
     device = _bench_device(args)
     out = folder_at(args.out)
-    measured = step.run_steps(device, methods, seconds=args.seconds, out=out, show=_shower(results.step_table))
+    measured = step.bench(device, methods, seconds=args.seconds, out=out, show=_shower(results.step_table))
     if out is not None:
         say(f"written to {out}: {step.STEPS}, {step.LINES}")
     return _status(measured)
+
+
+def _names(peers: str) -> list[str]:
+    """The names between commas. A name may have a comma itself, with a space after it: "attention, flash"."""
+    return re.split(r",(?! )", peers)
 
 
 def _shower(table: "Callable[[Sequence[Any]], Table]") -> Callable[[Sequence[Any], Sequence[Any]], None]:

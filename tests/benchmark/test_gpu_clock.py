@@ -6,7 +6,9 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from ltfast.benchmark import clock, exponentials, gpu_clock
+from ltfast.benchmark import clock, exponentials, gpu_clock, run
+from ltfast.benchmark.ceilings import Ceilings
+from ltfast.ops.core.bench import Case, Work
 
 CUDA = torch.device("cuda")
 MS = 1e-3
@@ -118,6 +120,21 @@ def test_graphs_share_their_memory_while_they_live(gpu):
     gc.collect()
     third = clock.Stopwatch(lambda work: gpu.enqueue(0, work), [0.1], CUDA)
     assert third.gpu.graph.pool() is not memory
+
+
+def test_graphs_are_gone_when_memory_is_measured(gpu, monkeypatch):
+    alive = []
+    monkeypatch.setattr(clock, "cold_sets", lambda make, device: [0.1])
+    monkeypatch.setattr(clock, "peak_memory", lambda call, device: alive.append(len(gpu_clock._graphs)))
+    monkeypatch.setattr(clock, "launches", lambda call, device: 2)
+    makes = {name: lambda: lambda work: gpu.enqueue(0.5, work) for name in ("ltfast", "eager")}
+    case = Case("agcl", "small", "1", torch.float32, Work(bytes=1), lambda: None, makes)
+    limits = Ceilings(bytes=1e9, flops={"float32": 1e9}, exps=1e9)
+    (row, _), missing = run.run_case(case, CUDA, limits, seconds=1e-3)
+    assert missing == []
+    assert alive == [0, 0]
+    assert (row["captured"], row["launches"]) == (True, 2)
+    assert (row["median_ms"], row["host_ms"]) == pytest.approx((0.1, 0.5))
 
 
 def test_a_step_that_synchronises_is_timed_by_calls(gpu):

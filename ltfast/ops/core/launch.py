@@ -5,6 +5,7 @@ A launch is chosen by a pure function of shapes, dtypes and the chip. Beside eac
 """
 
 import functools
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +25,11 @@ class Chip:
     maker: str
     multiprocessors: int
     name: str = ""
+
+    @property
+    def has_ptx(self) -> bool:
+        """Whether a kernel may contain NVIDIA's own instructions. Triton's interpreter knows none of them."""
+        return self.maker == "nvidia" and self.multiprocessors > 0
 
 
 @functools.cache
@@ -61,6 +67,15 @@ def register_limit(count: int, chip: Chip) -> int | None:
 
     Without a limit, NVIDIA's compiler may spill a few registers in order to fit one more block on a multiprocessor.
     With a limit, it uses as many as it needs up to there. All limits are counted: no launch of
-    ``tests/ops/triton_compile.py`` spills with them. Their effect on the speed is not measured.
+    ``bench/count_kernels.py`` spills with them. Their effect on the speed is not measured.
     """
     return None if chip.maker == "amd" else count
+
+
+def vector_width(dtype: torch.dtype, *strides: int) -> int:
+    """The elements of the widest aligned access, 16 bytes at most, to rows that start at multiples of the strides.
+
+    A kernel takes this width as a constant ``WIDTH`` and each stride divided by it, and multiplies them again: so the
+    compiler knows that the stride is divisible. (It ignores ``tl.multiple_of`` of an argument.)
+    """
+    return math.gcd(16 // dtype.itemsize, *strides)
