@@ -145,10 +145,10 @@ def compile_all(device: torch.device) -> Iterable[dict[str, object]]:
 def steps(device: torch.device, out: Path) -> bool:
     """Times training steps. Returns whether nothing failed."""
     if device.type == "cuda":
-        found = step.run_steps(device, seconds=0.2, out=out)
+        found = step.bench(device, seconds=0.2, out=out)
     else:
-        tiny = dict.fromkeys(("lpt", "livt"), Size("vit_tiny_patch16_224", 4, 32, classes=7))
-        found = step.run_steps(device, tiny, seconds=1e-3, sizes=tiny, out=out)
+        tiny = {"livt": Size("vit_tiny_patch16_224", 4, 32, classes=7)}
+        found = step.bench(device, tiny, seconds=1e-3, sizes=tiny, out=out)
     for row in found["rows"]:
         print(f"{row['method']}, {row['implementation']}: {row['median_ms']:.4g} ms")
     return not found["missing"]

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 import ltfast
-from ltfast.ops import apply_masks_, importance_threshold, patch_roi_pool, taylor_importance_
+from ltfast.ops import agcl, apply_masks_, importance_threshold, patch_roi_pool, taylor_importance_
 from ltfast.ops.catalog import OPS
 from ltfast.ops.core import backends
 from ltfast.ops.core.cases import Sizes
@@ -35,9 +35,10 @@ def kernels_of_functions(device: torch.device, *, small: bool) -> None:
                 if dtype == torch.float32 or name not in ("log_iv", "bessel_ratio"):  # without half precision
                     example = make(sizes)
                     (3 * example.function(example.x.requires_grad_(), example.labels)).backward()
-        if not small:  # more boxes and channels than the example has
+        if not small:  # more boxes and channels than the example has, and so many rows that a kernel counts the labels
             features, corners = torch.randn(2, 150, 20, 20, requires_grad=True), 10 * torch.rand(2, 20, 2)
             patch_roi_pool(features, torch.cat([corners, corners + 5], 2)).sum().backward()
+            agcl(torch.rand(5000, 20, requires_grad=True), torch.randint(20, (5000,))).backward()
 
 
 def kernels_of_lists(device: torch.device) -> None:
