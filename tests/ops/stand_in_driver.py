@@ -84,7 +84,8 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
         return compiled
 
     compile_only = JITFunction.run
-    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    major, minor = divmod(target.arch, 10) if target.backend == "cuda" else (0, 0)
+    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, major=major, minor=minor)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", run),

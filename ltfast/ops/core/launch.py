@@ -18,19 +18,23 @@ class Chip:
     Attributes:
         maker: "nvidia" or "amd".
         multiprocessors: the number of streaming multiprocessors (AMD: compute units). 0 for Triton's interpreter.
+        capability: NVIDIA's compute capability times ten: 80, 90, 100. 0 for AMD and for Triton's interpreter.
     """
 
     maker: str
     multiprocessors: int
+    capability: int
 
 
 @functools.cache
 def chip_of(device: torch.device) -> Chip:
     """The chip behind a device of PyTorch. For "cpu" it is Triton's interpreter, which stands for a chip of NVIDIA."""
     if device.type != "cuda":
-        return Chip("nvidia", 0)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return Chip("amd" if torch.version.hip else "nvidia", processors)
+        return Chip("nvidia", 0, 0)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Chip("amd", properties.multi_processor_count, 0)
+    return Chip("nvidia", properties.multi_processor_count, 10 * properties.major + properties.minor)
 
 
 @dataclass(frozen=True, kw_only=True)
