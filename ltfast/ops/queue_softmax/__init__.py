@@ -10,6 +10,10 @@ This is attention with the keys as values, so no B x M matrix is needed, and
 :math:`\partial\, \mathrm{lse}_i / \partial q_i = \mathrm{mean}_i / \tau`: the backward pass over the queue is free.
 If the keys have a gradient, it is :math:`\partial\, \mathrm{lse}_i / \partial k_t = p_{it} q_i / \tau`, a second pass.
 
+On a GPU, a program holds whole rows of queries if they fit: bfloat16 and float16 up to 512 columns (256 on NVIDIA's
+chips other than sm_80, sm_90 and sm_100, 128 on AMD's), float32 and float64 up to 128. For wider rows, several programs
+share the columns of the mean, and each of them computes all products again.
+
 Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
 "FlashAttention", NeurIPS 2022.
 """

@@ -85,10 +85,10 @@ def key_gradient_launch(width: int, compute: torch.dtype, chip: Chip) -> TileLau
     """The launch of the gradient in the keys, for features of ``width`` columns and products of ``compute``."""
     columns = max(triton.next_power_of_2(width), 16)
     if compute == torch.bfloat16:
-        # Counted, without spills: up to 128 columns all products are computed once, in warpgroups where there are some.
-        # AMD's tiles of 64 queries spill, and wide ones do with sm_80. With sm_90, two blocks share a multiprocessor.
+        # Counted, without spills: up to 128 columns all products are computed once. With sm_90, two blocks share a
+        # multiprocessor. Tiles of 64 queries spill with sm_80 and on AMD's chips, and wide ones with sm_80.
         wide = width > 128
-        rows = 32 if chip.maker == "amd" or wide else 64
+        rows = 64 if _warpgroups(chip) and not wide else 32
         limit = register_limit(255, chip)
         return TileLaunch(num_warps=4, maxnreg=limit, rows=rows, keys=64, columns=64 if wide else columns, wide=wide)
     columns = min(columns, 64 if width <= 128 else 32)
