@@ -5,12 +5,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltfast.benchmark.gpu_clock import GpuClock
 from ltfast.ops.core.torch_internals import leaves
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -18,13 +19,23 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Timing:
-    """The time in ms of the first call, which includes compilation, and the quartiles of the later calls."""
+    """The times of a step.
+
+    Attributes:
+        first_ms: the wall time of the first call, which includes compilation.
+        q1_ms, median_ms, q3_ms: the quartiles of the later calls; on a GPU, of the time of the GPU.
+        rounds: the number of samples; on a GPU, each is the mean of many calls.
+        host_ms: the median wall time until a call returns; None on a CPU.
+        captured: whether the calls were timed as a CUDA graph; None on a CPU.
+    """
 
     first_ms: float
     q1_ms: float
     median_ms: float
     q3_ms: float
     rounds: int
+    host_ms: float | None = None
+    captured: bool | None = None
 
 
 class Stopwatch:
@@ -33,27 +44,34 @@ class Stopwatch:
     Args:
         step: takes a set of inputs.
         inputs: the sets.
-        device: a CPU is timed with its clock, a GPU with CUDA events.
+        device: a CPU is timed with its clock, a GPU with `GpuClock`.
+        capture: see `GpuClock`.
     """
 
-    def __init__(self, step: Callable[[Any], object], inputs: Sequence[Any], device: torch.device) -> None:
-        self.step, self.inputs, self.device = step, inputs, device
+    def __init__(
+        self, step: Callable[[Any], object], inputs: Sequence[Any], device: torch.device, *, capture: bool = True
+    ) -> None:
+        self.step, self.inputs = step, inputs
         self.samples: list[float] = []
+        self.hosts: list[float] = []
         started = time.perf_counter()
         step(inputs[0])
-        self._wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         self.first_ms = 1e3 * (time.perf_counter() - started)
+        self.gpu = GpuClock(step, inputs, capture=capture) if device.type == "cuda" else None
 
     def run(self, seconds: float, rounds: int) -> None:
-        """Time calls for this long, and at least `rounds` of them. Other code may have emptied the caches, so a call of
-        a quick step is made first and not timed."""
-        if len(self.samples) == 0 or self.samples[-1] < 50:
+        """Time calls for this long, and at least `rounds` samples. Other code may have emptied a CPU's caches, so a
+        call of a quick step is made first and not timed."""
+        if self.gpu is None and (len(self.samples) == 0 or self.samples[-1] < 50):
             self.step(self.inputs[-1])
-            self._wait()
         until = time.perf_counter() + seconds
         done = 0
         while done < rounds or time.perf_counter() < until:
-            self.samples.append(self._one(self.inputs[len(self.samples) % len(self.inputs)]))
+            if self.gpu is not None:
+                self.hosts.append(self.gpu.host())
+            self.samples.append(self._one())
             done += 1
 
     def timing(self) -> Timing:
@@ -65,23 +83,18 @@ class Stopwatch:
         if len(self.samples) < 2:
             raise ValueError(f"samples: expected at least 2, got {len(self.samples)}")
         q1, median, q3 = statistics.quantiles(self.samples, n=4, method="inclusive")
-        return Timing(self.first_ms, q1, median, q3, len(self.samples))
+        timing = Timing(self.first_ms, q1, median, q3, len(self.samples))
+        if self.gpu is None:
+            return timing
+        return replace(timing, host_ms=statistics.median(self.hosts), captured=self.gpu.graph is not None)
 
-    def _one(self, inputs: Any) -> float:
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self.step(inputs)
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end)
+    def _one(self) -> float:
+        if self.gpu is not None:
+            return self.gpu.sample()
+        inputs = self.inputs[len(self.samples) % len(self.inputs)]
         started = time.perf_counter()
         self.step(inputs)
         return 1e3 * (time.perf_counter() - started)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def cold_sets(make: Callable[[], Any], device: torch.device, most: int = 16) -> list[Any]:
@@ -124,15 +137,19 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
-    """The number of kernels that a call launches, including copies and fills; None on a CPU."""
+    """The number of kernels that a call launches, including copies and fills; None on a CPU, or where the system
+    refuses to profile the GPU."""
     if device.type != "cuda":
         return None
     call()
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-        torch.cuda.synchronize(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return None
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
 
 
 def _resident(key: str) -> int:

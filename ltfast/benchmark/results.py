@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from ltfast.benchmark.neighbours import is_much
 from ltfast.engine.schema import list_of, mapping, number, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
-RESULTS = "results.json"
+RESULTS, LINES = "results.json", "results.jsonl"
+OTHER_CONDITIONS = "above: the limit was measured under other conditions"
 FLOORS = ("copy", "matmul")  # parts that every implementation needs; they are not alternatives to ltfast
 
 _SCHEMA = record(
@@ -30,42 +32,85 @@ _SCHEMA = record(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median."""
+    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median. The launches
+    of a GPU's kernels are marked if they were captured as a graph."""
     headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 11, "peak MiB": 8, "first": 7}
-    if rows[0]["launches"] is not None:
-        headings["launches"] = 8
+    gpu = rows[0]["host_ms"] is not None
+    if gpu:
+        headings |= {"host ms": 7, "launches": 9}
     result = _table(f"{rows[0]['op']} {rows[0]['size']} {rows[0]['dtype']}", headings)
+    below = [note(rows[0]["others"]), f"*) {OTHER_CONDITIONS}" if any(map(is_over, rows)) else ""]
+    result.caption = "\n".join(filter(None, below)) or None
+    result.caption_justify = "left"
     for row in rows:
-        result.add_row(
+        cells = [
             row["implementation"],
             digits(row["median_ms"]),
             f"{50 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f}%",
             digits(row["times_ltfast"]),
-            "" if row["implementation"] in FLOORS else f"{100 * row['share']:.0f}% {row['limit']}",
+            "above *)" if is_over(row) else of_limit(row).replace(" %,", "%"),
             "" if row["peak_mib"] is None else digits(row["peak_mib"]),
             f"{row['first_ms'] / 1e3:.1f} s",
-            *([str(row["launches"])] if "launches" in headings else []),
-        )
+        ]
+        if gpu:
+            launches = [] if row["launches"] is None else [str(row["launches"])]
+            cells += [digits(row["host_ms"]), ", ".join([*launches, *["graph"] * row["captured"]])]
+        result.add_row(*cells)
     return result
 
 
+def of_limit(row: Mapping[str, Any]) -> str:
+    """The share of the limit that a row reaches, and which limit that is; or a statement, if the share is so far above
+    100 % that the limit was measured under other conditions than the row: on a busier machine, or without a cache."""
+    if row["implementation"] in FLOORS:
+        return ""
+    return OTHER_CONDITIONS if is_over(row) else f"{100 * row['share']:.0f} %, {row['limit']}"
+
+
+def is_over(row: Mapping[str, Any]) -> bool:
+    """Whether a row is faster than the limit, by more than the noise of its measurement."""
+    return row["implementation"] not in FLOORS and row["share"] > 1.1
+
+
+def note(others: float | None) -> str:
+    """What to say of a measurement during which other processes used a share of the cores."""
+    return f"not alone: other processes used {100 * others:.0f} % of the cores" if others and is_much(others) else ""
+
+
 def describe(results: Mapping[str, Any]) -> str:
-    """Lines about the machine, its ceilings, and the implementations that were left out."""
+    """Lines about the machine, its limits, and what was left out or failed."""
     about, limits = results["machine"], results["ceilings"]
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in limits["flops"].items())
+    disturbed = note(limits.get("others"))
     reasons: dict[str, list[str]] = {}
     for row in results["missing"]:
         names = reasons.setdefault(row["reason"], [])
-        if row["implementation"] not in names:
+        if not row["failed"] and row["implementation"] not in names:
             names.append(row["implementation"])
     return "\n".join(
         [
             ", ".join(f"{key} {value}" for key, value in about.items()),
             f"limits measured here: {limits['bytes'] / 1e9:.0f} GB/s copied (read and written); matrix products in "
-            f"TFLOP/s: {rates}; {limits['exps'] / 1e9:.2g} G exponentials/s",
-            *(f"left out: {', '.join(names)} ({reason})" for reason, names in reasons.items()),
+            f"TFLOP/s: {rates}; {limits['exps'] / 1e9:.2g} G exponentials/s{disturbed and f'; {disturbed}'}",
+            *(f"left out: {', '.join(names)} ({reason})" for reason, names in reasons.items() if names),
+            *failures(results["missing"]),
         ]
     )
+
+
+def failures(missing: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each failure."""
+    return [f"failed: {row['case']}, {row['implementation']} ({row['reason']})" for row in missing if row["failed"]]
+
+
+def describe_goals(goals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each goal of a bench that was measured, and one about the others."""
+    lines = [
+        f"goal: {goal['case']}, {goal['quantity']}: {goal['measured']}, {goal['goal']}: {goal['verdict']}"
+        for goal in goals
+        if goal["measured"] is not None
+    ]
+    return [*lines, f"goals not measured here: {len(goals) - len(lines)} of {len(goals)}"]
 
 
 def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -74,6 +119,8 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     title = f"{first['method']}: {first['network']}, {first['images']} images"
     headings = {"ms": 8, "spread": 6, "images/s": 8, "x ltfast": 8, "in the loss": 11, "peak MiB": 8}
     result = _table(title, headings)
+    result.caption = note(first["others"]) or None
+    result.caption_justify = "left"
     for row in rows:
         result.add_row(
             row["implementation"],

@@ -1,89 +1,161 @@
-"""Runs the cases of a bench, with the implementations of a case in turn, and collects the measurements."""
+"""Runs the cases of a bench, with the implementations of a case in turn, and collects the measurements.
+
+From Python, without the command line:
+
+    device = torch.device("cuda")
+    cases = run.select(device, ops=["agcl"], peers=["eager", "copy"])
+    results = run.bench(device, cases, out=Path("bench"))
+
+`select` may be called several times, and a case keeps only some peers after `case.with_peers(["torch.compile"])`.
+"""
 
 import gc
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import ltfast
-from ltfast.benchmark import ceilings, clock
+from ltfast.benchmark import ceilings, clock, goals
 from ltfast.benchmark.cases import benches
 from ltfast.benchmark.ceilings import Ceilings
+from ltfast.benchmark.neighbours import busy_now, neighbours
+from ltfast.benchmark.results import LINES, RESULTS
+from ltfast.engine.report import write_json
 from ltfast.errors import InputError
 from ltfast.ops.core import backends
-from ltfast.ops.core.bench import Case, Growth, Unavailable
+from ltfast.ops.core.bench import Case, Growth, Step, Unavailable
 
 BLOCKS = 4  # turns of each implementation, so that a disturbance of the machine does not affect only one of them
 
+Rows = list[dict[str, Any]]
+Result = TypeVar("Result")
 
-def bench(
+
+def select(
     device: torch.device,
     *,
-    ops: Collection[str],
-    shapes: Collection[str],
-    peers: Collection[str] | None,
-    seconds: float,
-    with_growth: bool,
-    show: Callable[[list[dict[str, Any]]], None],
-) -> dict[str, Any]:
-    """Time the cases of some ops and shapes.
+    ops: Collection[str] | None = None,
+    shapes: Collection[str] | None = None,
+    peers: Collection[str] | None = None,
+) -> list[Case]:
+    """The cases of some ops and shapes, those that have a goal first.
 
     Args:
         device: the device to measure.
-        ops: names from `ltfast.benchmark.cases.benches()`.
-        shapes: names from `ltfast.benchmark.cases.SHAPES`.
-        peers, seconds: see `run_case`.
-        with_growth: whether `run_growth` is run too.
-        show: called with the rows of each case when it is done.
-
-    Returns:
-        The content of `results.json`: `machine`, `ceilings`, the `rows` and `missing` of `run_case`, and `growth`.
+        ops: names from `ltfast.benchmark.cases.benches()`; None means all.
+        shapes: names from `ltfast.benchmark.cases.SHAPES`; None means all.
+        peers: the implementations beside ltfast; None means all. `Case.with_peers` chooses those of one case.
 
     Raises:
         ValueError: the ops have no case with one of these shapes, or a peer is unknown.
     """
-    chosen = {op: benches()[op] for op in ops}
+    known = benches()
+    chosen = list(known) if ops is None else ops
+    cases = [case for op in chosen for case in known[op].cases(device) if shapes is None or case.shape in shapes]
+    if not cases:
+        raise InputError(f"expected one that {', '.join(chosen)} has, got {', '.join(shapes or ())}", name="shapes")
+    if peers is not None:
+        names = {name for case in cases for name in case.implementations} - {"ltfast"}
+        if unknown := set(peers) - names:
+            raise InputError(
+                f"expected some of {', '.join(sorted(names))}, got {', '.join(sorted(unknown))}", name="peers"
+            )
+        cases = [case.with_peers(peers) for case in cases]
+    with_goal = goals.cases(device)
+    return sorted(cases, key=lambda case: case.name not in with_goal)
 
-    def cases(op: str) -> Iterator[Case]:
-        return (case for case in chosen[op].cases(device) if case.shape in shapes)
 
-    names = {name for op in ops for case in cases(op) for name in case.implementations}
-    if not names:
-        raise InputError(f"expected one that {', '.join(ops)} has, got {', '.join(shapes)}", name="shapes")
-    if unknown := set(peers or ()) - names:
-        known = ", ".join(sorted(names - {"ltfast"}))
-        raise InputError(f"expected some of {known}, got {', '.join(sorted(unknown))}", name="peers")
-    limits = ceilings.measure(device)
-    rows: list[dict[str, Any]] = []
-    missing: list[dict[str, str]] = []
-    growing: list[dict[str, Any]] = []
-    with nothing_compiled():
-        for op in ops:
-            for case in cases(op):
-                measured, absent = run_case(case, device, limits, seconds=seconds, peers=peers)
-                show(measured)
-                rows += measured
-                missing += absent
-            growth = chosen[op].growth
-            if with_growth and growth is not None:
-                growing += [run_growth(one, device, seconds=seconds / 10) for one in growth(device)]
-    return {
-        "machine": machine(device),
+def growths(device: torch.device, ops: Collection[str]) -> list[Growth]:
+    """What is measured of the growth of some ops."""
+    found = (benches()[op].growth for op in ops)
+    return [growth for make in found if make is not None for growth in make(device)]
+
+
+def bench(
+    device: torch.device,
+    cases: Iterable[Case],
+    *,
+    growth: Iterable[Growth] = (),
+    seconds: float = 0.2,
+    out: Path | None = None,
+    show: Callable[[Rows, Rows], None] = lambda rows, missing: None,
+) -> dict[str, Any]:
+    """Time cases. What fails becomes an entry of `missing`, and the next case is measured.
+
+    Args:
+        device: the device to measure.
+        cases: the cases, in the order of measurement; see `select`.
+        growth: see `growths`.
+        seconds: see `run_case`.
+        out: a folder for `results.json`, and for `results.jsonl`, to which what is measured is written at once, a JSON
+            object a line: the machine, the limits, and `rows` and `missing` after each case.
+        show: called with the rows and what is missing of each case when it is done.
+
+    Returns:
+        The content of `results.json`: `machine`, `ceilings`, the `rows` and `missing` of `run_case`, `growth`, and the
+        `goals` of `ltfast.benchmark.goals`.
+    """
+    rows: Rows = []
+    missing: Rows = []
+    growing: Rows = []
+    about = machine(device)
+    with nothing_compiled(), journal(out and out / LINES) as note:
+        note({"machine": about})
+        limits = measure_limits(device)
+        note({"ceilings": asdict(limits)})
+        for case in cases:
+            if limits.disturbed and not busy_now():
+                limits = limits.best(measure_limits(device))
+                note({"ceilings": asdict(limits)})
+            measured, absent = run_case(case, device, limits, seconds=seconds)
+            for entry in (*measured, *absent):
+                note(entry)
+            show(measured, absent)
+            rows += measured
+            missing += absent
+        for one in growth:
+            found = _growth_or_failure(one, device, seconds=seconds / 10)
+            note(found)
+            (missing if "failed" in found else growing).append(found)
+    results = {
+        "machine": about,
         "ceilings": asdict(limits),
-        "rows": rows,
+        "rows": [row | limits.share(row) for row in rows],  # the limits may have been measured again since
         "missing": missing,
         "growth": growing,
     }
+    results["goals"] = goals.judge(results)
+    if out is not None:
+        write_json(out / RESULTS, results)
+    return results
+
+
+def measure_limits(device: torch.device) -> Ceilings:
+    """The limits of the machine, and whether other processes used the cores meanwhile."""
+    with neighbours() as others:
+        limits = ceilings.measure(device)
+    return replace(limits, others=others.share)
+
+
+@contextmanager
+def journal(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes JSON objects to a file, each at once; nowhere if there is no path."""
+    if path is None:
+        yield lambda entry: None
+        return
+    with path.open("w") as file:
+        yield lambda entry: print(json.dumps(entry), file=file, flush=True)
 
 
 @contextmanager
@@ -103,76 +175,111 @@ def nothing_compiled() -> Iterator[None]:
                 os.environ[name] = before
 
 
-def run_case(
-    case: Case,
-    device: torch.device,
-    limits: Ceilings,
-    *,
-    seconds: float,
-    peers: Collection[str] | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Time a case. Returns a row for each implementation that runs here, and for each other one its `case`,
-    `implementation` and `reason`.
+def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: float) -> tuple[Rows, Rows]:
+    """Time a case. Returns a row for each implementation that runs here, and an entry for each other one: its `case`,
+    `implementation` and `reason`, and whether it `failed`. Something that is not installed or not made for this device
+    has not failed, and neither has a peer that needs more memory than there is. If ltfast fails, the others are not
+    measured: there is nothing to compare them with.
 
     Args:
         case: the case to time.
         device: the device to measure.
         limits: the limits of the machine.
-        seconds: the time for the timed calls of each implementation, at least four calls.
-        peers: the implementations to time beside ltfast; None means all.
+        seconds: the time for the timed calls of each implementation, at least four samples.
     """
     torch.compiler.reset()  # beyond its limit of variants, torch.compile would silently run a function eagerly
-    sets = clock.cold_sets(case.inputs, device)
-    watches: dict[str, clock.Stopwatch] = {}
-    missing = []
-    for name, make in case.implementations.items():
-        if peers is not None and name != "ltfast" and name not in peers:
-            continue
+    missing: dict[str, dict[str, Any]] = {}
+
+    def attempt(name: str, action: Callable[[], Result]) -> Result | None:
+        if name in missing or "ltfast" in missing:
+            return None
         try:
-            watches[name] = clock.Stopwatch(make(), sets, device)
+            return action()
         except Exception as error:
-            if name == "ltfast":
-                raise
-            reason = _reason(error)
-            missing.append({"case": case.name, "implementation": name, "reason": reason})
-    for _ in range(BLOCKS):
-        for watch in watches.values():
-            watch.run(seconds / BLOCKS, 1)
-    gc.collect()  # before memory is measured
-    ours = watches["ltfast"].timing().median_ms
-    rows = []
-    for name, watch in watches.items():
-        timing = watch.timing()
-        least, limit = limits.least_ms(case.work, case.dtype)
+            missing[name] = failure(error, case.name, name)
+        free(device)  # only now, since the error kept the step's tensors
+        return None
 
-        call = partial(watch.step, sets[0])
-        rows.append(
-            {
-                "case": case.name,
-                "op": case.op,
-                "shape": case.shape,
-                "size": case.size,
-                "dtype": str(case.dtype).removeprefix("torch."),
-                "implementation": name,
-                **asdict(timing),
-                "times_ltfast": timing.median_ms / ours,
-                **asdict(case.work),
-                "least_ms": least,
-                "limit": limit,
-                "share": least / timing.median_ms,
-                "peak_mib": clock.peak_memory(call, device),
-                "launches": clock.launches(call, device),
-            }
-        )
-    return rows, missing
+    def start(name: str) -> clock.Stopwatch:
+        return clock.Stopwatch(case.implementations[name](), sets, device)
+
+    def timed() -> tuple[dict[str, tuple[Step, clock.Timing]], float | None]:
+        """The steps that run and their times, and what other processes used meanwhile. The stopwatches end here, since
+        their graphs hold memory."""
+        watches = {name: attempt(name, partial(start, name)) for name in case.implementations}
+        with neighbours() as others:
+            for _ in range(BLOCKS):
+                for name, watch in watches.items():
+                    if watch is not None:
+                        attempt(name, partial(watch.run, seconds / BLOCKS, 1))
+        if "ltfast" in missing:
+            return {}, others.share
+        done = {name: watch for name, watch in watches.items() if watch is not None and name not in missing}
+        return {name: (watch.step, watch.timing()) for name, watch in done.items()}, others.share
+
+    def row(name: str) -> dict[str, Any]:
+        step, timing = steps[name]
+        call = partial(step, sets[0])
+        measured = {
+            "case": case.name,
+            "op": case.op,
+            "shape": case.shape,
+            "size": case.size,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "implementation": name,
+            **asdict(timing),
+            "times_ltfast": timing.median_ms / steps["ltfast"][1].median_ms,
+            **asdict(case.work),
+            "peak_mib": clock.peak_memory(call, device),
+            "launches": clock.launches(call, device),
+            "others": others,
+        }
+        return measured | limits.share(measured)
+
+    sets = attempt("ltfast", lambda: clock.cold_sets(case.inputs, device)) or []
+    steps, others = timed()
+    free(device)
+    rows = [attempt(name, partial(row, name)) for name in steps]
+    if "ltfast" in missing:
+        return [], list(missing.values())
+    return [row for row in rows if row is not None], list(missing.values())
 
 
-def _reason(error: Exception) -> str:
-    """The reason why a peer did not run. No failure of a peer ends the bench."""
+def _growth_or_failure(growth: Growth, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    try:
+        return run_growth(growth, device, seconds=seconds)
+    except Exception as error:
+        found = failure(error, f"growth of {growth.op}", "ltfast")
+    free(device)
+    return found
+
+
+def failure(error: Exception, case: str, implementation: str) -> dict[str, Any]:
+    """Why something was not measured."""
+    ours, first = implementation == "ltfast", (str(error).splitlines() or [""])[0]
+    expected = not ours
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, Unavailable) else f"{type(error).__name__}: {first}"
+        reason = f"{error.name} is not installed"
+    elif isinstance(error, Unavailable):
+        reason = first
+    elif _is_out_of_memory(error):
+        reason = "out of memory"
+    else:
+        reason, expected = f"{type(error).__name__}: {first}", False
+    return {"case": case, "implementation": implementation, "reason": reason, "failed": not expected}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has no class for a CPU's memory
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def free(device: torch.device) -> None:
+    """Give up the memory of what is no longer used, so that it can be measured, or used by another step."""
+    gc.collect()
+    if device.type == "cuda":
+        with suppress(RuntimeError):  # after an error of a kernel, every call raises it
+            torch.cuda.empty_cache()
 
 
 def run_growth(growth: Growth, device: torch.device, *, seconds: float) -> dict[str, Any]:
@@ -201,7 +308,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "machine": name,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "isa": backends.native().isa(),
+        "isa": backends.native().isa() if backends.why_not("native", torch.device("cpu")) is None else "none",
         "ltfast": ltfast.__version__,
         "commit": _commit(),
         "torch": torch.__version__,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,12 +111,55 @@ def test_a_row_for_each_that_runs_and_a_reason_for_each_that_does_not(fake):
         ("cannot", "needs another planet"),
         ("broken", "AttributeError: 'tuple' object has no attribute 'no_such_method'"),
     ]
-    with pytest.raises(AttributeError):
-        run.run_case(taking(ltfast=broken), CPU, LIMITS, seconds=0.02)
-    only, _ = run.run_case(case, CPU, LIMITS, seconds=0.02, peers=[])
+    assert [row["failed"] for row in missing] == [False, False, True]
+    only, _ = run.run_case(case.with_peers([]), CPU, LIMITS, seconds=0.02)
     assert [row["implementation"] for row in only] == ["ltfast"]
     text = results.describe({"machine": {}, "ceilings": {"bytes": 1e9, "flops": {}, "exps": 1e9}, "missing": missing})
     assert "left out: cannot (needs another planet)" in text
+    assert "failed: agcl 2 x 3 float32, broken (AttributeError" in text
+    assert "left out: broken" not in text
+
+
+def starved():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def starved_cpu():
+    return lambda inputs: torch.empty(2**60)
+
+
+def failing_later(fake, calls):
+    """A step that fails after some calls."""
+    left = iter(range(calls))
+
+    def step(inputs):
+        fake.pass_(1)
+        next(left)
+
+    return lambda: step
+
+
+def test_a_failure_at_any_moment_ends_no_more_than_its_implementation(fake):
+    case = taking(
+        ltfast=fake.taking(1), starved=starved, cpu=starved_cpu, late=failing_later(fake, 3), copy=fake.taking(2)
+    )
+    rows, missing = run.run_case(case, CPU, LIMITS, seconds=0.02)
+    assert [row["implementation"] for row in rows] == ["ltfast", "copy"]
+    assert [(row["implementation"], row["reason"], row["failed"]) for row in missing] == [
+        ("starved", "out of memory", False),  # the peer needs more than there is
+        ("cpu", "out of memory", False),
+        ("late", "StopIteration: ", True),
+    ]
+
+
+@pytest.mark.parametrize("make", ["ltfast", "late", "inputs"])
+def test_without_ltfast_a_case_has_no_rows(fake, make):
+    case = taking(ltfast=failing_later(fake, 3) if make == "late" else starved, copy=fake.taking(2))
+    if make == "inputs":
+        case = replace(case, inputs=starved)
+    rows, missing = run.run_case(case, CPU, LIMITS, seconds=0.02)
+    assert rows == []
+    assert [(row["case"], row["implementation"], row["failed"]) for row in missing] == [(case.name, "ltfast", True)]
 
 
 def test_growth_varies_one_dimension_at_a_time(fake):

@@ -1,5 +1,7 @@
 """Every implementation computes the same as ltfast's, so that their times are comparable."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ from ltfast.ops.balanced_bce import bench as balanced_bce
 from ltfast.ops.bessel import bench as bessel
 from ltfast.ops.class_sums import bench as class_sums
 from ltfast.ops.core.bench import Unavailable
+from ltfast.ops.core.torch_internals import flash_attention
+from ltfast.ops.queue_softmax import bench as queue_softmax
 from ltfast.ops.vmf import bench as vmf
 
 CPU = torch.device("cpu")
@@ -88,6 +92,50 @@ def test_the_linear_classifier_has_a_loss_of_its_own():
     (gradient,) = case.implementations["linear + cross_entropy"]()(inputs)
     p = (features @ directions.T + log_prior).softmax(1) - F.one_hot(labels, 6)
     torch.testing.assert_close(gradient, p @ directions / 9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("peer", "package"),
+    [("liger fused linear", "liger_kernel"), ("cut-cross-entropy, bf16", "cut_cross_entropy")],
+)
+def test_peers_of_a_linear_classifier(peer, package):
+    pytest.importorskip(package)
+    case = vmf.cross_entropy(torch.device("cuda"), "small", 256, 100, 128)
+    inputs = case.inputs()
+    (expected,) = case.implementations["linear + cross_entropy"]()(inputs)
+    torch.testing.assert_close(case.implementations[peer]()(inputs)[0], expected, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(3, 48), (4096, 64), (300, 7)])
+def test_attention_to_split_keys_is_attention(rows, length):
+    queries, keys = (queue_softmax.unit(n, 16, device=CPU, dtype=torch.float32) for n in (rows, length))
+    lse, mean = queue_softmax.split_attention(partial(flash_attention, mask=None))(queries, keys)
+    logits = queries @ keys.T / queue_softmax.TEMPERATURE
+    torch.testing.assert_close(lse, logits.logsumexp(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean, logits.softmax(1) @ keys, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_cannot_run_is_unavailable():
+    def attend(queries, keys, temperature):
+        raise RuntimeError("only half precision\nand more")
+
+    with pytest.raises(Unavailable, match="only half precision"):
+        queue_softmax.split_attention(attend)(torch.ones(2, 4), torch.ones(8, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["flash", "cudnn", "efficient", "math"])
+def test_attention_on_a_gpu(name):
+    """Each backend gives ltfast's mean, and split keys give its log-sum-exp too."""
+    case = queue_softmax.forward(torch.device("cuda"), "small", 256, 4096, 128, torch.bfloat16)
+    inputs = case.inputs()
+    lse, mean = case.implementations["ltfast"]()(inputs)
+    torch.testing.assert_close(case.implementations[f"attention, {name}"]()(inputs), mean, rtol=0.05, atol=0.01)
+    if name in queue_softmax.SPLIT["cuda"]:
+        split_lse, split_mean = case.implementations[f"attention, {name}, split"]()(inputs)
+        torch.testing.assert_close(split_lse.float(), lse.float(), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(split_mean.float(), mean.float(), rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize("order", [0.5, 63.0])  # scipy's values underflow in more dimensions

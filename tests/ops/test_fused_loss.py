@@ -254,7 +254,7 @@ def test_half_precision_gradients_of_steep_losses_are_finite(place):
             torch.testing.assert_close(gradient.double(), expected, rtol=3e-3, atol=1e-3 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("rows", [1, 7, 21])
 @pytest.mark.parametrize("columns", [1, 33, 5000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_scale_rows(place, rows, columns, dtype):

@@ -172,6 +172,17 @@ def test_attention_gives_the_log_sum_exp(missing, masked):
     torch.testing.assert_close(mean.double(), products.softmax(-1) @ keys.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["flash", "cudnn"])
+def test_attention_of_a_gpu_gives_the_log_sum_exp(backend, monkeypatch):
+    """Else the benchmark cannot split the keys of attention. `tests/benchmark` compares the values on a GPU."""
+    shown = str(torch_internals._gpu_attentions[backend].default._schema)
+    assert shown.split(" -> ")[1].startswith("(Tensor output, Tensor logsumexp,")
+    assert ("Tensor? attn_bias, bool compute_log_sumexp," in shown) == (backend == "cudnn")
+    monkeypatch.setitem(torch_internals._gpu_attentions, backend, None)
+    with pytest.raises(RuntimeError, match=f"no log-sum-exp of {backend} attention"):
+        torch_internals.gpu_attention(backend, torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4), 0.1)
+
+
 def test_rows_are_gathered_in_a_compiled_graph():
     """Else class-parallel losses cannot be compiled."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

@@ -288,10 +288,13 @@ def test_autocast_keeps_float32_products(place):
 
 
 def test_memory_does_not_hold_a_matrix_of_logits():
-    assert blocks.block_size(256, 1_000_000, torch.float32) == 4096
-    assert blocks.block_size(256, 1_000_000, torch.float64) == 512
-    assert blocks.block_size(65536, 1_000_000, torch.float32) == 256
-    assert blocks.block_size(8, 37, torch.float32) == 48
+    for device in ("cpu", "cuda"):
+        assert blocks.block_size(256, 1_000_000, 128, torch.float32, device) == 4096
+        assert blocks.block_size(256, 1_000_000, 128, torch.float64, device) == 512
+        assert blocks.block_size(65536, 1_000_000, 128, torch.float32, device) == 256
+        assert blocks.block_size(8, 37, 128, torch.float32, device) == 48
+    assert blocks.block_size(2048, 1_000_000, 128, torch.float32, "cpu") == 2048
+    assert blocks.block_size(2048, 1_000_000, 128, torch.float32, "cuda") == 4096
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

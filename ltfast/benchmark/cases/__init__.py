@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ltfast.ops.core.bench import Bench
 
-SHAPES = ("small", "imagenet-lt", "inat18", "large", "million")
+SHAPES = ("small", "imagenet-lt", "inat18", "large", "million", "16-million")
 
 
 def benches() -> "dict[str, Bench]":

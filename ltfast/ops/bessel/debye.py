@@ -12,10 +12,12 @@ expanded as well, so that nothing is left but a polynomial. Of order 16 or more 
 """
 
 from fractions import Fraction
+from functools import cache
 
 # The order from which the expansion is used, and its terms; below it, recurrences come down from there.
 ORDER, TERMS = 16, 12  # float64
 ORDER_SINGLE, TERMS_SINGLE = 8, 5  # float32
+ERROR, ERROR_SINGLE = 1e-14, 1.4e-7  # of F
 
 # Where sqrt(1 + z^2) + log(z / (1 + sqrt(1 + z^2))) is 0, in two parts of which the first has 26 bits: log I_nu is near
 # zero at ZERO nu, for large nu the difference of large terms.
@@ -41,6 +43,19 @@ def coefficients(terms: int) -> tuple[tuple[float, ...], ...]:
     return tuple(
         tuple(float(slope[k + 2 * i - 1] / (k + 2 * i)) for i in range(k + 1)) for k, slope in enumerate(slopes, 1)
     )
+
+
+def terms_from(order: float, single: bool) -> int:
+    """The terms that are enough for this order and all above; ``order`` is ORDER or more, or ORDER_SINGLE."""
+    most, error = (TERMS_SINGLE, ERROR_SINGLE) if single else (TERMS, ERROR)
+    return next((k for k in range(most) if _largest(k) < error * order ** (k + 1)), most)
+
+
+@cache
+def _largest(k: int) -> float:
+    r"""The largest absolute value of :math:`D_{k+1}`, the term after the first k, times the order's power."""
+    row = COEFFICIENTS[k]
+    return max(abs(sum(c * (i / 200) ** (k + 1 + 2 * j) for j, c in enumerate(row))) for i in range(201))
 
 
 def _multiply(left: list[Fraction], right: list[Fraction]) -> list[Fraction]:

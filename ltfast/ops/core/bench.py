@@ -1,7 +1,7 @@
 """What `ltfast bench` measures: a step of an op on inputs of one size, by several implementations."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,11 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.op} {self.size} {str(self.dtype).removeprefix('torch.')}"
+
+    def with_peers(self, names: Collection[str]) -> "Case":
+        """The case with ltfast and these of its other implementations."""
+        kept = {name: make for name, make in self.implementations.items() if name in ("ltfast", *names)}
+        return replace(self, implementations=kept)
 
 
 @dataclass(frozen=True)

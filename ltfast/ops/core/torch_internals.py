@@ -18,6 +18,9 @@ _no_autocast: Any = getattr(torch._C, "_DisableAutocast", None)
 _keeps_graph: Any = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 _has_storage: Any = getattr(torch._C, "_has_storage", None)
 _flash_attention: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_gpu_attentions: dict[str, Any] = {
+    name: getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention", None) for name in ("flash", "cudnn")
+}
 _foreach_mul: Any = getattr(torch, "_foreach_mul", None)
 _foreach_addcmul: Any = getattr(torch, "_foreach_addcmul_", None)
 _foreach_copy: Any = getattr(torch, "_foreach_copy_", None)
@@ -129,6 +132,30 @@ def flash_attention(queries: Tensor, keys: Tensor, mask: Tensor | None, temperat
     if mask is not None:
         products = products + mask
     return products.logsumexp(-1), products.softmax(-1) @ keys
+
+
+def gpu_attention(backend: str, queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Attention on a GPU with the keys as values, as `flash_attention` has it on the CPU. PyTorch's public function
+    gives no log-sum-exp.
+
+    Args:
+        backend: flash or cudnn.
+        queries: (S, 1, B, D), float16 or bfloat16.
+        keys: (S, 1, M, D), of that dtype.
+        temperature: divides the products.
+
+    Returns:
+        The log-sum-exp, S x B values in float32, and the mean of the keys, (S, 1, B, D).
+
+    Raises:
+        RuntimeError: the backend cannot run here, or this version of PyTorch lacks it.
+    """
+    attend = _gpu_attentions[backend]
+    if attend is None:
+        raise RuntimeError(f"this version of PyTorch gives no log-sum-exp of {backend} attention")
+    more = () if backend == "flash" else (None, True)  # no bias, but the log-sum-exp
+    mean, lse, *_ = attend(queries, keys, keys, *more, scale=1 / temperature)
+    return lse, mean
 
 
 def compiled_gather(tensor: Tensor) -> Tensor:

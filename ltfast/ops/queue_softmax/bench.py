@@ -1,6 +1,8 @@
 """`queue_softmax`, beside attention with the keys as values."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltfast.ops.core.bench import Case, Growth, Step, Unavailable, Work, backward, call, compilers
+from ltfast.ops.core.torch_internals import gpu_attention
 from ltfast.ops.queue_softmax import queue_softmax
 
 TEMPERATURE = 0.07
@@ -24,8 +27,11 @@ BACKENDS = {
         "flash": SDPBackend.FLASH_ATTENTION,
         "cudnn": SDPBackend.CUDNN_ATTENTION,
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
     },
 }
+SPLIT = {"cpu": (), "cuda": ("flash", "cudnn")}
+BLOCKS, ROWS = 512, 128  # blocks that fill a large GPU some four times, and the rows of a block of attention
 
 
 def unit(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -37,15 +43,41 @@ def attention(backend: SDPBackend) -> Callable[..., Tensor]:
 
     def mean(queries: Tensor, keys: Tensor) -> Tensor:
         q, k = queries[None, None], keys[None, None]
-        try:
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, k, scale=1 / TEMPERATURE)[0, 0]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # the backend has no kernel for this dtype, size or device
-            raise Unavailable(str(error)) from error
+        with only_where_possible(), sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, k, scale=1 / TEMPERATURE)[0, 0]
 
     return mean
+
+
+def split_attention(attend: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The log-sum-exp and the mean, from attention to parts of the keys as a batch. Attention shares the rows among the
+    blocks of a GPU, but not the keys, so that few rows leave most of it idle.
+
+    Args:
+        attend: the log-sum-exp and the mean of queries (S, 1, B, D) and keys (S, 1, M, D) at a temperature.
+    """
+
+    def both(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        rows, (length, width) = len(queries), keys.shape
+        parts = math.gcd(length, max(BLOCKS // math.ceil(rows / ROWS), 1))
+        with only_where_possible():
+            lse, mean = attend(queries.repeat(parts, 1, 1, 1), keys.view(parts, 1, -1, width), temperature=TEMPERATURE)
+        lse = lse.reshape(parts, rows)
+        weights = lse.softmax(0)[..., None]
+        return lse.logsumexp(0), (weights * mean.view(parts, rows, width)).sum(0)
+
+    return both
+
+
+@contextmanager
+def only_where_possible() -> Iterator[None]:
+    """Attention raises RuntimeError where a backend has no kernel for the dtype, size or device."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from error
 
 
 def forward(device: torch.device, shape: str, rows: int, length: int, width: int, dtype: torch.dtype) -> Case:
@@ -60,6 +92,10 @@ def forward(device: torch.device, shape: str, rows: int, length: int, width: int
         "eager": lambda: plain,
         **compilers(plain, device),
         **{f"attention, {name}": partial(attention, backend) for name, backend in BACKENDS[device.type].items()},
+        **{
+            f"attention, {name}, split": partial(split_attention, partial(gpu_attention, name))
+            for name in SPLIT[device.type]
+        },
     }
     steps = {name: call(make) for name, make in makes.items()}
     return op(device, shape, "forward", rows, length, width, dtype, steps)
@@ -118,8 +154,8 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield forward(device, shape, *SIZES[shape], torch.bfloat16)
         yield gradient(device, shape, *SIZES[shape], torch.bfloat16)
     if device.type == "cuda":
-        for length in (2**20, 2**24):
-            yield forward(device, "million", 4096, length, 128, torch.bfloat16)
+        yield forward(device, "million", 4096, 2**20, 128, torch.bfloat16)
+        yield forward(device, "16-million", 4096, 2**24, 128, torch.bfloat16)
 
 
 def growth(device: torch.device) -> Iterator[Growth]:

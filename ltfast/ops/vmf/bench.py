@@ -1,6 +1,6 @@
 """`vmf_cross_entropy`, forward and backward."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -42,6 +42,23 @@ def linear_cross_entropy(features: Tensor, target: Tensor, directions: Tensor, l
     return F.cross_entropy(F.linear(features, directions, log_prior), target)
 
 
+def liger_fused_linear_cross_entropy() -> Callable[..., Tensor]:
+    """The loss of a linear classifier without all of its logits."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return lambda z, y, directions, _, log_prior: liger_fused_linear_cross_entropy(z, directions, y, log_prior)
+
+
+def cut_cross_entropy() -> Callable[..., Tensor]:
+    """The same from Apple, in bfloat16: it takes no float32."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    def loss(z: Tensor, y: Tensor, directions: Tensor, _: Tensor, log_prior: Tensor) -> Tensor:
+        return linear_cross_entropy(z.bfloat16(), directions.bfloat16(), y, bias=log_prior.bfloat16())
+
+    return loss
+
+
 def cross_entropy(device: torch.device, shape: str, rows: int, classes: int, width: int) -> Case:
     def inputs() -> tuple[Tensor, ...]:
         features, labels = unit(rows, width, device).requires_grad_(), torch.randint(classes, (rows,), device=device)
@@ -54,6 +71,10 @@ def cross_entropy(device: torch.device, shape: str, rows: int, classes: int, wid
     def linear(z: Tensor, y: Tensor, directions: Tensor, kappa: Tensor, log_prior: Tensor) -> Tensor:
         return linear_cross_entropy(z, y, directions, log_prior)
 
+    fused = {
+        "liger fused linear": backward(liger_fused_linear_cross_entropy),
+        "cut-cross-entropy, bf16": backward(cut_cross_entropy),
+    }
     return Case(
         "vmf_cross_entropy",
         shape,
@@ -65,8 +86,9 @@ def cross_entropy(device: torch.device, shape: str, rows: int, classes: int, wid
             "ltfast": backward(lambda: ours),
             "eager": backward(lambda: published),
             **{name: backward(make) for name, make in compilers(published, device).items()},
-            # another loss: what a linear classifier costs
+            # another loss, of a linear classifier
             "linear + cross_entropy": backward(lambda: linear),
+            **(fused if device.type == "cuda" else {}),
         },
     )
 

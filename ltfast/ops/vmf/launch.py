@@ -1,46 +1,64 @@
 """The launch settings of the kernels of the von Mises-Fisher losses."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 
+from ltfast.ops.bessel.debye import ORDER_SINGLE
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioLaunch(Launch):
-    """One program for each row and each ``block`` columns of a matrix."""
+    """One program for each ``rows`` rows and ``block`` columns of a matrix."""
 
+    rows: int
     block: int
 
 
 @functools.cache
 def ratio_launch(dtype: torch.dtype) -> RatioLaunch:
     """The launch of the elementwise kernel."""
-    return RatioLaunch(num_warps=dtype.itemsize, block=512)  # 4 elements a thread, 2 in float64; not measured
+    # 4 elements a thread, 2 in float64, of 8 rows, so that what belongs to a class is computed once for 8; not measured
+    return RatioLaunch(num_warps=dtype.itemsize, rows=8, block=512)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpilogueLaunch(Launch):
-    """One program for each row of a block of classes, which stays in registers.
+    """Programs that walk over the rows of a block of classes, each of which stays in registers.
 
     Attributes:
+        align: divides the number of classes: the elements of one load.
         block: classes, a power of two.
         width: columns of the features that the program handles at once, a power of two.
     """
 
+    align: int
     block: int
     width: int
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def epilogue_launch(classes: int, width: int, dtype: torch.dtype, chip: Chip) -> EpilogueLaunch:
     """The launch for a block of ``classes`` and features of ``width`` columns."""
     double = dtype == torch.float64
     block = max(triton.next_power_of_2(classes), 512 if double else 16)
-    num_warps = min(max(block // (64 if double else 256), 1), 16)  # 8 elements a thread, 2 in float64; not measured
+    low = width / 2 - 1 < ORDER_SINGLE  # the recurrence takes more registers
+    elements = 2 if double else 4 if low else 8  # of a thread; without spills, counted
+    num_warps = min(max(block // (32 * elements), 1), 16)
     columns = min(max(triton.next_power_of_2(width), 16), 256 * num_warps)
-    registers = None if double else register_limit(128, chip)  # counted
-    return EpilogueLaunch(num_warps=num_warps, maxnreg=registers, block=block, width=columns)
+    registers = None if double else register_limit(128, chip)  # as many as 16 warps can have; counted
+    align = math.gcd(classes, 16 // dtype.itemsize)  # loads of at most 128 bits
+    return EpilogueLaunch(num_warps=num_warps, maxnreg=registers, align=align, block=block, width=columns)
+
+
+def epilogue_programs(rows: int, launch: EpilogueLaunch, chip: Chip) -> int:
+    """The programs of a launch: as many as the chip runs at once, so that each computes what belongs to a class once.
+
+    In the interpreter, two.
+    """
+    return min(rows, max(chip.multiprocessors * (16 // launch.num_warps), 2))  # 16 warps of 128 registers; counted

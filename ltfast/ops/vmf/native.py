@@ -32,9 +32,9 @@ def vmf_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments)
 
 
-def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> int:
+def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> Tensor:
     batch, width = rows.features.shape
-    return backends.native().vmf_cross_entropy(
+    counted = backends.native().vmf_cross_entropy(
         str(rows.features.dtype)[6:],
         width / 2 - 1,
         1 / rows.settings.temperature,
@@ -49,7 +49,7 @@ def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> in
         0 if rows.target is None else rows.target.data_ptr(),
         rows.settings.ignore_index,
         rows.state.data_ptr(),
-        rows.loss.data_ptr(),
+        rows.losses.data_ptr(),
         0 if rows.gradient is None else rows.gradient.data_ptr(),
         batch,
         len(rows.directions),
@@ -58,3 +58,7 @@ def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> in
         count,
         torch.get_num_threads(),
     )
+    if rows.settings.reduction == "none" or start + count < len(rows.directions):
+        return rows.losses
+    loss = rows.losses.sum()
+    return loss / counted if rows.settings.reduction == "mean" else loss

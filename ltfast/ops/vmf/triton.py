@@ -7,14 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, TERMS, TERMS_SINGLE
+from ltfast.ops.bessel.debye import ORDER, ORDER_SINGLE, terms_from
 from ltfast.ops.bessel.triton import debye_series, log1p
 from ltfast.ops.core.launch import chip_of
-from ltfast.ops.mean_weight.triton import mean_weight
+from ltfast.ops.reduction.triton import add_losses, mean_share, reduction_of
 from ltfast.ops.vmf import blocks
-from ltfast.ops.vmf.launch import epilogue_launch, ratio_launch
+from ltfast.ops.vmf.fast_math import atanh_tail, exp, log, log_of_quotient, reciprocal, root
+from ltfast.ops.vmf.launch import epilogue_launch, epilogue_programs, ratio_launch
 
 LONGEST, LONGEST_DOUBLE = tl.constexpr(1e12), tl.constexpr(1e100)  # k and, squared, its increments saturate here
+SMALL, SMALL_DOUBLE = tl.constexpr(2.0**-80), tl.constexpr(2.0**-600)  # the square of a product with it is in range
 
 
 @triton.jit
@@ -30,14 +32,6 @@ def _saturated(kappa):
 
 
 @triton.jit
-def _square_root(x):
-    if x.dtype == tl.float64:
-        return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
-
-
-@triton.jit
 def _number(x, ACC: tl.constexpr):
     """An argument in the dtype of the arithmetic. (In the interpreter a cast would round to float32 first.)"""
     return (tl.full((), 1.0, tl.float64) * x).to(ACC)
@@ -47,173 +41,215 @@ def _number(x, ACC: tl.constexpr):
 def _tail(square, p, q, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
     """Of F at k^2 = square what its leading terms leave, as a sum and the factor of a logarithm, and 2 dF / d(k^2);
     p = 1 / s and q = 1 / (v + s)."""
-    t = (v * p) * (v * p)
+    square_p = p * p
+    t = (v * v) * square_p
     value = debye_series(p, t, 0, TERMS)
-    slope = q - p * p * (0.5 + debye_series(p, t, 1, TERMS))
+    slope = q - square_p * (0.5 + debye_series(p, t, 1, TERMS))
     factor = tl.zeros_like(p) + 1.0
     for step in tl.static_range(STEPS):  # I_{j-1} = I_j (2j + k^2 B_j) / k, each factor over s to stay in range
         denominator = 2.0 * (v - step) + square * slope
         factor *= denominator * p
-        slope = 1.0 / denominator
+        slope = reciprocal(denominator)
     return value, factor, slope
 
 
 @triton.jit
-def _ratio(increment, kappa, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
-    """F(k') - F(k) and 2 dF / d(k^2) at k'^2 = k^2 + increment, by STEPS of the recurrence down from order v."""
-    square = kappa * kappa
-    largest = _longest(kappa.dtype) * _longest(kappa.dtype)
-    inside = tl.where(increment < -square, -square, increment)  # unlike maximum, keeps NaN
-    inside = tl.where(inside > largest, largest, inside)
-    raised = square + inside
-    raised = tl.where(raised < 0, 0.0, raised)
-    s = _square_root(v * v + square)
-    s_raised = _square_root(v * v + raised)
-    v_s = v + s
-    v_raised = v + s_raised
-    both = s + s_raised
-    inverse = 1.0 / (s * v_s)
-    inverse_raised = 1.0 / (s_raised * v_raised * both)  # one division for the three
-    d = inside * (s_raised * v_raised * inverse_raised)
-    p = v_s * inverse
-    q = s * inverse
-    least = tl.full((), -0.9999999999999999 if d.dtype == tl.float64 else -0.99999994, d.dtype)  # -1 by rounding only
-    fall_q, fall_p = d * q, d * p
-    fall_q, fall_p = tl.where(fall_q < least, least, fall_q), tl.where(fall_p < least, least, fall_p)
-    ratio = d - v * log1p(fall_q) + (STEPS - 0.5) * log1p(fall_p)
-    value, factor, _ = _tail(square, p, q, v, STEPS, TERMS)
-    value_raised, factor_raised, slope = _tail(
-        raised, v_raised * both * inverse_raised, s_raised * both * inverse_raised, v, STEPS, TERMS
-    )
-    ratio += value_raised - value
-    if STEPS > 0:
-        ratio += tl.log(factor_raised / factor)
-    return ratio, slope
+def _fall(x):
+    """x, but over -1, which it is by rounding only."""
+    return tl.maximum(x, -0.9999999999999999, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _ratio_kernel(increments, kappa, ratio, slope, classes, v: "fp64",  # noqa: F821
+def _class_part(k, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
+    """What ``_ratio`` needs of a class: k^2, s, and of F(k) the tail's sum and one over its factor."""
+    square = k * k
+    s, p = root(v * v + square)
+    value, factor, _ = _tail(square, p, reciprocal(v + s), v, STEPS, TERMS)
+    return square, s, value, reciprocal(factor)
+
+
+@triton.jit
+def _ratio(increment, square, s, offset, inverse_factor, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
+    """F(k') - F(k) + value + offset and 2 dF / d(k^2) at k'^2 = k^2 + increment, by STEPS of the recurrence down from
+    order v; ``value`` is the class's, and square, s and inverse_factor are of ``_class_part``."""
+    increment = tl.maximum(increment, -square, propagate_nan=tl.PropagateNan.ALL)
+    s_raised, p_raised = root(tl.maximum(tl.fma(s, s, increment), v * v, propagate_nan=tl.PropagateNan.ALL))
+    both, v_s, v_raised = s + s_raised, v + s, v + s_raised
+    q_raised = reciprocal(v_raised)
+    # s' - s = d = y (v_s + v_raised), and v_raised / v_s = (1 + y) / (1 - y)
+    y = increment * reciprocal(both * (v_s + v_raised))
+    d = y * (v_s + v_raised)
+    ratio = y
+    if increment.dtype == tl.float32:
+        # d - v log(v_raised / v_s) = y both - 2 v (atanh(y) - y), where nothing cancels
+        near = y * (both - (2.0 * v) * ((y * y) * atanh_tail(y * y)))
+        ratio = tl.where(tl.abs(y) < 1 / 3, near, d + v * log(v_s * q_raised))
+    else:
+        ratio = d - v * log1p(_fall(d / v_s))
+    raised = square
+    if STEPS > 0:
+        raised = tl.maximum(square + increment, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        ratio += (STEPS - 0.5) * log_of_quotient(d * reciprocal(both), _fall(d / s), s * p_raised)
+    else:
+        ratio += 0.5 * log(s * p_raised)
+    value, factor, slope = _tail(raised, p_raised, q_raised, v, STEPS, TERMS)
+    if STEPS > 0:
+        ratio += log(factor * inverse_factor)
+    return ratio + (value + offset), slope
+
+
+@triton.jit
+def _ratio_kernel(increments, kappa, ratio, slope, rows, classes, v: "fp64",  # noqa: F821
                   WITH_SLOPE: tl.constexpr, STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr,
-                  BLOCK: tl.constexpr):  # fmt: skip
-    """A block of columns of one row: increments, ratio and slope (rows, classes), contiguous; kappa (classes,)."""
+                  ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """A block of columns of ROWS rows: increments, ratio and slope (rows, classes), contiguous; kappa (classes,)."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < classes
-    here = tl.program_id(0).to(tl.int64) * classes + column
     k = _saturated(tl.load(kappa + column, mask=inside, other=0.0))
-    value, b = _ratio(tl.load(increments + here, mask=inside, other=0.0), k, _number(v, ACC), STEPS, TERMS)
-    tl.store(ratio + here, value, mask=inside)
-    if WITH_SLOPE:
-        tl.store(slope + here, 0.5 * b, mask=inside)
+    v = _number(v, ACC)
+    square, s, value, inverse_factor = _class_part(k, v, STEPS, TERMS)
+    largest = _longest(ACC) * _longest(ACC)
+    first = tl.program_id(0) * ROWS
+    for row in range(first, tl.minimum(first + ROWS, rows)):
+        here = (tl.full((), 0, tl.int64) + row) * classes + column
+        increment = tl.load(increments + here, mask=inside, other=0.0)
+        increment = tl.minimum(increment, largest, propagate_nan=tl.PropagateNan.ALL)
+        value_raised, b = _ratio(increment, square, s, -value, inverse_factor, v, STEPS, TERMS)
+        tl.store(ratio + here, value_raised, mask=inside)
+        if WITH_SLOPE:
+            tl.store(slope + here, 0.5 * b, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _cross_entropy_kernel(
-    products, features, target, directions, kappa, log_prior, mean_weight, state, loss, gradient,
-    stride, start, count, classes, width,
+    products, features, target, directions, kappa, log_prior, state, losses, total_loss, arrived, mean_weight, gradient,
+    rows, stride, start, parts, classes, width,
     v: "fp64", inverse_temperature: "fp64", unit: "fp64",  # noqa: F821
-    ignore_index: "i64", MEAN: tl.constexpr, MEAN_GRADIENT: tl.constexpr,  # noqa: F821
+    ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr, MEAN_GRADIENT: tl.constexpr,  # noqa: F821
     LABELLED: tl.constexpr, PRIOR: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WITH_GRADIENT: tl.constexpr,
-    STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    STEPS: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One row of one block of classes, [start, start + count). All tensors but the target are ACC, and contiguous.
+    """Rows of one block of classes, [start, start + parts ALIGN). All tensors but the target are ACC, and contiguous.
 
     products (rows, count), rows ``stride`` apart: becomes the weights of the directions in the gradient; features
-    (rows, width); target (rows,) int64; directions (classes, width); kappa and log_prior (classes,); mean_weight (1,);
-    state (rows, 5): the peak, the sum and the pull of the running softmax, the label's logit and slope; loss (rows,);
-    gradient (rows, width).
+    (rows, width); target (rows,) int64; directions (classes, width); kappa and log_prior (classes,); state (rows, 5):
+    the peak, the sum and the pull of the running softmax, the label's logit and slope; gradient (rows, width). losses
+    (rows,), total_loss, arrived and mean_weight: see ``ltfast.ops.reduction``.
     """
-    row = tl.program_id(0).to(tl.int64)
-    inverse_temperature, unit = _number(inverse_temperature, ACC), _number(unit, ACC)
-    state += 5 * row
-    before = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
-    total = tl.full((), 0.0, ACC)
-    pull = tl.full((), 0.0, ACC)
-    own_logit = tl.full((), 0.0, ACC)
-    own_slope = tl.full((), 0.0, ACC)
-    if not FIRST:  # before any reduction: no warp may have stored its new state
-        before = tl.load(state).to(ACC)
-        total = tl.load(state + 1).to(ACC)
-        pull = tl.load(state + 2).to(ACC)
-        own_logit = tl.load(state + 3).to(ACC)
-        own_slope = tl.load(state + 4).to(ACC)
-
-    squares = tl.zeros((WIDTH,), ACC)
-    broken = tl.zeros((WIDTH,), ACC)  # NaN if a feature is not finite
-    for j in range(0, width, WIDTH):
-        column = j + tl.arange(0, WIDTH)
-        z = tl.load(features + row * width + column, mask=column < width, other=0.0)
-        squares += z * z
-        broken += z - z
-    shift = tl.sum(squares) * inverse_temperature * inverse_temperature
-    largest = _longest(ACC) * _longest(ACC)
-    shortened = tl.where(shift > largest, _longest(ACC) / tl.sqrt(shift), 1.0)  # what is left of longer features
-    shift = tl.where(shift > largest, largest, shift) + tl.sum(broken)
-
+    inverse_temperature, unit, v = _number(inverse_temperature, ACC), _number(unit, ACC), _number(v, ACC)
+    longest, smallest = _longest(ACC), tl.full((), SMALL_DOUBLE if tl.float64 == ACC else SMALL, ACC)
     c = tl.arange(0, BLOCK)
-    inside = c < count
-    here = products + row * stride + c
+    inside = c < parts * ALIGN
+    # what belongs to a class, once for all rows
     k = _saturated(tl.load(kappa + start + c, mask=inside, other=0.0))
-    increment = tl.load(here, mask=inside, other=0.0) * shortened * (2.0 * inverse_temperature * k) + shift
-    logits, slopes = _ratio(increment, k, _number(v, ACC), STEPS, TERMS)
+    square, s, value, inverse_factor = _class_part(k, v, STEPS, TERMS)
+    offset = -value
     if PRIOR:
-        logits += tl.load(log_prior + start + c, mask=inside, other=0.0)
-    logits = tl.where(inside, logits, -float("inf"))
-    y = tl.full((), -1, tl.int64)
-    if LABELLED:
-        y = tl.load(target + row)
-    own = inside & (c == y - start)
-    own_logit += tl.sum(tl.where(own, logits, 0.0))
-    own_slope += tl.sum(tl.where(own, slopes, 0.0))
+        offset += tl.load(log_prior + start + c, mask=inside, other=0.0)
+    offset = tl.where(inside, offset, -float("inf"))
+    stretch = 2.0 * inverse_temperature * k
+    share = mean_share(target, mean_weight, rows, ignore_index, SHARE, ACC)
+    if MEAN_GRADIENT:
+        unit *= share
 
-    peak = tl.maximum(before, tl.max(logits))
-    faded = tl.exp(before - peak)
-    e = tl.exp(logits - peak)
-    pulls = e * slopes
-    total = total * faded + tl.sum(e)
-    pull = pull * faded + tl.sum(pulls)
+    for number in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.full((), 0, tl.int64) + number
+        here = products + row * stride + c
+        product = tl.load(here, mask=inside, other=0.0)
+        own_state = state + 5 * row
+        before = tl.full((), -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38, ACC)
+        total = tl.full((), 0.0, ACC)
+        pull = tl.full((), 0.0, ACC)
+        own_logit = tl.full((), 0.0, ACC)
+        own_slope = tl.full((), 0.0, ACC)
+        if not FIRST:  # before any reduction: no warp may have stored its new state
+            before = tl.load(own_state).to(ACC)
+            total = tl.load(own_state + 1).to(ACC)
+            pull = tl.load(own_state + 2).to(ACC)
+            own_logit = tl.load(own_state + 3).to(ACC)
+            own_slope = tl.load(own_state + 4).to(ACC)
+        y = tl.full((), -1, tl.int64)
+        if LABELLED:
+            y = tl.load(target + row)
+        own = c == tl.where((y >= start) & (y < classes), y - start, -1).to(tl.int32)
 
-    ignored = row < 0
-    if LABELLED:
-        ignored = y == ignore_index
-    if LAST:
-        share = tl.full((), 1.0, ACC)
-        if MEAN:
-            share = tl.load(mean_weight)
-            if MEAN_GRADIENT:
-                unit *= share
-        valid = (y >= 0) & (y < classes)
-        # A label out of range makes the row NaN: raising would have to wait for the GPU.
-        missing = tl.where(valid | ignored | (not LABELLED), 0.0, float("nan")).to(ACC)
-        row_loss = tl.log(total) + (peak - own_logit) + missing
-        tl.store(loss + row, tl.where(ignored, 0.0, row_loss) * share)
-        # the softmax's part less the label's; the product of `products` with the directions is still to be added
-        scale = unit / total
-        radial = (unit * (pull / total - own_slope) + missing) * inverse_temperature * inverse_temperature * shortened
-        pull_own = unit * own_slope * inverse_temperature * _saturated(tl.load(kappa + y, mask=valid, other=0.0))
-    else:
-        scale = 1.0
-        tl.store(state, peak)
-        tl.store(state + 1, total)
-        tl.store(state + 2, pull)
-        tl.store(state + 3, own_logit)
-        tl.store(state + 4, own_slope)
-    if WITH_GRADIENT:
-        weights = pulls * (inverse_temperature * k) * scale
-        tl.store(here, tl.where(ignored, 0.0, weights), mask=inside)
-        for j in range(0, width, WIDTH):
+        squares = tl.zeros((WIDTH,), ACC)
+        for j in range(0, WIDTH if WHOLE else width, WIDTH):
             column = j + tl.arange(0, WIDTH)
-            within = column < width
-            g = tl.zeros((WIDTH,), ACC)
-            if not FIRST:
-                g = tl.load(gradient + row * width + column, mask=within, other=0.0) * (faded * scale)
-            if LAST:
-                z = tl.load(features + row * width + column, mask=within, other=0.0)
-                # of a label out of range any other's: the row is NaN (Triton 3.9's interpreter takes no `& valid` here)
-                own_row = directions + tl.where(valid, y, 0) * width
-                direction = tl.load(own_row + column, mask=within, other=0.0)
-                g += radial * z - pull_own * direction
-                g = tl.where(ignored, 0.0, g)
-            tl.store(gradient + row * width + column, g, mask=within)
+            z = tl.load(features + row * width + column, mask=column < width, other=0.0)
+            squares += z * z + (z - z)  # NaN if z is not finite
+        shift = tl.sum(squares) * inverse_temperature * inverse_temperature
+        shortened = tl.full((), 1.0, ACC)  # what is left of longer features
+        if shift > longest * longest:  # rare: squares and products may have overflowed
+            squares = tl.zeros((WIDTH,), ACC)
+            for j in range(0, WIDTH if WHOLE else width, WIDTH):
+                column = j + tl.arange(0, WIDTH)
+                z = smallest * tl.load(features + row * width + column, mask=column < width, other=0.0)
+                squares += z * z
+            shortened = smallest * (longest / (tl.sqrt(tl.sum(squares)) * inverse_temperature))
+            shift = longest * longest
+            for i in range(parts * ALIGN):  # slow, but it takes no registers from the usual rows
+                own_row = directions + (start + i).to(tl.int64) * width
+                part = tl.zeros((WIDTH,), ACC)
+                for j in range(0, WIDTH if WHOLE else width, WIDTH):
+                    column = j + tl.arange(0, WIDTH)
+                    z = tl.load(features + row * width + column, mask=column < width, other=0.0)
+                    part += (shortened * z) * tl.load(own_row + column, mask=column < width, other=0.0)
+                product = tl.where(c == i, tl.sum(part), product)
+
+        logits, slopes = _ratio(product * stretch + shift, square, s, offset, inverse_factor, v, STEPS, TERMS)
+        own_logit += tl.sum(tl.where(own, logits, 0.0))
+        own_slope += tl.sum(tl.where(own, slopes, 0.0))
+        peak = tl.maximum(before, tl.max(logits))
+        faded = exp(before - peak)
+        e = exp(logits - peak)
+        pulls = e * slopes
+        total = total * faded + tl.sum(e)
+        pull = pull * faded + tl.sum(pulls)
+
+        ignored = row < 0
+        if LABELLED:
+            ignored = y == ignore_index
+        if LAST:
+            valid = (y >= 0) & (y < classes)
+            # A label out of range makes the row NaN: raising would have to wait for the GPU.
+            missing = tl.where(valid | ignored | (not LABELLED), 0.0, float("nan")).to(ACC)
+            row_loss = tl.log(total) + (peak - own_logit) + missing
+            # the softmax's part less the label's; the product of `products` with the directions is still to be added
+            scale = unit / total
+            radial = (pull * scale - unit * own_slope + missing) * inverse_temperature * inverse_temperature * shortened
+            pull_own = unit * own_slope * inverse_temperature * _saturated(tl.load(kappa + y, mask=valid, other=0.0))
+        else:
+            scale = tl.full((), 1.0, ACC)
+            tl.store(own_state, peak)
+            tl.store(own_state + 1, total)
+            tl.store(own_state + 2, pull)
+            tl.store(own_state + 3, own_logit)
+            tl.store(own_state + 4, own_slope)
+        if WITH_GRADIENT:
+            if ignored:
+                tl.store(here, tl.zeros((BLOCK,), ACC), mask=inside)
+            else:
+                tl.store(here, pulls * (0.5 * scale) * stretch, mask=inside)
+            for j in range(0, WIDTH if WHOLE else width, WIDTH):
+                column = j + tl.arange(0, WIDTH)
+                within = column < width
+                g = tl.zeros((WIDTH,), ACC)
+                if not FIRST:
+                    earlier = tl.load(gradient + row * width + column, mask=within, other=0.0)
+                    g = earlier * (faded * scale)
+                if LAST:
+                    z = tl.load(features + row * width + column, mask=within, other=0.0)
+                    # of a label out of range any other's: the row is NaN
+                    own_row = directions + tl.where(valid, y, 0) * width
+                    direction = tl.load(own_row + column, mask=within, other=0.0)
+                    g += radial * z - pull_own * direction
+                    g = tl.where(ignored, 0.0, g)
+                tl.store(gradient + row * width + column, g, mask=within)
+        if LAST:  # last, so that the thread that stores it announces it
+            tl.store(losses + row, tl.where(ignored, 0.0, row_loss) * share)
+    add_losses(losses, total_loss, arrived, rows, ADD)
 
 
 def expansion_options(nu: float, dtype: torch.dtype) -> tuple[float, dict[str, Any]]:
@@ -223,7 +259,7 @@ def expansion_options(nu: float, dtype: torch.dtype) -> tuple[float, dict[str, A
     steps = order if nu < order else 0
     options = {
         "STEPS": steps,
-        "TERMS": TERMS if double else TERMS_SINGLE,
+        "TERMS": terms_from(nu + steps, not double),
         "ACC": tl.float64 if double else tl.float32,
     }
     return nu + steps, options
@@ -235,8 +271,8 @@ def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) ->
     slope = torch.empty_like(increments) if with_slope else increments.new_empty(0)
     v, options = expansion_options(nu, increments.dtype)
     launch = ratio_launch(increments.dtype)
-    _ratio_kernel[(rows, triton.cdiv(classes, launch.block))](
-        increments, kappa, ratio, slope, classes, v, WITH_SLOPE=with_slope, **options, **launch.options
+    _ratio_kernel[(triton.cdiv(rows, launch.rows), triton.cdiv(classes, launch.block))](
+        increments, kappa, ratio, slope, rows, classes, v, WITH_SLOPE=with_slope, **options, **launch.options
     )  # fmt: skip
     return ratio, slope
 
@@ -245,27 +281,28 @@ def vmf_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
     return blocks.cross_entropy(_epilogue, *arguments)
 
 
-def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> int:
-    features, target, loss = rows.features, rows.target, rows.loss
-    ignore_index, temperature = rows.settings.ignore_index, rows.settings.temperature
+def _epilogue(products: Tensor, start: int, count: int, rows: blocks.Rows) -> Tensor:
+    features, target, settings = rows.features, rows.target, rows.settings
     batch, width = features.shape
     classes = len(rows.directions)
     last = start + count == classes
     v, options = expansion_options(width / 2 - 1, features.dtype)
-    weight = None
-    if rows.mean and last:
-        weight = loss.new_full((), 1 / batch) if target is None else mean_weight(target, ignore_index, loss.dtype)
-    _cross_entropy_kernel[(batch,)](
-        products, features, target, rows.directions, rows.kappa, rows.log_prior, weight, rows.state, loss,
-        rows.gradient, products.stride(0), start, count, classes, width, v, 1 / temperature, rows.unit, ignore_index,
-        MEAN=weight is not None,
-        MEAN_GRADIENT=rows.mean_gradient,
+    chip = chip_of(features.device)
+    launch = epilogue_launch(count, width, features.dtype, chip)
+    reduced = reduction_of(rows.losses, target, settings.reduction if last else "none", settings.ignore_index)
+    _cross_entropy_kernel[(epilogue_programs(batch, launch, chip),)](
+        products, features, target, rows.directions, rows.kappa, rows.log_prior, rows.state, *reduced.arguments,
+        rows.gradient, batch, products.stride(0), start, count // launch.align, classes, width,
+        v, 1 / settings.temperature, rows.unit, settings.ignore_index,
+        **reduced.constants,
+        MEAN_GRADIENT=rows.mean_gradient and last,
         LABELLED=target is not None,
         PRIOR=rows.log_prior is not None,
         FIRST=start == 0,
         LAST=last,
         WITH_GRADIENT=rows.gradient is not None,
+        WHOLE=width <= launch.width,
         **options,
-        **epilogue_launch(count, width, features.dtype, chip_of(features.device)).options,
+        **launch.options,
     )  # fmt: skip
-    return 1  # the losses have their weight in the mean already
+    return reduced.result()

@@ -5,18 +5,29 @@ from dataclasses import dataclass
 
 import triton
 
-from ltfast.ops.core.launch import Launch
+from ltfast.ops.core.launch import Chip, Launch
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLaunch(Launch):
-    """One program for each row, which walks over ``block`` columns at a time."""
+class ScaleLaunch(Launch):
+    """Programs that each take every n-th row.
+
+    Attributes:
+        block: columns that a program handles at once.
+    """
 
     block: int
 
 
 @functools.cache
-def row_launch(columns: int) -> RowLaunch:
+def scale_launch(columns: int) -> ScaleLaunch:
     """The launch for rows of ``columns`` values."""
-    # 16 values a thread at most; not measured
-    return RowLaunch(num_warps=8, block=min(max(triton.next_power_of_2(columns), 16), 4096))
+    block = min(max(triton.next_power_of_2(columns), 16), 4096)
+    # 8 values a thread, one 16-byte access of bfloat16, and 16 in a long row; not measured
+    return ScaleLaunch(num_warps=min(max(block // 256, 1), 8), block=block)
+
+
+def programs(rows: int, chip: Chip) -> int:
+    """The number of programs for so many rows. Counted: 8 of 8 warps fill a multiprocessor, so that all run at once. A
+    factor of 1 costs no more than their start."""
+    return min(rows, 8 * max(chip.multiprocessors, 1))

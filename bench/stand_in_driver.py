@@ -17,13 +17,16 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from ltfast.ops.reduction import counter
+
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
 @dataclass(frozen=True)
 class Launch:
     kernel: JITFunction
-    arguments: dict[str, Any]  # what the launcher passed, by name
+    arguments: dict[str, Any]  # what the launcher passed by place, by name
+    options: dict[str, Any]  # what it passed by name: constants, warps and so on
     signature: dict[str, str]  # each argument's type, as Triton specialised it
     compiled: Any  # Triton's CompiledKernel
 
@@ -80,15 +83,22 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
         args = [_Pointer(x) if isinstance(x, Tensor) else x for x in args]
         compiled = compile_only(self, *args, grid=grid, warmup=True, **options)
         arguments = dict(zip(self.arg_names, args, strict=False))
-        launches.append(Launch(self, arguments, compiled.src.signature, compiled))
+        launches.append(Launch(self, arguments, options, compiled.src.signature, compiled))
         return compiled
 
     compile_only = JITFunction.run
     major, minor = divmod(target.arch, 10) if target.backend == "cuda" else (0, 0)
-    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, major=major, minor=minor)
+    properties = SimpleNamespace(
+        multi_processor_count=MULTIPROCESSORS, name="a GPU that is not here", major=major, minor=minor
+    )
+    stream = SimpleNamespace(device_index=0, cuda_stream=0)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
+        mock.patch.object(torch.cuda, "current_stream", return_value=stream),
+        mock.patch.object(counter, "lasting_zero", lambda device: torch.zeros((), dtype=torch.int32, device=device)),
+        mock.patch.object(counter, "_kept", {}),
     ):
         yield launches
