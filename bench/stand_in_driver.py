@@ -87,7 +87,10 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
         return compiled
 
     compile_only = JITFunction.run
-    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, name="a GPU that is not here")
+    major, minor = divmod(target.arch, 10) if target.backend == "cuda" else (0, 0)
+    properties = SimpleNamespace(
+        multi_processor_count=MULTIPROCESSORS, name="a GPU that is not here", major=major, minor=minor
+    )
     stream = SimpleNamespace(device_index=0, cuda_stream=0)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),

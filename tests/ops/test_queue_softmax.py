@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -177,6 +178,115 @@ def test_weights_of_large_products(place):
     lse, _ = queue_softmax(queries, keys, temperature=1e-6)
     (gradient,) = torch.autograd.grad(lse.sum(), keys)
     assert gradient.norm() <= 3.01e10
+
+
+def with_launches(monkeypatch, **changes):
+    """Changes the tiles of the forward pass."""
+    from ltfast.ops.queue_softmax import triton
+
+    chosen = triton.attend_launch
+    monkeypatch.setattr(triton, "attend_launch", lambda *given: dataclasses.replace(chosen(*given), **changes))
+
+
+@pytest.mark.parametrize("peeled", [False, True])
+@pytest.mark.parametrize("valid", [None, 0, 9, 64, 65])
+def test_tiles_with_masks_and_without(place, monkeypatch, peeled, valid):
+    """Tiles of 16 keys: several a program, two splits, the last tile cut off, excluded keys there and elsewhere."""
+    if place.backend != "triton":
+        pytest.skip("the tiles of the Triton kernel")
+    with_launches(monkeypatch, rows=16, keys=16, peeled=peeled)
+    queries, keys = unit(18, 10, place, torch.float32), unit(139, 10, place, torch.float32)
+    count = None if valid is None else torch.tensor(valid, device=place.device)
+    rows = torch.arange(18, device=place.device)
+    far = torch.tensor([-1, 0, 63, 64, 127, 128, 138, 139, 2**32 + 3], device=place.device)
+    if valid == 0:
+        lse, mean = queue_softmax(queries, keys, valid=count, exclude=rows)
+        assert lse.isneginf().all()
+        assert (mean == 0).all()
+        return
+    for exclude in (None, far.repeat(2), rows + 121):
+        compare(place, queries, keys, valid=count, exclude=exclude)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [40, 128, 256, 512])
+def test_widths_with_several_tiles(place, width, dtype):
+    """Each width has its own tiles; the last of 75 keys is cut off in all of them."""
+    queries, keys = unit(9, width, place, dtype), unit(75, width, place, dtype)
+    compare(place, queries, keys, exclude=torch.arange(66, 75, device=place.device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_peeled_tiles_of_every_dtype(place, monkeypatch, dtype):
+    if place.backend != "triton":
+        pytest.skip("the tiles of the Triton kernel")
+    with_launches(monkeypatch, peeled=True)
+    queries, keys = unit(20, 20, place, dtype), unit(330, 20, place, dtype)
+    compare(place, queries, keys)
+    compare(
+        place,
+        queries,
+        keys,
+        valid=torch.tensor(200, device=place.device),
+        exclude=torch.arange(20, device=place.device) * 9,
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e38])
+def test_extreme_temperatures_with_masks(place, temperature):
+    """The factor of the logits must not make NaN of a masked one."""
+    queries, keys = unit(6, 8, place, torch.float32), unit(150, 8, place, torch.float32)
+    lse, mean = queue_softmax(queries, keys, temperature=temperature, exclude=torch.arange(6, device=place.device))
+    assert lse.isfinite().all()
+    assert mean.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
+def test_small_and_large_incoming_gradients_of_keys(place, dtype, scale):
+    """Weights of half precision must not vanish or overflow."""
+    queries, keys = unit(20, 16, place, dtype), unit(30, 16, place, torch.float32).requires_grad_()
+    lse, _ = queue_softmax(queries, keys, temperature=0.1)
+    (once,) = torch.autograd.grad(lse.sum(), keys, retain_graph=True)
+    (scaled,) = torch.autograd.grad(lse.sum() * scale, keys)
+    torch.testing.assert_close(scaled / scale, once, rtol=1e-5, atol=1e-6 * once.abs().max().item())
+
+
+def in_blocks(queries, keys, temperature, valid, exclude, incoming):
+    """lse, mean and the gradients in float64, some rows at a time."""
+    found, of_keys = [], torch.zeros(keys.shape, dtype=torch.float64, device=keys.device)
+    for rows in torch.arange(len(queries), device=keys.device).split(512):
+        q, k, out = queries[rows].double(), keys[:valid].double(), exclude[rows]
+        logits = q @ k.T / temperature
+        logits.masked_fill_(torch.arange(valid, device=keys.device) == out[:, None], -torch.inf)
+        lse = logits.logsumexp(1)
+        p = logits.sub_(lse[:, None]).exp_()
+        mean = p @ k
+        weight = incoming[rows, None].double() / temperature
+        of_keys[:valid] += p.T @ (q * weight)
+        found.append((lse, mean, mean * weight))
+    return *map(torch.cat, zip(*found, strict=True)), of_keys
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(300, 5000), (4096, 65537)], ids=str)
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_large_shapes_on_a_gpu(shape, width, dtype):
+    """The sizes of a real queue: several tiles a program, several splits, and their merging."""
+    rows, columns = shape
+    place = torch.empty(0, device="cuda")
+    queries, keys = (unit(n, width, place, dtype).requires_grad_() for n in (rows, columns))
+    valid, exclude = columns - 70, torch.arange(rows, device="cuda") * (columns // rows)
+    incoming = torch.linspace(0.1, 1, rows, device="cuda")
+    lse, mean = queue_softmax(queries, keys, valid=torch.tensor(valid, device="cuda"), exclude=exclude)
+    actual = (lse, mean, *torch.autograd.grad((lse * incoming).sum(), (queries, keys)))
+    expected = in_blocks(queries.detach(), keys.detach(), 0.07, valid, exclude, incoming)
+    assert relative_error(lse, expected[0]) <= TOLERANCE[dtype]
+    for one, other in zip(actual[1:], expected[1:], strict=True):
+        error = (one.double() - other).abs().max() / other.abs().max()
+        assert error.item() <= (1e-5 if dtype == torch.float32 else 1e-2)
+    assert (actual[3][valid:] == 0).all()
 
 
 @given(rows=st.integers(1, 300), columns=st.integers(1, 700), width=st.integers(1, 40), cut=st.integers(0, 700))

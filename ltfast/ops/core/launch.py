@@ -20,11 +20,13 @@ class Chip:
         maker: "nvidia" or "amd".
         multiprocessors: the number of streaming multiprocessors (AMD: compute units). 0 for Triton's interpreter.
         name: as PyTorch calls it; "" for Triton's interpreter.
+        capability: NVIDIA's compute capability times ten: 80, 90, 100. 0 for AMD and for Triton's interpreter.
     """
 
     maker: str
     multiprocessors: int
     name: str = ""
+    capability: int = 0
 
     @property
     def has_ptx(self) -> bool:
@@ -38,7 +40,10 @@ def chip_of(device: torch.device) -> Chip:
     if device.type != "cuda":
         return Chip("nvidia", 0)
     properties = torch.cuda.get_device_properties(device)
-    return Chip("amd" if torch.version.hip else "nvidia", properties.multi_processor_count, properties.name)
+    maker, capability = "nvidia", 10 * properties.major + properties.minor
+    if torch.version.hip:
+        maker, capability = "amd", 0
+    return Chip(maker, properties.multi_processor_count, properties.name, capability)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ def launches() -> Iterator[str]:
 
     for dtype, width, exclude in (
         ("fp32", 128, False), ("bf16", 128, False), ("fp16", 128, True), ("fp64", 128, True), ("fp32", 40, True),
-        ("bf16", 64, True), ("fp32", 512, True), ("bf16", 512, False), ("fp64", 512, False),
+        ("bf16", 64, True), ("bf16", 128, True), ("bf16", 256, True), ("fp16", 256, False), ("fp32", 256, False),
+        ("bf16", 512, True), ("fp16", 512, True), ("fp32", 512, True), ("bf16", 512, False), ("fp64", 512, False),
     ):  # fmt: skip
         queries, keys = (on_gpu(rows, width, dtype=DTYPES[dtype]) for rows in (ROWS, 65_536))
         valid, excluded = (None, labels_on_gpu()) if exclude else (labels_on_gpu(1), None)

@@ -33,15 +33,31 @@ def _products(left, right, left_row, right_row, left_count, right_count, left_st
 
 
 @triton.jit
+def _add_tile(logits, k, top, total, weighted, factor,
+              COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The state of the online softmax after a tile of keys. ``top`` is in base 2: it has the factor, the logits not."""
+    higher = tl.maximum(top, tl.max(logits, 1) * factor)
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    p = tl.exp2(logits * factor - base[:, None])  # one fused multiply-add
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(p, 1)
+    weighted = tl.dot(p.to(COMPUTE), k, weighted * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+    return higher, total, weighted
+
+
+@triton.jit
 def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_stride, rows, columns, width, split_size,
                    scale: "fp64",  # noqa: F821
-                   VALID: tl.constexpr, EXCLUDE: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
-                   ACC: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-                   COLUMNS: tl.constexpr):  # fmt: skip
+                   VALID: tl.constexpr, EXCLUDE: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr,
+                   PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr,
+                   WIDE: tl.constexpr, PEELED: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """The log-sum-exp and the mean of a tile of queries over one part of the keys.
 
     queries (rows, width) and keys (columns, width), rows ``query_stride`` and ``key_stride`` apart; valid (1,) int64;
     exclude (rows,) int64; lse (splits, rows) and mean (splits, rows, width), ACC, contiguous.
+
+    The order of the keys does not matter. With PEELED, the tiles with masks come first: those from ``low`` to ``high``,
+    with the excluded keys, and the last one if the keys end inside of it. All other tiles need no mask.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
@@ -50,14 +66,27 @@ def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_s
     first = tl.program_id(2) * COLUMNS  # of the columns of the mean that are this program's
     if not WIDE:
         q = _tile(queries, row, rows, query_stride, 0, width, COMPUTE, COLUMNS)
+    begin = split * split_size
+    end = tl.maximum(tl.minimum(begin + split_size, columns), begin)
+    full = begin + (end - begin) // KEYS * KEYS
+    low = full if PEELED else begin
+    high = full
     if EXCLUDE:
         out = tl.load(exclude + row, mask=row < rows, other=-1)
+        out = tl.where((out >= begin) & (out < end), out, -1).to(tl.int32)
+        if PEELED:
+            least = tl.min(tl.where(out < 0, full, out))
+            low = tl.minimum(begin + (least - begin) // KEYS * KEYS, full)
+            high = tl.minimum(begin + (tl.max(out) - begin + KEYS) // KEYS * KEYS, full)
+            high = tl.maximum(high, low)
     top = tl.full((ROWS,), float("-inf"), ACC)  # of the logits in base 2
     total = tl.zeros((ROWS,), ACC)
     weighted = tl.zeros((ROWS, COLUMNS), ACC)
-    factor = tl.cast(scale, ACC)
-    end = tl.minimum((split + 1) * split_size, columns)
-    for start in range(split * split_size, end, KEYS):
+    factor = tl.maximum(tl.cast(scale, ACC), 1e-37)  # not 0, which would make NaN of -inf
+    for place in tl.range(low, high + (end - full), KEYS, num_stages=1 if PEELED else STAGES):
+        start = place
+        if PEELED:
+            start += tl.where(place < high, 0, full - high)
         column = start + tl.arange(0, KEYS)
         k = _tile(keys, column, end, key_stride, first, width, COMPUTE, COLUMNS)
         if WIDE:
@@ -65,28 +94,29 @@ def _attend_kernel(queries, keys, valid, exclude, lse, mean, query_stride, key_s
                                COMPUTE, ACC, PRECISION, COLUMNS)  # fmt: skip
         else:
             logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
-        logits = tl.where((column < end)[None, :], logits * factor, float("-inf"))
+        logits = tl.where((column < end)[None, :], logits, float("-inf"))
         if EXCLUDE:
             logits = tl.where(column[None, :] == out[:, None], float("-inf"), logits)
-        higher = tl.maximum(top, tl.max(logits, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(logits - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(p, 1)
-        weighted = tl.dot(p.to(COMPUTE), k, weighted * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
-        top = higher
+        top, total, weighted = _add_tile(logits, k, top, total, weighted, factor, COMPUTE, ACC, PRECISION)
+    d = first + tl.arange(0, COLUMNS)
+    if PEELED:
+        of_tile = keys + tl.arange(0, KEYS).to(tl.int64)[:, None] * key_stride + d[None, :]
+        for place in tl.range(begin, full - (high - low), KEYS, num_stages=STAGES):
+            start = place + tl.where(place < low, 0, high - low)
+            k = tl.load(of_tile + start.to(tl.int64) * key_stride, mask=(d < width)[None, :], other=0.0).to(COMPUTE)
+            logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+            top, total, weighted = _add_tile(logits, k, top, total, weighted, factor, COMPUTE, ACC, PRECISION)
     place = split * rows + row  # (splits, rows), as the merging kernel reads them
     if tl.program_id(2) == 0:
         tl.store(lse + place, (top + tl.log2(total)) * 0.6931471805599453, mask=row < rows)
     weighted = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
-    d = first + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (d < width)[None, :]
     tl.store(mean + place.to(tl.int64)[:, None] * width + d[None, :], weighted, mask=inside)
 
 
 @triton.jit
-def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
-                  ACC: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits, ACC: tl.constexpr,
+                  SPLITS: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     """One row: part_lse (splits, rows), part_mean (splits, rows, width) become lse (rows,), mean (rows, width)."""
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, SPLITS)
@@ -95,10 +125,14 @@ def _merge_kernel(part_lse, part_mean, lse, mean, rows, width, splits,
     top = tl.max(part, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(tl.exp(part - base), 0)
-    weighted = tl.zeros((WIDTH,), ACC)
-    for i in range(splits):
-        weight = tl.exp(tl.load(part_lse + i * rows + row) - base)
-        weighted += weight * tl.load(part_mean + (i * rows + row) * width + d, mask=d < width, other=0.0)
+    weighted = tl.zeros((PARTS, WIDTH), ACC)
+    for first in range(0, splits, PARTS):
+        i = first + tl.arange(0, PARTS)
+        weight = tl.exp(tl.load(part_lse + i * rows + row, mask=i < splits, other=float("-inf")) - base)
+        inside = (i < splits)[:, None] & (d < width)[None, :]
+        means = tl.load(part_mean + ((i * rows + row) * width)[:, None] + d[None, :], mask=inside, other=0.0)
+        weighted += weight[:, None] * means
+    weighted = tl.sum(weighted, 0)
     tl.store(lse + row, top + tl.log(total))
     tl.store(mean + row * width + d, weighted / tl.where(total == 0.0, 1.0, total), mask=d < width)
 
@@ -127,7 +161,7 @@ def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient,
         row = start + tl.arange(0, ROWS)
         q = _tile(queries, row, rows, query_stride, first, width, COMPUTE, COLUMNS)
         row_lse = tl.load(lse + row, mask=row < rows, other=0.0) * 1.4426950408889634
-        weight = tl.load(incoming + row, mask=row < rows, other=0.0) * tl.cast(unit, ACC)
+        weight = tl.load(incoming + row, mask=row < rows, other=0.0)
         if WIDE:
             logits = _products(keys, queries, column, row, columns, rows, key_stride, query_stride, width,
                                COMPUTE, ACC, PRECISION, COLUMNS)  # fmt: skip
@@ -143,7 +177,9 @@ def _key_gradient_kernel(queries, keys, valid, exclude, lse, incoming, gradient,
         total = tl.dot(p, q, total, input_precision=PRECISION, out_dtype=ACC)
     d = first + tl.arange(0, COLUMNS)
     inside = (column < columns)[:, None] & (d < width)[None, :]
-    tl.store(gradient + column.to(tl.int64)[:, None] * width + d[None, :], total, mask=inside)
+    # the unit last: it would round all weights of half precision to the same side
+    place = gradient + column.to(tl.int64)[:, None] * width + d[None, :]
+    tl.store(place, total * tl.cast(unit, ACC), mask=inside)
 
 
 _TYPES = {
@@ -217,14 +253,15 @@ def key_gradient(
     keys = keys.to(_compute(queries))  # as the forward pass had them: else the weights would not add up to 1
     queries, keys = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, keys))
     chip = chip_of(queries.device)
-    precision = _precision(lse.dtype, chip)
-    if queries.dtype.itemsize == 2 and chip.maker != "amd":
-        # float16 has no room for the weights, and these products are few: one TF32 product takes half precision exactly
-        precision = "tf32"
-    launch = key_gradient_launch(width, lse.dtype, chip)
+    compute, precision = lse.dtype, _precision(lse.dtype, chip)
+    if _compute(queries) == torch.bfloat16:
+        compute = torch.bfloat16
+    elif queries.dtype.itemsize == 2 and chip.maker != "amd":
+        precision = "tf32"  # float16 has no room for the weights, and one TF32 product takes half precision exactly
+    launch = key_gradient_launch(width, compute, chip)
     _key_gradient_kernel[(triton.cdiv(len(keys), launch.keys), triton.cdiv(width, launch.columns))](
         queries, keys, valid, exclude, lse, incoming, gradient, queries.stride(0), keys.stride(0), rows, len(keys),
         width, math.log2(math.e) / temperature, 1 / temperature, VALID=valid is not None, EXCLUDE=exclude is not None,
-        **_dtypes(lse.dtype, lse.dtype, precision), **launch.options,
+        **_dtypes(compute, lse.dtype, precision), **launch.options,
     )  # fmt: skip
     return gradient
