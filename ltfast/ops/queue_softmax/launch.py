@@ -1,12 +1,15 @@
 """The launch settings of the kernels of ``queue_softmax``."""
 
 import functools
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,15 @@ class AttendLaunch(TileLaunch):
     stages: int
 
 
-@functools.cache
+def _attend_tiles(launch: AttendLaunch) -> Iterator[AttendLaunch]:
+    for rows, keys, num_warps in ((64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)):
+        for stages in (2, 3):
+            yield replace(launch, rows=rows, keys=keys, num_warps=num_warps, stages=stages, maxnreg=None)
+    for num_warps, maxnreg in ((4, 168), (8, 128)):
+        yield replace(launch, num_warps=num_warps, rows=16 * num_warps, maxnreg=maxnreg)
+
+
+@tunable(_attend_tiles)
 def attend_launch(width: int, compute: torch.dtype, chip: Chip) -> AttendLaunch:
     """The launch of the forward pass, for features of ``width`` columns and products of ``compute``.
 
@@ -80,7 +91,12 @@ def attend_launch(width: int, compute: torch.dtype, chip: Chip) -> AttendLaunch:
     )
 
 
-@functools.cache
+def _key_gradient_tiles(launch: TileLaunch) -> Iterator[TileLaunch]:
+    for rows, keys, num_warps in itertools.product((16, 32, 64), (32, 64, 128), (4, 8)):
+        yield replace(launch, rows=rows, keys=keys, num_warps=num_warps)
+
+
+@tunable(_key_gradient_tiles)
 def key_gradient_launch(width: int, compute: torch.dtype, chip: Chip) -> TileLaunch:
     """The launch of the gradient in the keys, for features of ``width`` columns and products of ``compute``."""
     columns = max(triton.next_power_of_2(width), 16)
