@@ -103,16 +103,16 @@ def usage(compiled: Any, machine: Machine) -> Usage:
 
 
 def hot_instructions(code: Sequence[Instruction]) -> int:
-    """The instructions of the innermost loops, if they are more than a quarter of the code; else of the outermost
-    loops, if these are; else of all of it.
+    """The instructions of the innermost loops, if they are more than a quarter of the code; else of the longest loop,
+    if this is; else of all of it.
 
     A kernel that reads a long row in blocks is its loops, each of which goes over the row once. A kernel that holds a
     row in registers has no loop, or only short ones besides; or it walks over rows, with short loops inside.
     """
     loops = {(x.jump, x.address) for x in code if x.jump is not None and x.jump < x.address}
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    outer = [a for a in loops if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in loops)]
-    for chosen in (inner, outer):
+    longest = sorted(loops, key=lambda loop: loop[1] - loop[0])[-1:]
+    for chosen in (inner, longest):
         inside = sum(any(first <= x.address <= last for first, last in chosen) for x in code)
         if 4 * inside > len(code):
             return inside
