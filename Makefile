@@ -10,7 +10,7 @@ CASES ?= 10000
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR | clean"
+	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR [WHEELS=DIR] [DRY=1] | clean"
 
 # The environment: pinned versions, and an editable installation of ltfast, which compiles its kernels.
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
@@ -65,9 +65,15 @@ tables: $(VENV)/.installed
 	$(BIN)/python bench/tables.py
 	$(BIN)/python bench/scaling_model.py
 
-# For a machine with a GPU, its own PyTorch and nvcc, possibly without network: uses $(PYTHON) without installing anything.
+# For a machine with a GPU, its own PyTorch and nvcc, and no network: uses $(PYTHON) without installing anything. WHEELS is a
+# folder of wheels to use for this run alone. DRY=1 tries every part without a GPU.
+ifdef DRY
+gpu-check: $(VENV)/.installed
+	$(BIN)/python bench/gpu_check.py $(OUT) --dry
+else
 gpu-check:
-	bash bench/gpu_check.sh $(PYTHON) $(OUT)
+	$(PYTHON) bench/gpu_check.py $(OUT) $(if $(WHEELS),--wheels $(WHEELS))
+endif
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -15,6 +15,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -73,7 +74,7 @@ def count(target: str, word: str = "") -> Iterator[dict[str, Any]]:
     """What each specialisation of each kernel needs; last, the names of the kernels that no case launches."""
     machine = MACHINES[target]
     hip = mock.patch.object(torch.version, "hip", "7") if machine.target.backend == "hip" else nullcontext()
-    known, launched = set(), set()
+    known, launched, names = set(), set(), Counter[str]()
     with launches_on(machine.target) as launches, hip:
         for label in cases():
             for started in launches:
@@ -81,7 +82,9 @@ def count(target: str, word: str = "") -> Iterator[dict[str, Any]]:
                 if id(started.compiled) in known or word not in label:
                     continue
                 known.add(id(started.compiled))
-                facts: dict[str, Any] = {"kernel": f"{label}: {started.kernel.__name__}".replace(" : ", ": ")}
+                name = f"{label.strip()}: {started.kernel.__name__}"
+                names[name] += 1
+                facts: dict[str, Any] = {"kernel": name if names[name] == 1 else f"{name} {names[name]}"}
                 facts |= asdict(usage(started.compiled, machine)) | {"floats": floats_without_type(started)}
                 if number := elements(started):
                     facts["per_element"] = round(facts["instructions"] * facts["threads"] / number, 1)
@@ -107,11 +110,34 @@ def save() -> None:
 
 
 KEPT = ("per_element", "registers", "threads", "shared_bytes", "blocks")
+# kernel -> bytes of an element that it has to read and write; None where matrix products or other work set the limit
+COMPARED = {
+    "agcl fp32 8142 0.0 4.0: _row_kernel": 8,
+    "agcl fp32 8142 0.0 4.0 no noise: _row_kernel": 8,
+    "agcl bf16 8142 0.5 4.0: _row_kernel": 4,
+    "balanced_bce fp32 1000 labels: _row_kernel": 8,
+    "balanced_bce fp32 8142 labels: _row_kernel": 8,
+    "balanced_bce bf16 8142 labels: _row_kernel": 4,
+    "vmf_cross_entropy fp32 128 1000: _cross_entropy_kernel": None,
+    "vmf_cross_entropy fp32 2 1000: _cross_entropy_kernel": None,
+    "queue_softmax bf16 128: _attend_kernel": None,
+    "queue_softmax bf16 512: _attend_kernel": None,
+    "queue_softmax fp32 128: _attend_kernel": None,
+    "queue_softmax key gradient bf16 128: _key_gradient_kernel": None,
+    "queue_softmax key gradient fp32 128: _key_gradient_kernel": None,
+    "taylor_importance_ fp32 fp32 fp32: _importance_kernel": None,
+}
+# H200: lanes that issue in a clock, and bytes that a copy moves in a clock, of a multiprocessor (4.3 TB/s, measured)
+LANES, BYTES = 128, 16.45
 SHOWN = re.compile(
     r"(agcl|balanced_bce|vmf_cross_entropy) (fp32|bf16) .*(1000|8142|9000)\b.*: _(row|cross_entropy)_kernel"
     r"|queue_softmax (key gradient )?(fp32|bf16) \d+\b.*: _(attend|key_gradient)_kernel"
-    r"|taylor .*(importance|count)_kernel|roi_pool(_backward)? (fp32|bf16) .*"
+    r"|(taylor_importance_|class_sums|roi_pool|roi_pool_backward) (fp32|bf16) .*"
 )
+COMPARISON = """\
+| kernel | instructions an element | share of the copy rate, at most | registers x threads | programs an SM |
+| --- | --- | --- | --- | --- |
+"""
 HEADER = """| kernel | instructions an element | registers | threads | shared memory, bytes | programs an SM |
 | --- | --- | --- | --- | --- | --- |
 """
@@ -120,16 +146,35 @@ BEGIN, END = "<!-- counts -->", "<!-- end of counts -->"
 
 def page(saved: dict[str, Any]) -> str:
     """The text of docs/kernels.md with these counts."""
-    parts = []
+    compared = [_compared(name, saved["before"].get(name), saved["sm_90"][name]) for name in COMPARED]
+    parts = ["Before the kernels were changed, and now (sm_90):\n\n" + COMPARISON + "\n".join(compared)]
     for target in MACHINES:
-        rows = [f"| {name} | {cells(counts)} |" for name, counts in saved[target].items() if SHOWN.match(name)]
+        rows = [_row(name, counts) for name, counts in saved[target].items() if SHOWN.match(name)]
         parts.append(f"### {target}\n\n{HEADER}" + "\n".join(rows))
     before, _, rest = PAGE.read_text().partition(BEGIN)
     return f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.partition(END)[2]}"
 
 
-def cells(counts: dict[str, Any]) -> str:
-    return " | ".join(str(counts.get(key, "")) for key in KEPT)
+def _row(name: str, counts: dict[str, Any]) -> str:
+    return f"| {name.partition(': ')[0]} | {' | '.join(str(counts.get(key, '')) for key in KEPT)} |"
+
+
+def _compared(name: str, before: dict[str, Any] | None, after: dict[str, Any]) -> str:
+    cells = [_cells(name, counts) for counts in (before, after) if counts is not None]
+    return (
+        f"| {name.partition(': ')[0]} | " + " | ".join(" → ".join(column) for column in zip(*cells, strict=True)) + " |"
+    )
+
+
+def _cells(name: str, counts: dict[str, Any]) -> list[str]:
+    per_element = counts.get("per_element", "")
+    registers = f"{counts['registers']} x {counts['threads']}"
+    return [str(per_element), ceiling(per_element, COMPARED[name]), registers, str(counts["blocks"])]
+
+
+def ceiling(per_element: float, size: int | None) -> str:
+    """The share of the copy rate at which the instructions of a row's kernel issue."""
+    return "-" if size is None else f"{min(100 * (size / BYTES) / (per_element / LANES), 100):.0f} %"
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def launches_on(target: GPUTarget) -> Iterator[list[Launch]]:
         return compiled
 
     compile_only = JITFunction.run
-    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS, name="a GPU that is not here")
     stream = SimpleNamespace(device_index=0, cuda_stream=0)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),

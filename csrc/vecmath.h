@@ -59,6 +59,30 @@ LTFAST_INLINE double exp_negative(double x) {
   return x < lowest ? 0.0 : p * power;
 }
 
+// 2^x for -127 <= x <= 0; 0 where the result would be subnormal, if such results are flushed (parallel.h).
+LTFAST_INLINE float exp2_negative(float x) {
+  const float shifted = x + 12582912.f;  // 1.5 * 2^23: rounds to the nearest integer
+  const float r = x - (shifted - 12582912.f);
+  float p = 1.53533618e-4f;
+  p = p * r + 1.33988744e-3f;
+  p = p * r + 9.61843736e-3f;
+  p = p * r + 5.55033247e-2f;
+  p = p * r + 2.40226479e-1f;
+  p = p * r + 6.93147203e-1f;
+  p = p * r + 1.f;
+  return p * bit_cast<float>((bit_cast<int32_t>(shifted) << 23) + 0x3f800000);
+}
+
+LTFAST_INLINE double exp2_negative(double x) { return exp_negative(x * 0.69314718055994531); }
+
+// The compiler does not know the value. Where it knows the bounds of a loop's numbers, it computes each case by itself
+// and blends the results.
+template <class A>
+LTFAST_INLINE A opaque(A x) {
+  asm("" : "+m"(x));
+  return x;
+}
+
 // 2 atanh(s) / s for s^2 = q in [0, 1/9]: log1p(e) = s * atanh_series(s^2) with s = e / (2 + e), 0 <= e <= 1.
 LTFAST_INLINE float atanh_series(float q) {
   float p = 2.f / 13;

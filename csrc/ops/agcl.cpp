@@ -53,28 +53,53 @@ LTFAST_KERNEL(AgclShareArguments);
 
 namespace {
 
-constexpr double kLowest = -0x1p100;  // differences saturate here; a class at this value does not count
+// Exponents are in powers of two: e^(scale (u - peak)) = 2^t with t = scale log2(e) (u - peak).
+constexpr double kLog2 = 0.69314718055994531;
+constexpr double kLowest = -0x1p100 / kLog2;  // t saturates here; a class at this value does not count
 constexpr int64_t kWidth = 16;        // rows are padded to whole vectors: a scalar tail costs as much as many of them
 
 inline int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
 
-// p^gamma for p = e^t. The published exponents 1, 2, 4 and 8 take squarings; any other takes a second exponential.
+// p^gamma is computed from p = 2^t by squaring for the published exponents 1, 2, 4 and 8, and is 0 where p is. For any
+// other it takes a second exponential.
 constexpr int kConstant = -1, kGeneral = -2;
+
+// Computes exponents t and the powers of 2^t from them.
 template <int Squarings, class A>
-LTFAST_INLINE A power(A e, A t, A gamma) {
-  if constexpr (Squarings == kConstant) return t > A(kLowest) ? A(1) : A(0);
-  if constexpr (Squarings == kGeneral) return t > A(kLowest) ? exp_negative(gamma * t) : A(0);
-  for (int i = 0; i < Squarings; ++i) e *= e;
-  return e;
-}
+struct Powers {
+  static constexpr bool kSquares = Squarings >= 0;
+  A scale, gamma;
+  A lowest = opaque(A(kLowest)), smallest = opaque(A(-127));  // 2^smallest is 0 in float
+
+  Powers(double natural_scale, double gamma_neg) : scale(A(natural_scale / kLog2)), gamma(A(gamma_neg)) {}
+
+  LTFAST_INLINE A exponent(A u, A peak) const {
+    const A t = scale * (u - peak), low = kSquares && sizeof(A) == 4 ? smallest : lowest;
+    return t < low ? low : t;
+  }
+  LTFAST_INLINE A exp2(A t) const {
+    if constexpr (sizeof(A) == 8) return exp2_negative(t);
+    if constexpr (kSquares) return exp2_negative(t);
+    return exp2_negative(t < smallest ? smallest : t);
+  }
+  LTFAST_INLINE A power(A p, A t) const {
+    if constexpr (Squarings == kConstant) return t > lowest ? A(1) : A(0);
+    if constexpr (Squarings == kGeneral) {
+      const A x = gamma * t;
+      return t > lowest ? exp2_negative(sizeof(A) == 4 && x < smallest ? smallest : x) : A(0);
+    }
+    for (int i = 0; i < Squarings; ++i) p *= p;
+    return p;
+  }
+};
 
 // u = logits - spread * noise for count columns (a multiple of kWidth).
 template <class T, class A>
-inline void cloud(const T* __restrict logits, const A* __restrict spread, const float* __restrict noise,
+inline void cloud(const T* __restrict logits, const A* __restrict spread, const NoiseBits::Half* __restrict bits,
                   A* __restrict u, int64_t count) {
   if (spread) {
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) u[c] = load(logits[c]) - spread[c] * noise[c];
+    for (int64_t c = 0; c < count; ++c) u[c] = load(logits[c]) - spread[c] * half_normal(bits[c]);
   } else {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) u[c] = load(logits[c]);
@@ -86,32 +111,45 @@ inline void cloud(const T* __restrict logits, const A* __restrict spread, const 
 template <class T, class A>
 inline void noisy_block(const T* logits, const A* spread, int64_t first, int64_t count, int64_t row, uint64_t seed,
                         A* u) {
-  const int64_t whole = count / kWidth * kWidth, skipped = first % 4;
-  float drawn[kNoiseBlock];
-  const float* noise = drawn + skipped;
-  if (spread) half_normal_block(drawn, first - skipped, padded(count) + skipped, uint64_t(row), seed);
-  cloud(logits, spread, noise, u, whole);
+  const int64_t whole = count / kWidth * kWidth, skipped = first % 8;
+  NoiseBits noise;
+  const NoiseBits::Half* bits =
+      spread ? noise.draw(first - skipped, padded(count) + skipped, uint64_t(row), seed) + skipped : nullptr;
+  cloud(logits, spread, bits, u, whole);
   if (whole == count) return;
   T last[kWidth] = {};
   A last_spread[kWidth] = {};
   std::memcpy(last, logits + whole, (count - whole) * sizeof(T));
   if (spread) std::memcpy(last_spread, spread + whole, (count - whole) * sizeof(A));
-  cloud(last, spread ? last_spread : nullptr, noise + whole, u + whole, kWidth);
+  cloud(last, spread ? last_spread : nullptr, bits + whole, u + whole, kWidth);
   for (int64_t c = count; c < whole + kWidth; ++c) u[c] = -std::numeric_limits<A>::infinity();
 }
 
-// dL/dx for count columns (a multiple of kWidth).
-template <int Squarings, class T, class A>
-inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __restrict e, int64_t count, A gamma,
-                      A slope, A offset, A pull) {
+// The largest of u and peak, for count columns (a multiple of kWidth). NaN is left out.
+template <class A>
+inline A largest(const A* u, int64_t count, A peak) {
+  A high[kWidth];
+  for (A& x : high) x = peak;
+  for (int64_t c = 0; c < count; c += kWidth) {
 #pragma omp simd
-  for (int64_t c = 0; c < count; ++c)
-    store(gradient[c], power<Squarings>(e[c], t[c], gamma) * (slope * t[c] + offset) - e[c] * pull);
+    for (int64_t j = 0; j < kWidth; ++j) high[j] = u[c + j] > high[j] ? u[c + j] : high[j];
+  }
+  for (A x : high) peak = x > peak ? x : peak;
+  return peak;
 }
 
-// u and e have room for the row, padded to a multiple of kWidth.
+// dL/dx for count columns (a multiple of kWidth).
+template <class T, class A, class Powers>
+inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __restrict p, int64_t count,
+                      const Powers& powers, A slope, A offset, A pull) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c)
+    store(gradient[c], powers.power(p[c], t[c]) * (slope * t[c] + offset) - p[c] * pull);
+}
+
+// u and p have room for the row, padded to a multiple of kWidth.
 template <int Squarings, class T, class A>
-double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restrict e) {
+double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restrict p) {
   const int64_t classes = a.classes, y = a.target[row];
   const T* logits = static_cast<const T*>(a.logits) + row * a.row_stride;
   const A* spread = static_cast<const A*>(a.class_noise);
@@ -120,26 +158,24 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
     const int64_t count = std::min(kNoiseBlock, classes - start);
     noisy_block(logits + start, spread ? spread + start : nullptr, start, count, row, a.seed, u + start);
     if (start <= y && y < start + count) u[y] -= A(a.margin);
-#pragma omp simd reduction(max : peak)
-    for (int64_t c = start; c < start + padded(count); ++c) peak = u[c] > peak ? u[c] : peak;
+    peak = largest(u + start, padded(count), peak);
   }
 
   // The sums leave the label out, like the padding, so that 1 - p_y needs no subtraction.
-  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
-  const A own = scale * (u[y] - peak), t_own = own < lowest ? lowest : own;
+  const Powers<Squarings, A> powers(a.scale, a.gamma_neg);
+  const double t_own = std::max(a.scale / kLog2 * (double(u[y]) - double(peak)), kLowest);
   u[y] = -std::numeric_limits<A>::infinity();
-  double mass = 0, weight = 0, weighted = 0;  // sums of e^t, e^(gamma t) and t e^(gamma t)
+  double mass = 0, weight = 0, weighted = 0;  // sums of 2^t, 2^(gamma t) and t 2^(gamma t)
   for (int64_t start = 0; start < classes; start += kNoiseBlock) {
     const int64_t stop = start + padded(std::min(kNoiseBlock, classes - start));
     A block_mass = 0, block_weight = 0, block_weighted = 0;
 #pragma omp simd reduction(+ : block_mass, block_weight, block_weighted)
     for (int64_t c = start; c < stop; ++c) {
-      const A difference = scale * (u[c] - peak);
-      const A t = difference < lowest ? lowest : difference;
-      const A exponential = exp_negative(t);
-      const A w = power<Squarings>(exponential, t, gamma);
+      const A t = powers.exponent(u[c], peak);
+      const A exponential = powers.exp2(t);
+      const A w = powers.power(exponential, t);
       u[c] = t;
-      e[c] = exponential;
+      p[c] = exponential;
       block_mass += exponential;
       block_weight += w;
       block_weighted += w * t;
@@ -149,31 +185,32 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
     weighted += block_weighted;
   }
 
-  const double e_own = exp_negative(double(t_own)), sum = mass + e_own, log_sum = std::log(sum);
-  const double p = e_own / sum, rest = mass / sum, log_p = t_own - log_sum;
+  weighted *= kLog2;
+  const double p_unscaled = exp2_negative(t_own), sum = mass + p_unscaled, log_sum = std::log(sum);
+  const double p_own = p_unscaled / sum, rest = mass / sum, log_p = t_own * kLog2 - log_sum;
   const double focus = a.gamma_pos == 0 ? 1 : std::pow(rest, a.gamma_pos);
-  const double shrink = std::exp(-a.gamma_neg * log_sum);  // p_c^gamma = shrink e^(gamma t_c)
+  const double shrink = std::exp(-a.gamma_neg * log_sum);  // p_c^gamma = shrink 2^(gamma t_c)
   const double negatives = shrink * (weighted - log_sum * weight);
   const double loss = -(a.weight_pos * focus * log_p + a.weight_neg * negatives);
   if (!a.gradient) return loss;
 
   // f = dL / dlog p; dL/dv_c = f_c - p_c sum_k f_k. At p = 1 the focus term's derivative tends to 0.
-  const double steep = rest > 0 && a.gamma_pos != 0 ? a.gamma_pos * std::pow(rest, a.gamma_pos - 1) * p * log_p : 0;
+  const double steep = rest > 0 && a.gamma_pos != 0 ? a.gamma_pos * std::pow(rest, a.gamma_pos - 1) * p_own * log_p : 0;
   const double f_own = -a.weight_pos * (focus - steep);
   const double f_others = -a.weight_neg * (a.gamma_neg * negatives + shrink * weight);
   const double unit = a.scale * a.gradient_scale;
-  const A slope = A(-a.weight_neg * shrink * a.gamma_neg * unit);
+  const A slope = A(-a.weight_neg * shrink * a.gamma_neg * unit * kLog2);
   const A offset = A(-a.weight_neg * shrink * (1 - a.gamma_neg * log_sum) * unit);
   const A pull = A((f_own + f_others) / sum * unit);
   T* gradient = static_cast<T*>(a.gradient) + row * classes;
   const int64_t whole = classes / kWidth * kWidth;
-  gradients<Squarings>(gradient, u, e, whole, gamma, slope, offset, pull);
+  gradients(gradient, u, p, whole, powers, slope, offset, pull);
   if (whole < classes) {
     T last[kWidth];
-    gradients<Squarings>(last, u + whole, e + whole, kWidth, gamma, slope, offset, pull);
+    gradients(last, u + whole, p + whole, kWidth, powers, slope, offset, pull);
     std::memcpy(gradient + whole, last, (classes - whole) * sizeof(T));
   }
-  store(gradient[y], A((f_own * rest - p * f_others) * unit));
+  store(gradient[y], A((f_own * rest - p_own * f_others) * unit));
   return loss;
 }
 
@@ -220,7 +257,7 @@ inline int64_t share_block(const AgclShareArguments& a, int64_t row, int64_t sta
 template <int Squarings, class T>
 void agcl_share_statistics(const AgclShareArguments& a) {
   using A = typename Arithmetic<T>::type;
-  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
+  const Powers<Squarings, A> powers(a.scale, a.gamma_neg);
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     A peak = -std::numeric_limits<A>::max();  // not -inf, which all logits of a block may be
     double own_logit = 0, mass = 0, weight = 0, weighted = 0;
@@ -228,15 +265,13 @@ void agcl_share_statistics(const AgclShareArguments& a) {
       const int64_t count = std::min(kShareBlock, a.classes - start), whole = padded(count);
       A u[kShareBlock];
       const int64_t own = share_block<T>(a, row, start, count, u);
-      A higher = peak;
-#pragma omp simd reduction(max : higher)
-      for (int64_t c = 0; c < whole; ++c) higher = u[c] > higher ? u[c] : higher;
+      const A higher = largest(u, whole, peak);
       if (own >= 0) {
         own_logit = u[own];
         u[own] = -std::numeric_limits<A>::infinity();  // the sums leave it out, like the padding
       }
-      const double shift = std::max(a.scale * (double(peak) - double(higher)), kLowest);
-      const double faded = shift > kLowest ? std::exp(a.gamma_neg * shift) : 0;  // 0 if no class counted before
+      const double lowest = kLowest * kLog2, shift = std::max(a.scale * (double(peak) - double(higher)), lowest);
+      const double faded = shift > lowest ? std::exp(a.gamma_neg * shift) : 0;  // 0 if no class counted before
       weighted = faded * (weighted + shift * weight);
       weight *= faded;
       mass *= std::exp(shift);
@@ -244,17 +279,16 @@ void agcl_share_statistics(const AgclShareArguments& a) {
       A block_mass = 0, block_weight = 0, block_weighted = 0;
 #pragma omp simd reduction(+ : block_mass, block_weight, block_weighted)
       for (int64_t c = 0; c < whole; ++c) {
-        const A difference = scale * (u[c] - peak);
-        const A t = difference < lowest ? lowest : difference;
-        const A e = exp_negative(t);
-        const A w = power<Squarings>(e, t, gamma);
-        block_mass += e;
+        const A t = powers.exponent(u[c], peak);
+        const A p = powers.exp2(t);
+        const A w = powers.power(p, t);
+        block_mass += p;
         block_weight += w;
         block_weighted += w * t;
       }
       mass += block_mass;
       weight += block_weight;
-      weighted += block_weighted;
+      weighted += block_weighted * kLog2;
     }
     double* statistics = a.statistics + 5 * row;
     statistics[0] = peak, statistics[1] = own_logit;
@@ -265,28 +299,27 @@ void agcl_share_statistics(const AgclShareArguments& a) {
 template <int Squarings, class T>
 void agcl_share_gradient(const AgclShareArguments& a) {
   using A = typename Arithmetic<T>::type;
-  const A scale = A(a.scale), gamma = A(a.gamma_neg), lowest = A(kLowest);
+  const Powers<Squarings, A> powers(a.scale, a.gamma_neg);
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     const A peak = A(a.statistics[5 * row]);
     const double* incoming = a.incoming + 5 * row;
-    const A slope = A(a.scale * a.gamma_neg * incoming[4]);
+    const A slope = A(a.scale * a.gamma_neg * incoming[4] * kLog2);
     const A offset = A(a.scale * (a.gamma_neg * incoming[3] + incoming[4]));
     const A pull = A(-a.scale * incoming[2]);
     for (int64_t start = 0; start < a.classes; start += kShareBlock) {
       const int64_t count = std::min(kShareBlock, a.classes - start), whole = count / kWidth * kWidth;
-      A t[kShareBlock], e[kShareBlock];
+      A t[kShareBlock], p[kShareBlock];
       const int64_t own = share_block<T>(a, row, start, count, t);
 #pragma omp simd
       for (int64_t c = 0; c < padded(count); ++c) {
-        const A difference = scale * (t[c] - peak);
-        t[c] = difference < lowest ? lowest : difference;
-        e[c] = exp_negative(t[c]);
+        t[c] = powers.exponent(t[c], peak);
+        p[c] = powers.exp2(t[c]);
       }
       T* gradient = static_cast<T*>(a.gradient) + row * a.classes + start;
-      gradients<Squarings>(gradient, t, e, whole, gamma, slope, offset, pull);
+      gradients(gradient, t, p, whole, powers, slope, offset, pull);
       if (whole < count) {
         T last[kWidth];
-        gradients<Squarings>(last, t + whole, e + whole, kWidth, gamma, slope, offset, pull);
+        gradients(last, t + whole, p + whole, kWidth, powers, slope, offset, pull);
         std::memcpy(gradient + whole, last, (count - whole) * sizeof(T));
       }
       if (own >= 0) store(gradient[own], A(incoming[1]));

@@ -20,10 +20,12 @@ LTFAST_KERNEL(HalfNormalArguments);
 void kernel(On<kIsa>, const HalfNormalArguments& a) {
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     for (int64_t start = 0; start < a.columns; start += kNoiseBlock) {
-      float noise[kNoiseBlock];
       const int64_t count = std::min(kNoiseBlock, a.columns - start);
-      half_normal_block(noise, start, count, uint64_t(row), a.seed);
-      std::memcpy(a.out + row * a.columns + start, noise, count * sizeof(float));
+      NoiseBits noise;
+      const NoiseBits::Half* bits = noise.draw(start, count, uint64_t(row), a.seed);
+      float* out = a.out + row * a.columns + start;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) out[j] = half_normal(bits[j]);
     }
   });
 }

@@ -137,15 +137,19 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float | Non
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
-    """The number of kernels that a call launches, including copies and fills; None on a CPU."""
+    """The number of kernels that a call launches, including copies and fills; None on a CPU, or where the system
+    refuses to profile the GPU."""
     if device.type != "cuda":
         return None
     call()
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-        torch.cuda.synchronize(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return None
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
 
 
 def _resident(key: str) -> int:

@@ -5,13 +5,16 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 CALLS = 20  # in a sample: the first event precedes the host's work for the first call, but not for the others
 SAMPLE_MS = 50.0  # a sample of a slow step is as long as this, and the host's work for its first call a small part
+
+
+_graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()  # share their memory: no two run at once, nobody reads their results
 
 
 class GpuClock:
@@ -77,18 +80,15 @@ def _captured(enqueue: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         # a failed capture does not restore the stream
         with torch.cuda.stream(torch.cuda.current_stream()), warnings.catch_warnings():
             warnings.filterwarnings("error", "The CUDA Graph is empty")  # the work went to another stream
-            with torch.cuda.graph(graph, pool=_pool()):
+            with torch.cuda.graph(graph, pool=next((other.pool() for other in _graphs), None)):
                 enqueue()
+        graph.replay()  # the first one takes longer
+        torch.cuda.synchronize()
     except Exception:
         # A failed capture leaves PyTorch's random generator in its capturing state, which refuses to draw; a complete
         # capture ends that state.
         with suppress(Exception), torch.cuda.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device="cuda")
         return None
+    _graphs.add(graph)
     return graph
-
-
-@cache
-def _pool() -> Any:
-    """Memory for all graphs: they never run at once, and nobody reads their results."""
-    return torch.cuda.graph_pool_handle()

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ltfast.benchmark.results import FLOORS, largest
+from ltfast.benchmark.results import FLOORS, largest, note
 from ltfast.engine.picture import as_text, picture, short_name
 
 SLOWER, FASTER = "tab:blue", "tab:orange"  # than ltfast
@@ -96,7 +96,9 @@ def growth(results: Mapping[str, Any]) -> Figure | None:
 
 def _noted(figure: Figure, results: Mapping[str, Any]) -> Figure:
     about = results["machine"]
-    note = f"{about['machine']}, {about['threads']} threads, PyTorch {about['torch']}, commit {about['commit']}"
+    facts = f"{about['machine']}, {about['threads']} threads, PyTorch {about['torch']}, commit {about['commit']}"
+    busiest = max((row.get("others") or 0 for row in results["rows"]), default=0)
+    text = ", ".join(filter(None, [facts, note(busiest)]))
     figure.set_dpi(130)
-    figure.supxlabel(short_name(note, 200), fontsize=6, color="grey", **as_text([note]))
+    figure.supxlabel(short_name(text, 200), fontsize=6, color="grey", **as_text([text]))
     return figure

@@ -12,7 +12,7 @@ from ltfast.engine.schema import list_of, mapping, number, plain, read_json, rec
 from ltfast.errors import InputError, InputNotFoundError
 
 RESULTS, LINES = "results.json", "results.jsonl"
-OVER = 1.1  # of a limit: more is not the noise of its measurement
+OTHER_CONDITIONS = "above: the limit was measured under other conditions"
 FLOORS = ("copy", "matmul")  # parts that every implementation needs; they are not alternatives to ltfast
 
 _SCHEMA = record(
@@ -32,13 +32,15 @@ _SCHEMA = record(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median."""
-    headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 14, "peak MiB": 8, "first": 7}
+    """A table of the rows of one case. The spread is half the quartiles' distance, relative to the median. The launches
+    of a GPU's kernels are marked if they were captured as a graph."""
+    headings = {"ms": 8, "spread": 6, "x ltfast": 8, "of limit": 11, "peak MiB": 8, "first": 7}
     gpu = rows[0]["host_ms"] is not None
     if gpu:
-        headings |= {"host ms": 8, "timed as": 8, "launches": 8}
+        headings |= {"host ms": 7, "launches": 9}
     result = _table(f"{rows[0]['op']} {rows[0]['size']} {rows[0]['dtype']}", headings)
-    result.caption = note(rows[0]["others"]) or None
+    below = [note(rows[0]["others"]), f"*) {OTHER_CONDITIONS}" if any(map(is_over, rows)) else ""]
+    result.caption = "\n".join(filter(None, below)) or None
     result.caption_justify = "left"
     for row in rows:
         cells = [
@@ -46,30 +48,33 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             digits(row["median_ms"]),
             f"{50 * (row['q3_ms'] - row['q1_ms']) / row['median_ms']:.0f}%",
             digits(row["times_ltfast"]),
-            of_limit(row),
+            "above *)" if is_over(row) else of_limit(row).replace(" %,", "%"),
             "" if row["peak_mib"] is None else digits(row["peak_mib"]),
             f"{row['first_ms'] / 1e3:.1f} s",
         ]
         if gpu:
-            launches = "" if row["launches"] is None else str(row["launches"])
-            cells += [digits(row["host_ms"]), "graph" if row["captured"] else "calls", launches]
+            launches = [] if row["launches"] is None else [str(row["launches"])]
+            cells += [digits(row["host_ms"]), ", ".join([*launches, *["graph"] * row["captured"]])]
         result.add_row(*cells)
     return result
 
 
 def of_limit(row: Mapping[str, Any]) -> str:
-    """The share of the limit that a row reaches, and which limit that is. No number if it is so far above 100 % that
-    the limit was measured under other conditions than the row: on a busier machine, or without a cache."""
+    """The share of the limit that a row reaches, and which limit that is; or a statement, if the share is so far above
+    100 % that the limit was measured under other conditions than the row: on a busier machine, or without a cache."""
     if row["implementation"] in FLOORS:
         return ""
-    return (
-        f"not comparable: above {row['limit']}" if row["share"] > OVER else f"{100 * row['share']:.0f}% {row['limit']}"
-    )
+    return OTHER_CONDITIONS if is_over(row) else f"{100 * row['share']:.0f} %, {row['limit']}"
+
+
+def is_over(row: Mapping[str, Any]) -> bool:
+    """Whether a row is faster than the limit, by more than the noise of its measurement."""
+    return row["implementation"] not in FLOORS and row["share"] > 1.1
 
 
 def note(others: float | None) -> str:
     """What to say of a measurement during which other processes used a share of the cores."""
-    return f"not alone: other processes used {100 * others:.0f}% of the cores" if others and is_much(others) else ""
+    return f"not alone: other processes used {100 * others:.0f} % of the cores" if others and is_much(others) else ""
 
 
 def describe(results: Mapping[str, Any]) -> str:
@@ -114,6 +119,8 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     title = f"{first['method']}: {first['network']}, {first['images']} images"
     headings = {"ms": 8, "spread": 6, "images/s": 8, "x ltfast": 8, "in the loss": 11, "peak MiB": 8}
     result = _table(title, headings)
+    result.caption = note(first["others"]) or None
+    result.caption_justify = "left"
     for row in rows:
         result.add_row(
             row["implementation"],

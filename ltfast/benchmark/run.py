@@ -5,6 +5,8 @@ From Python, without the command line:
     device = torch.device("cuda")
     cases = run.select(device, ops=["agcl"], peers=["eager", "copy"])
     results = run.bench(device, cases, out=Path("bench"))
+
+`select` may be called several times, and a case keeps only some peers after `case.with_peers(["torch.compile"])`.
 """
 
 import gc
@@ -32,7 +34,7 @@ from ltfast.benchmark.results import LINES, RESULTS
 from ltfast.engine.report import write_json
 from ltfast.errors import InputError
 from ltfast.ops.core import backends
-from ltfast.ops.core.bench import Case, Growth, Unavailable
+from ltfast.ops.core.bench import Case, Growth, Step, Unavailable
 
 BLOCKS = 4  # turns of each implementation, so that a disturbance of the machine does not affect only one of them
 
@@ -108,7 +110,7 @@ def bench(
     missing: Rows = []
     growing: Rows = []
     about = machine(device)
-    with nothing_compiled(), _journal(out) as note:
+    with nothing_compiled(), journal(out and out / LINES) as note:
         note({"machine": about})
         limits = measure_limits(device)
         note({"ceilings": asdict(limits)})
@@ -147,12 +149,12 @@ def measure_limits(device: torch.device) -> Ceilings:
 
 
 @contextmanager
-def _journal(out: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes JSON objects to `results.jsonl`, each at once."""
-    if out is None:
+def journal(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes JSON objects to a file, each at once; nowhere if there is no path."""
+    if path is None:
         yield lambda entry: None
         return
-    with (out / LINES).open("w") as file:
+    with path.open("w") as file:
         yield lambda entry: print(json.dumps(entry), file=file, flush=True)
 
 
@@ -194,15 +196,30 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
         try:
             return action()
         except Exception as error:
-            missing[name] = _failure(error, case.name, name)
-        _free(device)  # only now, since the error kept the step's tensors
+            missing[name] = failure(error, case.name, name)
+        free(device)  # only now, since the error kept the step's tensors
         return None
 
-    def timed(name: str) -> clock.Stopwatch:
+    def start(name: str) -> clock.Stopwatch:
         return clock.Stopwatch(case.implementations[name](), sets, device)
 
+    def timed() -> tuple[dict[str, tuple[Step, clock.Timing]], float | None]:
+        """The steps that run and their times, and what other processes used meanwhile. The stopwatches end here, since
+        their graphs hold memory."""
+        watches = {name: attempt(name, partial(start, name)) for name in case.implementations}
+        with neighbours() as others:
+            for _ in range(BLOCKS):
+                for name, watch in watches.items():
+                    if watch is not None:
+                        attempt(name, partial(watch.run, seconds / BLOCKS, 1))
+        if "ltfast" in missing:
+            return {}, others.share
+        done = {name: watch for name, watch in watches.items() if watch is not None and name not in missing}
+        return {name: (watch.step, watch.timing()) for name, watch in done.items()}, others.share
+
     def row(name: str) -> dict[str, Any]:
-        timing, call = watches[name].timing(), partial(watches[name].step, sets[0])
+        step, timing = steps[name]
+        call = partial(step, sets[0])
         measured = {
             "case": case.name,
             "op": case.op,
@@ -211,23 +228,18 @@ def run_case(case: Case, device: torch.device, limits: Ceilings, *, seconds: flo
             "dtype": str(case.dtype).removeprefix("torch."),
             "implementation": name,
             **asdict(timing),
-            "times_ltfast": timing.median_ms / watches["ltfast"].timing().median_ms,
+            "times_ltfast": timing.median_ms / steps["ltfast"][1].median_ms,
             **asdict(case.work),
             "peak_mib": clock.peak_memory(call, device),
             "launches": clock.launches(call, device),
-            "others": others.share,
+            "others": others,
         }
         return measured | limits.share(measured)
 
     sets = attempt("ltfast", lambda: clock.cold_sets(case.inputs, device)) or []
-    tried = {name: attempt(name, partial(timed, name)) for name in case.implementations}
-    watches = {name: watch for name, watch in tried.items() if watch is not None}
-    with neighbours() as others:
-        for _ in range(BLOCKS):
-            for name, watch in watches.items():
-                attempt(name, partial(watch.run, seconds / BLOCKS, 1))
-    gc.collect()  # before memory is measured
-    rows = [attempt(name, partial(row, name)) for name in watches]
+    steps, others = timed()
+    free(device)
+    rows = [attempt(name, partial(row, name)) for name in steps]
     if "ltfast" in missing:
         return [], list(missing.values())
     return [row for row in rows if row is not None], list(missing.values())
@@ -237,12 +249,12 @@ def _growth_or_failure(growth: Growth, device: torch.device, *, seconds: float) 
     try:
         return run_growth(growth, device, seconds=seconds)
     except Exception as error:
-        failure = _failure(error, f"growth of {growth.op}", "ltfast")
-    _free(device)
-    return failure
+        found = failure(error, f"growth of {growth.op}", "ltfast")
+    free(device)
+    return found
 
 
-def _failure(error: Exception, case: str, implementation: str) -> dict[str, Any]:
+def failure(error: Exception, case: str, implementation: str) -> dict[str, Any]:
     """Why something was not measured."""
     ours, first = implementation == "ltfast", (str(error).splitlines() or [""])[0]
     expected = not ours
@@ -262,8 +274,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _free(device: torch.device) -> None:
-    """Give up the memory that a failed step had."""
+def free(device: torch.device) -> None:
+    """Give up the memory of what is no longer used, so that it can be measured, or used by another step."""
     gc.collect()
     if device.type == "cuda":
         with suppress(RuntimeError):  # after an error of a kernel, every call raises it

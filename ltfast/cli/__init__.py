@@ -1,4 +1,4 @@
-"""The command line: `ltfast train | eval | export | report | bench | info`.
+"""The command line: `ltfast train | eval | export | report | bench | tune | info`.
 
 Each command has its own file. Packages that are slow to import (torch, timm, ...) are imported by the command that
 needs them, after its options are parsed.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import ltfast
-from ltfast.cli import bench, evaluate, export, info, report, train
+from ltfast.cli import bench, evaluate, export, info, report, train, tune
 from ltfast.cli.errors import UsageError, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
 from ltfast.cli.parser import Parser, did_you_mean, is_given, value_of
 from ltfast.terminal import tolerant_streams
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export.export,
     "report": report.compare,
     "bench": bench.bench,
+    "tune": tune.tune,
     "info": info.info,
 }
 _ABOUT = {
@@ -29,6 +30,7 @@ _ABOUT = {
     "export": export.ABOUT,
     "report": report.ABOUT,
     "bench": bench.ABOUT,
+    "tune": tune.ABOUT,
     "info": info.ABOUT,
 }
 

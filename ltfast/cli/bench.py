@@ -1,17 +1,18 @@
 """`ltfast bench` and `ltfast bench step`."""
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ltfast.cli.errors import UsageError, flag
-from ltfast.cli.options import Option, add_option
+from ltfast.cli.options import Option, add_option, some_of
 from ltfast.cli.output import folder_at, print_table
-from ltfast.cli.parser import command_parser, did_you_mean
+from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
 
 ABOUT = "time each op, its common alternatives and the hardware lower bound; `bench step` times training steps"
@@ -43,7 +44,7 @@ def bench(argv: Sequence[str]) -> int:
                              "the interquartile ranges do not overlap"))  # fmt: skip
     args = parser.parse(argv)
 
-    shapes = _some("shapes", args.shapes, SHAPES)
+    shapes = some_of("shapes", args.shapes, SHAPES)
 
     from ltfast.benchmark import results
 
@@ -54,7 +55,7 @@ def bench(argv: Sequence[str]) -> int:
         say(f"slower: {', '.join(found) or 'nothing'}")
         return 1 if found else 0
 
-    ops = _some("ops", args.ops, benches()) or list(benches())
+    ops = some_of("ops", args.ops, benches()) or list(benches())
 
     from ltfast.benchmark import pictures, run
 
@@ -64,24 +65,18 @@ def bench(argv: Sequence[str]) -> int:
         device,
         ops=ops,
         shapes=shapes or (SHAPES if device.type == "cuda" else SHAPES[:3]),
-        peers=None if args.peers is None else [] if args.peers == "none" else args.peers.split(","),
+        peers=None if args.peers is None else [] if args.peers == "none" else _names(args.peers),
     )
 
-    def show(rows: Sequence[Any], missing: Sequence[Any]) -> None:
-        if rows:
-            print_table(results.table(rows))
-        for line in results.failures(missing):
-            say(line)
-
     growth = [] if out is None else run.growths(device, ops)
-    measured = run.bench(device, cases, growth=growth, seconds=args.seconds, out=out, show=show)
+    measured = run.bench(device, cases, growth=growth, seconds=args.seconds, out=out, show=_shower(results.table))
     for line in [*results.describe_goals(measured["goals"]), *results.describe(measured).split("\n")]:
         say(line)
     if out is not None:
         draw = {"speedups.png": pictures.speedups, "roofline.png": pictures.roofline, "growth.png": pictures.growth}
         drawn = [name for name, picture in draw.items() if picture(out / name, measured)]
         say(f"written to {out}: {', '.join([results.RESULTS, results.LINES, *drawn])}")
-    return 1 if any(row["failed"] for row in measured["missing"]) else 0
+    return _status(measured)
 
 
 def bench_step(argv: Sequence[str]) -> int:
@@ -91,23 +86,43 @@ def bench_step(argv: Sequence[str]) -> int:
     group = parser.add_argument_group("what to time")
     group.add_argument("--methods", help=f"comma-separated subset of {', '.join(NAMES)}; default: all")
     _add_bench_options(group)
-    group.add_argument("--out", help="folder for steps.json")
+    group.add_argument("--out", help="folder for steps.json, and steps.jsonl, which grows with each method")
     args = parser.parse(argv)
 
-    methods = _some("methods", args.methods, NAMES) or NAMES
+    methods = some_of("methods", args.methods, NAMES) or NAMES
 
-    from ltfast.benchmark import results, run, step
-    from ltfast.engine import report
+    from ltfast.benchmark import results, step
 
     device = _bench_device(args)
     out = folder_at(args.out)
-    rows = step.run_steps(device, methods, seconds=args.seconds)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        print_table(results.step_table([row for row in rows if row["method"] == method]))
+    measured = step.bench(device, methods, seconds=args.seconds, out=out, show=_shower(results.step_table))
     if out is not None:
-        report.write_json(out / "steps.json", {"machine": run.machine(device), "rows": rows})
-        say(f"written to {out}: steps.json")
-    return 0
+        say(f"written to {out}: {step.STEPS}, {step.LINES}")
+    return _status(measured)
+
+
+def _names(peers: str) -> list[str]:
+    """The names between commas. A name may have a comma itself, with a space after it: "attention, flash"."""
+    return re.split(r",(?! )", peers)
+
+
+def _shower(table: "Callable[[Sequence[Any]], Table]") -> Callable[[Sequence[Any], Sequence[Any]], None]:
+    """Prints rows as this table, and a line for each failure."""
+
+    def show(rows: Sequence[Any], missing: Sequence[Any]) -> None:
+        from ltfast.benchmark import results
+
+        if rows:
+            print_table(table(rows))
+        for line in results.failures(missing):
+            say(line)
+
+    return show
+
+
+def _status(measured: Mapping[str, Any]) -> int:
+    """The exit status: 1 if something failed."""
+    return 1 if any(row["failed"] for row in measured["missing"]) else 0
 
 
 def _add_bench_options(group: Any) -> None:
@@ -125,14 +140,3 @@ def _bench_device(args: Any) -> "torch.device":
     check(gpu or args.device != "cuda", "device", "cpu, since PyTorch finds no GPU", args.device)
     torch.manual_seed(0)
     return torch.device(args.device or ("cuda" if gpu else "cpu"))
-
-
-def _some(name: str, words: str | None, known: Collection[str]) -> list[str]:
-    """Split comma-separated names, and check that they are known; an empty list for None."""
-    names = [] if words is None else words.split(",")
-    for word in names:
-        if word not in known:
-            raise UsageError(
-                f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}{did_you_mean(word, known)}"
-            )
-    return names

@@ -27,6 +27,7 @@ def info(argv: Sequence[str]) -> int:
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         say(f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
+        say(f"GPU {index}: {_launches(device.name)}")
     if not torch.cuda.is_available():
         say("GPU: none available to torch")
     for row in describe():
@@ -35,6 +36,21 @@ def info(argv: Sequence[str]) -> int:
     for op in ops.__all__:
         say(f"op {op}: " + ", ".join(f"{choice(torch.device(device))} on {device}" for device in devices))
     return 0
+
+
+def _launches(chip: str) -> str:
+    """Where the launch settings of a GPU's kernels are from."""
+    from importlib.util import find_spec
+
+    if find_spec("triton") is None:
+        return "no Triton, so no kernels that have launch settings"
+
+    from ltfast.ops.core import tuned
+
+    found = len(tuned.found_on(chip))
+    if found == 0:
+        return f"launch settings by rule; `ltfast tune` finds better ones and writes {tuned.user_file(chip)}"
+    return f"{found} launch settings from {', '.join(map(str, tuned.files(chip)))}; the others by rule"
 
 
 def _version(package: str) -> str:

@@ -3,12 +3,12 @@
 import argparse
 import dataclasses
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ltfast.cli.errors import flag
+from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.parser import did_you_mean
 
 
@@ -171,3 +171,14 @@ def _help(option: Option) -> str:
         fitted(value, option.type)
         facts.append(f"default: {'yes' if value is True else 'no' if value is False else as_word(option.default)}")
     return f"{option.help} ({'; '.join(facts)})" if facts else option.help
+
+
+def some_of(name: str, words: str | None, known: Collection[str]) -> list[str]:
+    """Split comma-separated names, and check that they are known; an empty list for None."""
+    names = [] if words is None else words.split(",")
+    for word in names:
+        if word not in known:
+            raise UsageError(
+                f"{flag(name)}: expected some of {', '.join(known)}, got {word!r}{did_you_mean(word, known)}"
+            )
+    return names

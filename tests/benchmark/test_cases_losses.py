@@ -97,7 +97,7 @@ def test_the_linear_classifier_has_a_loss_of_its_own():
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("peer", "package"),
-    [("liger fused_linear_cross_entropy", "liger_kernel"), ("cut-cross-entropy, bfloat16", "cut_cross_entropy")],
+    [("liger fused linear", "liger_kernel"), ("cut-cross-entropy, bf16", "cut_cross_entropy")],
 )
 def test_peers_of_a_linear_classifier(peer, package):
     pytest.importorskip(package)
@@ -133,7 +133,7 @@ def test_attention_on_a_gpu(name):
     lse, mean = case.implementations["ltfast"]()(inputs)
     torch.testing.assert_close(case.implementations[f"attention, {name}"]()(inputs), mean, rtol=0.05, atol=0.01)
     if name in queue_softmax.SPLIT["cuda"]:
-        split_lse, split_mean = case.implementations[f"attention, {name}, split keys"]()(inputs)
+        split_lse, split_mean = case.implementations[f"attention, {name}, split"]()(inputs)
         torch.testing.assert_close(split_lse.float(), lse.float(), rtol=0.01, atol=0.01)
         torch.testing.assert_close(split_mean.float(), mean.float(), rtol=0.05, atol=0.01)
 

@@ -1,11 +1,14 @@
 """Tests the clock of a GPU, with a stand-in for PyTorch's events and graphs."""
 
+import gc
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from ltfast.benchmark import clock, exponentials, gpu_clock
+from ltfast.benchmark import clock, exponentials, gpu_clock, run
+from ltfast.benchmark.ceilings import Ceilings
+from ltfast.ops.core.bench import Case, Work
 
 CUDA = torch.device("cuda")
 MS = 1e-3
@@ -59,6 +62,9 @@ class FakeGpu:
         gpu = self
 
         class Graph:
+            def pool(self):
+                return self.memory
+
             def replay(self):
                 gpu.enqueue(0.01, self.work)
 
@@ -69,7 +75,7 @@ class FakeGpu:
         self.captured = 0.0
         try:
             yield
-            graph.work = self.captured
+            graph.work, graph.memory = self.captured, pool or object()
             self.closed += 1
         finally:
             self.captured = None
@@ -80,7 +86,6 @@ def gpu(monkeypatch):
     fake = FakeGpu()
     monkeypatch.setattr(gpu_clock, "time", fake)
     monkeypatch.setattr(clock, "time", fake)
-    monkeypatch.setattr(gpu_clock, "_pool", lambda: (0, 1))
     for name, value in {
         "synchronize": fake.synchronize,
         "Event": fake.event,
@@ -105,6 +110,31 @@ def test_a_graph_has_no_time_of_the_host(gpu):
     assert timing.captured
     assert timing.rounds == 3
     assert watch.gpu.calls == 20
+
+
+def test_graphs_share_their_memory_while_they_live(gpu):
+    first, second = (clock.Stopwatch(lambda work: gpu.enqueue(0, work), [0.1], CUDA) for _ in range(2))
+    memory = first.gpu.graph.pool()
+    assert second.gpu.graph.pool() is memory
+    del first, second
+    gc.collect()
+    third = clock.Stopwatch(lambda work: gpu.enqueue(0, work), [0.1], CUDA)
+    assert third.gpu.graph.pool() is not memory
+
+
+def test_graphs_are_gone_when_memory_is_measured(gpu, monkeypatch):
+    alive = []
+    monkeypatch.setattr(clock, "cold_sets", lambda make, device: [0.1])
+    monkeypatch.setattr(clock, "peak_memory", lambda call, device: alive.append(len(gpu_clock._graphs)))
+    monkeypatch.setattr(clock, "launches", lambda call, device: 2)
+    makes = {name: lambda: lambda work: gpu.enqueue(0.5, work) for name in ("ltfast", "eager")}
+    case = Case("agcl", "small", "1", torch.float32, Work(bytes=1), lambda: None, makes)
+    limits = Ceilings(bytes=1e9, flops={"float32": 1e9}, exps=1e9)
+    (row, _), missing = run.run_case(case, CUDA, limits, seconds=1e-3)
+    assert missing == []
+    assert alive == [0, 0]
+    assert (row["captured"], row["launches"]) == (True, 2)
+    assert (row["median_ms"], row["host_ms"]) == pytest.approx((0.1, 0.5))
 
 
 def test_a_step_that_synchronises_is_timed_by_calls(gpu):

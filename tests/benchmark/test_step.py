@@ -1,10 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from ltfast.benchmark import step
 from ltfast.benchmark.step import METHODS, default_sizes, run_steps
 from ltfast.benchmark.steps.noise import noise_bundle
 from ltfast.benchmark.steps.size import Size
+from ltfast.cli import main
 from ltfast.engine.loss_calls import caught_loss_calls
 from ltfast.methods.dscl import ContrastStage
 from ltfast.methods.livt import FineTuningStage
@@ -111,6 +115,43 @@ def test_rows():
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         assert ours["times_ltfast"] == 1
         assert theirs["times_ltfast"] == pytest.approx(theirs["median_ms"] / ours["median_ms"])
+
+
+def test_a_method_that_fails_is_an_entry(tmp_path, monkeypatch):
+    def rows(method, size, device, seconds):
+        if method == "lpt":
+            raise ValueError("no")
+        return [{"method": method}]
+
+    monkeypatch.setattr(step, "_rows", rows)
+    shown = []
+    found = step.bench(CPU, ["lpt", "livt"], seconds=1, out=tmp_path, show=lambda *both: shown.append(both))
+    (failed,) = found["missing"]
+    assert (failed["case"], failed["reason"], failed["failed"]) == ("lpt", "ValueError: no", True)
+    assert found["rows"] == [{"method": "livt"}]
+    assert shown == [([], [failed]), (found["rows"], [])]
+    assert json.loads((tmp_path / "steps.json").read_text()) == found
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert lines == [{"machine": found["machine"]}, failed, *found["rows"]]
+
+
+def test_the_command_says_what_failed_and_shows_the_others(tmp_path, monkeypatch, capsys):
+    numbers = ("median_ms", "q1_ms", "q3_ms", "images_per_s", "times_ltfast", "loss_share", "peak_mib")
+    row = {"method": "livt", "network": "a network", "images": 4, "implementation": "ltfast", "others": 0.5}
+
+    def rows(method, size, device, seconds):
+        if method == "lpt":
+            raise ValueError("no")
+        return [row | dict.fromkeys(numbers, 1.0)]
+
+    monkeypatch.setattr(step, "_rows", rows)
+    words = ["bench", "step", "--device", "cpu", "--out", str(tmp_path), "--methods"]
+    assert main([*words, "lpt,livt"]) == 1
+    text = capsys.readouterr().out
+    assert "failed: lpt, ltfast (ValueError: no)" in text
+    assert "livt: a network, 4 images" in text
+    assert "not alone: other processes used 50 % of the cores" in text
+    assert main([*words, "livt"]) == 0
 
 
 def test_default_sizes():

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+import ltfast.losses
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
@@ -100,6 +101,11 @@ STEPS = {
     "dscl": lambda: OfQueue(DSCLLoss()),
     "pbsd": lambda: OfPatches(PBSDLoss()),
 }
+
+
+def test_every_loss_is_among_the_steps():
+    modules = [module for make in STEPS.values() for module in make().modules()]
+    assert {type(module).__name__ for module in modules} >= set(ltfast.losses.__all__)
 
 
 class Step:

@@ -8,7 +8,28 @@ from torch.nn import functional as F
 
 import ltfast
 from ltfast.ops import balanced_bce
-from ops.compare import loss_and_gradient, opcheck, relative_error, row_error, tolerances
+from ops.compare import (
+    GRADIENT_TOLERANCE,
+    LOSS_TOLERANCE,
+    loss_and_gradient,
+    opcheck,
+    relative_error,
+    row_error,
+    tolerances,
+)
+from ops.conftest import NO_TRITON
+
+if NO_TRITON is None:
+    import triton
+    import triton.language as tl
+
+    from ltfast.ops.balanced_bce.triton import _log1p
+
+    @triton.jit
+    def log1p_kernel(x, out, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(out + i, _log1p(tl.load(x + i)))
+
 
 SHAPES = [(1, 1), (1, 2), (5, 1), (3, 7), (37, 101), (2, 1024), (9, 1031), (3, 9001)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -93,6 +114,17 @@ def test_non_contiguous(place):
         check(place, logits, target % classes, bias)
         check(place, logits, soft_target(classes, 11, device=place.device).t(), bias)
         check(place, logits, soft_target(1, classes, device=place.device).expand(11, -1), bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [7, 10, 12, 24])
+def test_alignments(place, classes, dtype):
+    """The widest access that is aligned in every row, for rows that begin anywhere."""
+    rows = place.rows(5)
+    for skipped, stride in ((0, classes), (0, 32), (1, 32), (4, 28), (8, 40)):
+        wide, target, bias = problem(rows, 40, dtype, place.device)
+        logits = wide.flatten()[skipped:].as_strided((rows - 1, classes), (stride, 1), skipped)
+        check(place, logits, target[1:] % classes, bias[3 : 3 + classes], label_smoothing=0.1)
 
 
 def test_a_million_classes(place):
@@ -208,3 +240,54 @@ def test_bad_input(backend, arguments, error, message):
     good = {"logits": torch.rand(2, 4), "target": torch.tensor([0, 3]), "bias": torch.rand(4)}
     with ltfast.backend(backend), pytest.raises(error, match=message):
         balanced_bce(**good | arguments)
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_polynomial_of_the_logarithm(device):
+    small = torch.logspace(-37, 0, 2**14, dtype=torch.float64)
+    for dtype, tolerance in ((torch.float32, 4e-7), (torch.float64, 1e-15)):
+        e = torch.cat((torch.linspace(0, 1, 3 * 2**14, dtype=torch.float64), small)).to(device, dtype)
+        out = torch.empty_like(e)
+        log1p_kernel[(len(e) // 1024,)](e, out, BLOCK=1024)
+        exact = e.double().log1p()
+        assert ((out.double() - exact).abs() <= tolerance * exact).all()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_approximations_of_a_gpu_are_exact_enough(sign):
+    """With the largest errors that NVIDIA documents: relatively 2^-22 (exponential) and 2^-23 (reciprocal)."""
+    z = torch.linspace(0, 120, 100_001)  # the kernel computes with |z|
+    e = torch.exp2(z * -1.4426950408889634) * (1 + sign * 2**-22)
+    sigmoid = e * (1 / (1 + e) * (1 + sign * 2**-23))
+    exact = z.double()
+    assert (e.double().log1p() - exact.neg().exp().log1p()).abs().max() < LOSS_TOLERANCE[torch.float32] / 4
+    error = (sigmoid.double() - exact.neg().sigmoid()).abs() / exact.neg().sigmoid()
+    assert error[z < 20].max() < GRADIENT_TOLERANCE[torch.float32] / 4  # beyond, the gradient is below 2e-9
+    assert (sigmoid.double() - exact.neg().sigmoid()).abs().max() < 1e-6
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+def test_launches():
+    from ltfast.ops.balanced_bce.launch import row_launch
+    from ltfast.ops.core.launch import Chip
+
+    h200, mi300 = Chip("nvidia", 132), Chip("amd", 304)
+    sizes = ((256, 10), (256, 8142), (1024, 8142), (16384, 8142), (16384, 100))
+    launches = [row_launch(*size, torch.float32, h200, plain=True) for size in sizes]
+    assert [launch.num_warps for launch in launches] == [1, 8, 4, 2, 1]  # fewer where the rows fill the chip
+    assert [launch.block for launch in launches] == [16, 2048, 1024, 512, 128]
+    assert {launch.maxnreg for launch in launches} == {48}
+    assert row_launch(256, 1000, torch.float32, mi300, plain=True).maxnreg is None
+
+
+@pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
+def test_the_widest_aligned_access():
+    from ltfast.ops.core.launch import vector_width
+
+    assert vector_width(torch.float32, 1000, 1000) == 4
+    assert vector_width(torch.bfloat16, 1000, 1000) == 8
+    assert vector_width(torch.bfloat16, 8142, 8142) == 2
+    assert vector_width(torch.float32, 1000, 1001) == 1
+    assert vector_width(torch.float64, 1000, 0) == 2  # an expanded row

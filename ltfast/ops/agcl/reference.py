@@ -31,7 +31,7 @@ def agcl(
     target = torch.where(counted, target, 0)
     own = one_hot(target, u)
     if class_noise is not None and seed is not None:
-        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed)
+        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed.to(u.device))
     u = torch.where(own, u - settings.margin, u)
     t = (settings.scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
     log_p = torch.log_softmax(t, dim=1)
@@ -54,7 +54,7 @@ def agcl_share(
     u = logits.to(accumulator(logits.dtype))
     own = torch.arange(u.shape[1], device=u.device) == target[:, None]
     if class_noise is not None and seed is not None:
-        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed, settings.first)
+        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed.to(u.device), settings.first)
     u = torch.where(own, u - settings.margin, u)
     peak = u.detach().amax(1).clamp(min=torch.finfo(u.dtype).min)
     t = (settings.scale * (u - peak[:, None])).clamp(min=LOWEST)

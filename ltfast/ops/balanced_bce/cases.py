@@ -25,16 +25,18 @@ def launches() -> Iterator[str]:
     from ltfast.ops.balanced_bce import triton
 
     settings = BalancedBceSettings(0.1, None, -100, "mean")
-    for (name, dtype), classes, soft in itertools.product(DTYPES.items(), CLASSES, (False, True)):
+    batches = [(ROWS, classes) for classes in CLASSES] + [(MANY_ROWS, 8142)]
+    kinds = ((False, False), (True, True), (False, True), (True, False))
+    for (name, dtype), (rows, classes), (soft, weighted) in itertools.product(DTYPES.items(), batches, kinds):
+        if soft != weighted and classes != 1000:
+            continue  # one size of these is enough
         vector = on_gpu(classes, dtype=accumulator(dtype))
-        target = on_gpu(ROWS, classes) if soft else labels_on_gpu()
-        weight = vector if soft else None
-        logits = on_gpu(ROWS, classes, dtype=dtype)
+        target = on_gpu(rows, classes) if soft else labels_on_gpu(rows)
+        weight = vector if weighted else None
+        logits = on_gpu(rows, classes, dtype=dtype)
         triton.balanced_bce(logits, target, vector, weight, weight, settings, True, 1.0)
-        yield f"balanced_bce {name} {classes} {'soft' if soft else 'labels'}"
-    logits = on_gpu(MANY_ROWS, 1000)
-    triton.balanced_bce(logits, labels_on_gpu(MANY_ROWS), on_gpu(1000), None, None, settings, True, 1.0)
-    yield "balanced_bce fp32 1000 labels, large batch"
+        kind = f"{'soft' if soft else 'labels'}{'' if soft == weighted else ', weighted' if weighted else ', plain'}"
+        yield f"balanced_bce {name} {classes} {kind}{', large batch' if rows == MANY_ROWS else ''}"
 
 
 CASES = OpCases({"balanced_bce": example}, launches=launches, bench={"balanced_bce": Bench(bench.cases, bench.growth)})

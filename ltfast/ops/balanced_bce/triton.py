@@ -8,90 +8,128 @@ from torch import Tensor
 from ltfast.ops.balanced_bce.launch import row_launch
 from ltfast.ops.balanced_bce.reference import label_values
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
-from ltfast.ops.core.launch import chip_of
+from ltfast.ops.core.launch import chip_of, vector_width
 from ltfast.ops.core.tensors import accumulator, empty_gradient
 from ltfast.ops.reduction.triton import add_losses, mean_share, reduction_of
 
 LIMIT = tl.constexpr(1e30)  # logits saturate here, so that finite logits give a finite loss
+LOG2_E = tl.constexpr(1.4426950408889634)
+TERMS = tl.constexpr(17)  # of atanh's series for s up to 1/3: the next one is below float64's last bit
 
 
 @triton.jit
-def _softplus_negative(magnitude, TERMS: tl.constexpr):
-    """log(1 + e^-|z|) = 2 atanh(s) with s = e / (2 + e), and e = e^-|z|: exact to the last bits for any |z|."""
-    e = tl.exp(-magnitude)
-    s = e / (2.0 + e)
-    q = s * s
-    p = q * 0.0
-    for k in tl.static_range(TERMS):
-        p = p * q + 2.0 / (2 * (TERMS - k) - 1)
-    return s * p, e
+def _log1p(e):
+    """log(1 + e) for 0 <= e <= 1.
+
+    In float32 it is e times a polynomial, with a relative error of 3e-7. In float64 it is 2 atanh(s) with
+    s = e / (2 + e), exact to the last bits.
+    """
+    if e.dtype == tl.float64:
+        s = e / (2.0 + e)
+        q = s * s
+        p = q * 0.0
+        for k in tl.static_range(TERMS):
+            p = p * q + 2.0 / (2 * (TERMS - k) - 1)
+        return s * p
+    else:
+        p = e * -0.0085392063 + 0.044089623  # the smallest relative error of all polynomials of this degree
+        p = p * e - 0.1076817
+        p = p * e + 0.1774524
+        p = p * e - 0.24495463
+        p = p * e + 0.3327548
+        p = p * e - 0.49997404
+        p = p * e + 0.9999998
+        return p * e
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
+def _reciprocal(x, APPROXIMATE: tl.constexpr):
+    """1 / x for 1 <= x <= 2. On NVIDIA's GPUs the approximation is one instruction, within 1 ulp."""
+    if APPROXIMATE:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        return 1.0 / x
+
+
+@triton.jit(do_not_specialize=["row_stride", "target_stride", "rows", "classes"])
 def _row_kernel(
     logits, target, bias, class_weight, pos_weight, losses, total, arrived, mean_weight, gradient,
     row_stride, target_stride, rows, classes,
     on_value: "fp64", off_value: "fp64", threshold: "fp64", unit: "fp64",  # noqa: F821
     ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
     SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
-    WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, APPROXIMATE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss and the gradient of one row.
 
     logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64, or if SOFT (rows, classes), rows
     ``target_stride`` apart; bias, class_weight and pos_weight (classes,) ACC; gradient (rows, classes), contiguous.
-    losses (rows,) ACC, total, arrived and mean_weight: see ``ltfast.ops.reduction``.
+    ``classes`` and the strides are divided by ``WIDTH``. losses (rows,) ACC, total, arrived and mean_weight: see
+    ``ltfast.ops.reduction``.
     """
     row = tl.program_id(0).to(tl.int64)
     unit = tl.cast(unit, ACC)
-    row_loss = tl.full((), 0.0, ACC)
     share = mean_share(target, mean_weight, rows, ignore_index, SHARE, ACC)
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
-    ignored = row < 0
+    reads = row >= 0  # an ignored row is not read, and its gradient becomes 0
     if not SOFT:
-        y = tl.load(target + row)
-        ignored = y == ignore_index
+        label = tl.load(target + row)
+        reads = label != ignore_index
+        unit = tl.where(reads, unit, 0.0)
+        valid = (label >= 0) & (label < tl.cast(classes, tl.int64) * WIDTH)
+        y = tl.where(valid, label, -1).to(tl.int32)
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
-        valid = tl.where(((y >= 0) & (y < classes)) | ignored, 1.0, float("nan")).to(ACC)
-    for start in range(0, classes, BLOCK):
+        broken = tl.where(valid | (label == ignore_index), 1.0, float("nan")).to(ACC)
+        on = tl.cast(on_value, ACC) * broken
+        off = tl.cast(off_value, ACC) * broken
+    logits += row * row_stride * WIDTH
+    gradient += row * classes * WIDTH
+    # It is 0, but the compiler only knows that it is a multiple of WIDTH. So it takes the vectors of the classes for no
+    # better aligned than the rows, and loads both in the layout in which it stores the gradient. Otherwise the results
+    # would change their threads, through shared memory.
+    zero = tl.program_id(1) * WIDTH
+    sums = tl.zeros((BLOCK,), ACC)
+    for start in range(0, classes * WIDTH, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        inside = column < classes
+        inside = column // WIDTH < classes
+        read = inside & reads
         if SOFT:
-            t = tl.load(target + row * target_stride + column, mask=inside, other=0.0).to(ACC)
+            t = tl.load(target + row * target_stride * WIDTH + column, mask=read, other=0.0).to(ACC)
             if THRESHOLD:
                 t = tl.where(t > tl.cast(threshold, ACC), 1.0, 0.0).to(ACC)
         else:
-            t = tl.where(column == y, tl.cast(on_value, ACC), tl.cast(off_value, ACC)) * valid
-        z = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(ACC)
-        z += tl.load(bias + column, mask=inside, other=0.0)
-        finite = z - z  # 0, or NaN for an infinite logit
-        z = tl.where(z < -LIMIT, -LIMIT, z)
-        z = tl.where(z > LIMIT, LIMIT, z) + finite  # unlike clamp, keeps NaN
-        q = tl.full((BLOCK,), 1.0, ACC)
+            t = tl.where(column == y, on, off)
+        z = tl.load(logits + column, mask=read, other=0.0).to(ACC) + tl.load(bias + zero + column, mask=read, other=0.0)
+        negative = z < 0
+        magnitude = tl.minimum(tl.abs(z), LIMIT) + z * 0.0  # NaN for an infinite logit
+        if tl.float64 == ACC:
+            e = tl.where(inside, tl.exp(-magnitude), 0.0)
+        else:
+            e = tl.exp2(magnitude * -LOG2_E + tl.where(inside, 0.0, -float("inf")))  # beside the row, 0
+        softplus = _log1p(e)
+        q = 1.0
         positive = t
         if POS_WEIGHTED:
-            p = tl.load(pos_weight + column, mask=inside, other=1.0)
+            p = tl.load(pos_weight + zero + column, mask=read, other=1.0)
             q += (p - 1.0) * t
             positive = p * t
-        softplus, e = _softplus_negative(tl.abs(z), TERMS)
-        slope = tl.where(z < 0, positive, 1.0 - t)  # below 0, (1 - t) z would nearly cancel -q z
-        term = slope * tl.abs(z) + q * softplus
-        w = tl.full((BLOCK,), 1.0, ACC)
+        slope = tl.where(negative, positive, 1.0 - t)  # below 0, (1 - t) z would nearly cancel -q z
+        w = 1.0
         if WEIGHTED:
-            w = tl.load(class_weight + column, mask=inside, other=0.0)
-        row_loss += tl.sum(tl.where(inside, w * term, 0.0))
+            w = tl.load(class_weight + zero + column, mask=read, other=0.0)
+        if WEIGHTED or POS_WEIGHTED:
+            sums += w * (slope * magnitude + q * softplus)
+        else:
+            sums += slope * magnitude
+            sums += softplus
         if WITH_GRADIENT:
-            rise = w * (slope - q * (e / (1.0 + e))) * unit
-            g = tl.where(ignored, 0.0, tl.where(z < 0, -rise, rise))
-            tl.store(gradient + row * classes + column, g.to(gradient.dtype.element_ty), mask=inside)
-    tl.store(losses + row, tl.where(ignored, 0.0, row_loss) * share)
+            rise = (slope - q * e * _reciprocal(1.0 + e, APPROXIMATE)) * (w * unit)
+            tl.store(gradient + column, tl.where(negative, -rise, rise).to(gradient.dtype.element_ty), mask=inside)
+    row_loss = tl.where(reads, tl.sum(sums), 0.0)
+    tl.store(losses + row, row_loss * share)
     add_losses(losses, total, arrived, rows, ADD)
-
-
-def series_terms(dtype: torch.dtype) -> int:
-    """Terms of atanh's series for s up to 1/3: the next one is below the last bit."""
-    return 17 if dtype == torch.float64 else 7
 
 
 def balanced_bce(
@@ -110,6 +148,8 @@ def balanced_bce(
     if soft and target.stride(1) != 1:
         target = target.contiguous()
     rows, classes = logits.shape
+    chip = chip_of(logits.device)
+    width = vector_width(logits.dtype, classes, logits.stride(0), target.stride(0) if soft else 0)
     on, off = label_values(classes, settings)
     acc = accumulator(logits.dtype)
     gradient = empty_gradient(logits, with_gradient)
@@ -118,7 +158,7 @@ def balanced_bce(
     reduction = reduction_of(losses, None if soft else target, settings.reduction, settings.ignore_index)
     _row_kernel[(rows,)](
         logits, target, bias, weight, pos_weight, *reduction.arguments, gradient,
-        logits.stride(0), target.stride(0), rows, classes,
+        logits.stride(0) // width, target.stride(0) // width, rows, classes // width,
         on, off, 0.0 if settings.threshold is None else settings.threshold, unit, settings.ignore_index,
         **reduction.constants,
         SOFT=soft,
@@ -127,7 +167,9 @@ def balanced_bce(
         POS_WEIGHTED=pos_weight is not None,
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
-        TERMS=series_terms(logits.dtype),
-        **row_launch(classes, acc, chip_of(logits.device)).options,
+        # (the interpreter is a chip without multiprocessors)
+        APPROXIMATE=acc == torch.float32 and chip.maker == "nvidia" and chip.multiprocessors > 0,
+        WIDTH=width,
+        **row_launch(rows, classes, acc, chip, not soft and weight is None and pos_weight is None).options,
     )  # fmt: skip
     return reduction.result(), gradient

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.bessel import debye
-from ltfast.ops.bessel.launch import LAUNCH
+from ltfast.ops.bessel.launch import elementwise_launch
+from ltfast.ops.core.launch import chip_of
 
 COEFFICIENTS = tl.constexpr(debye.coefficients(debye.TERMS))
 ORDER = tl.constexpr(debye.ORDER)
@@ -137,7 +138,8 @@ def bessel_ratio_grad(nu: Tensor, x: Tensor) -> Tensor:
 def _elementwise(function: str, nu: Tensor, x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     count = x.numel()
-    _elementwise_kernel[(triton.cdiv(count, LAUNCH.block),)](
-        nu, x, out, int(nu.dim() > 0), count, FUNCTION=function, **LAUNCH.options
+    launch = elementwise_launch(chip_of(x.device))
+    _elementwise_kernel[(triton.cdiv(count, launch.block),)](
+        nu, x, out, int(nu.dim() > 0), count, FUNCTION=function, **launch.options
     )  # fmt: skip
     return out

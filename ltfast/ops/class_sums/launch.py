@@ -1,11 +1,11 @@
 """The launch settings of the kernel of ``class_sums``."""
 
-import functools
 from dataclasses import dataclass
 
 import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class ClassLaunch(Launch):
     columns: int
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def class_launch(width: int, chip: Chip) -> ClassLaunch:
     """The launch for features of ``width`` columns."""
     columns = min(max(triton.next_power_of_2(width), 32), 512)

@@ -5,6 +5,7 @@ A launch is chosen by a pure function of shapes, dtypes and the chip. Beside eac
 """
 
 import functools
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,10 +19,17 @@ class Chip:
     Attributes:
         maker: "nvidia" or "amd".
         multiprocessors: the number of streaming multiprocessors (AMD: compute units). 0 for Triton's interpreter.
+        name: as PyTorch calls it; "" for Triton's interpreter.
     """
 
     maker: str
     multiprocessors: int
+    name: str = ""
+
+    @property
+    def has_ptx(self) -> bool:
+        """Whether a kernel may contain NVIDIA's own instructions. Triton's interpreter knows none of them."""
+        return self.maker == "nvidia" and self.multiprocessors > 0
 
 
 @functools.cache
@@ -29,8 +37,8 @@ def chip_of(device: torch.device) -> Chip:
     """The chip behind a device of PyTorch. For "cpu" it is Triton's interpreter, which stands for a chip of NVIDIA."""
     if device.type != "cuda":
         return Chip("nvidia", 0)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return Chip("amd" if torch.version.hip else "nvidia", processors)
+    properties = torch.cuda.get_device_properties(device)
+    return Chip("amd" if torch.version.hip else "nvidia", properties.multi_processor_count, properties.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,15 @@ def register_limit(count: int, chip: Chip) -> int | None:
 
     Without a limit, NVIDIA's compiler may spill a few registers in order to fit one more block on a multiprocessor.
     With a limit, it uses as many as it needs up to there. All limits are counted: no launch of
-    ``tests/ops/triton_compile.py`` spills with them. Their effect on the speed is not measured.
+    ``bench/count_kernels.py`` spills with them. Their effect on the speed is not measured.
     """
     return None if chip.maker == "amd" else count
+
+
+def vector_width(dtype: torch.dtype, *strides: int) -> int:
+    """The elements of the widest aligned access, 16 bytes at most, to rows that start at multiples of the strides.
+
+    A kernel takes this width as a constant ``WIDTH`` and each stride divided by it, and multiplies them again: so the
+    compiler knows that the stride is divisible. (It ignores ``tl.multiple_of`` of an argument.)
+    """
+    return math.gcd(16 // dtype.itemsize, *strides)

@@ -57,7 +57,7 @@ def class_parallel_agcl(
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
     seed = target.new_zeros(1, dtype=torch.int64) if class_noise is None else draw_seed(cosine.device, generator)
-    labels = gather(torch.cat([target.long(), seed])).view(world_size(), -1)
+    labels = gather(torch.cat([target.long(), seed.to(target.device)])).view(world_size(), -1)
     shared_seed = labels[0, -1:] if class_noise is not None else None
     targets = joined_labels(labels[:, :-1].flatten(), num_classes, ignore_index)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)

@@ -93,7 +93,7 @@ def forward(device: torch.device, shape: str, rows: int, length: int, width: int
         **compilers(plain, device),
         **{f"attention, {name}": partial(attention, backend) for name, backend in BACKENDS[device.type].items()},
         **{
-            f"attention, {name}, split keys": partial(split_attention, partial(gpu_attention, name))
+            f"attention, {name}, split": partial(split_attention, partial(gpu_attention, name))
             for name in SPLIT[device.type]
         },
     }

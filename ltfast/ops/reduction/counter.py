@@ -1,6 +1,6 @@
 """Counters on the GPU that are 0 between kernels: each kernel that counts sets its counter back to 0."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -30,13 +30,11 @@ def lasting_zero(device: torch.device) -> Tensor:
     Another thread allocates it. During a warm-up of ``torch.compile(mode="reduce-overhead")``, what this thread
     allocates is in the memory of CUDA graphs, whose replays overwrite it.
     """
-    made: list[Tensor] = []
+    with ThreadPoolExecutor(1) as another:
+        return another.submit(_zero, device).result()
 
-    def make() -> None:
-        made.append(torch.zeros((), dtype=torch.int32, device=device))
-        torch.cuda.current_stream(device).synchronize()
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    return made[0]
+def _zero(device: torch.device) -> Tensor:
+    counter = torch.zeros((), dtype=torch.int32, device=device)
+    torch.cuda.current_stream(device).synchronize()
+    return counter

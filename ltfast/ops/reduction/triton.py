@@ -2,7 +2,8 @@
 batch.
 
 A kernel with one program a row takes the ``arguments`` and ``constants`` of a ``Reduction`` and the number of rows,
-``share = mean_share(...)``, stores ``share`` times its loss in ``losses``, and ends with ``add_losses(...)``.
+calls ``share = mean_share(...)``, stores ``share`` times its loss in ``losses``, and ends with ``add_losses(...)``. The
+number of rows should not be specialised, or the last batch of an epoch compiles the kernel again.
 """
 
 from dataclasses import dataclass

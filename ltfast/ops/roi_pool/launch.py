@@ -1,12 +1,12 @@
 """The launch settings of the kernels of ``patch_roi_pool``."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import triton
 
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class TileLaunch(Launch):
     channels: int
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def tile_launch(width: int, dtype: torch.dtype, chip: Chip) -> TileLaunch:
     """The launch for feature maps ``width`` pixels across."""
     columns = min(triton.next_power_of_2(width), 32)

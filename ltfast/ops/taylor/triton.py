@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltfast.ops.taylor.launch import COUNT, DIGIT, SELECT, UPDATE, passes
+from ltfast.ops.core.launch import chip_of
+from ltfast.ops.taylor.launch import BINS, DIGIT, SELECT, count_launch, passes, update_launch
 from ltfast.ops.taylor.tables import dtype_codes, importance_codes, table
 
 DTYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)  # by CODES
@@ -209,21 +210,23 @@ def _groups(
 
 def taylor_importance_(*lists: Sequence[Tensor]) -> None:
     for code, group in _groups(lists, importance_codes(*lists)):
-        tables = _tables(group, [code] * len(group[0]), UPDATE.block)
+        launch = update_launch(chip_of(group[0][0].device))
+        tables = _tables(group, [code] * len(group[0]), launch.block)
         if tables.chunks:
             e, w, g = (DTYPES[code >> 8 * i & 255] for i in range(3))
             _importance_kernel[(tables.chunks,)](
-                tables.table, tables.chunk_rows, E=e, W=w, G=g, ALIGNED=tables.aligned, **UPDATE.options
+                tables.table, tables.chunk_rows, E=e, W=w, G=g, ALIGNED=tables.aligned, **launch.options
             )
 
 
 def apply_masks_(*lists: Sequence[Tensor]) -> None:
     for size, group in _groups(lists, [tensor.element_size() for tensor in lists[0]]):
-        tables = _tables(group, [size] * len(group[0]), UPDATE.block)
+        launch = update_launch(chip_of(group[0][0].device))
+        tables = _tables(group, [size] * len(group[0]), launch.block)
         if tables.chunks:
             _apply_kernel[(tables.chunks,)](
                 tables.table, tables.chunk_rows, BITS=INTEGERS[size], WITH_VALUES=len(lists) == 3,
-                ALIGNED=tables.aligned, **UPDATE.options,
+                ALIGNED=tables.aligned, **launch.options,
             )  # fmt: skip
 
 
@@ -234,9 +237,10 @@ def count_dtypes(dtype: torch.dtype) -> dict[str, tl.dtype]:
 
 def importance_threshold(fraction: float, values: Sequence[Tensor], *masks: Sequence[Tensor]) -> Tensor:
     out = values[0].new_empty(())
-    tables = _tables((values, *masks), dtype_codes(values), COUNT.chunk)
+    launch = count_launch(chip_of(out.device))
+    tables = _tables((values, *masks), dtype_codes(values), launch.chunk)
     dtypes = count_dtypes(out.dtype)
-    digits, bins = passes(out.dtype), COUNT.bins
+    digits, bins = passes(out.dtype), BINS
     counts = torch.zeros(digits * bins + 2, dtype=torch.int64, device=out.device)
     state = counts[digits * bins :]
     (fraction_bits,) = struct.unpack("q", struct.pack("d", fraction))  # the interpreter would round it to float32
@@ -244,7 +248,7 @@ def importance_threshold(fraction: float, values: Sequence[Tensor], *masks: Sequ
         shift, own = DIGIT * (digits - 1 - i), counts[i * bins :]
         _count_kernel[(tables.chunks,)](
             tables.table, tables.chunk_rows, own, state, shift, MASKED=bool(masks), ALIGNED=tables.aligned,
-            **dtypes, **COUNT.options,
+            **dtypes, **launch.options,
         )  # fmt: skip
         _select_kernel[(1,)](
             own, state, out, shift, fraction_bits, FIRST=i == 0, LAST=i == digits - 1, **dtypes, **SELECT.options

@@ -72,8 +72,8 @@ def cross_entropy(device: torch.device, shape: str, rows: int, classes: int, wid
         return linear_cross_entropy(z, y, directions, log_prior)
 
     fused = {
-        "liger fused_linear_cross_entropy": backward(liger_fused_linear_cross_entropy),
-        "cut-cross-entropy, bfloat16": backward(cut_cross_entropy),
+        "liger fused linear": backward(liger_fused_linear_cross_entropy),
+        "cut-cross-entropy, bf16": backward(cut_cross_entropy),
     }
     return Case(
         "vmf_cross_entropy",

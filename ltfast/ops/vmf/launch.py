@@ -9,6 +9,7 @@ import triton
 
 from ltfast.ops.bessel.debye import ORDER_SINGLE
 from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class EpilogueLaunch(Launch):
     width: int
 
 
-@functools.cache
+@tunable(warps_and_registers)
 def epilogue_launch(classes: int, width: int, dtype: torch.dtype, chip: Chip) -> EpilogueLaunch:
     """The launch for a block of ``classes`` and features of ``width`` columns."""
     double = dtype == torch.float64

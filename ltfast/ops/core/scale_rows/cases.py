@@ -10,9 +10,9 @@ from ltfast.ops.core.tensors import accumulator
 def launches() -> Iterator[str]:
     from ltfast.ops.core.scale_rows import triton
 
-    for (name, dtype), classes in itertools.product(DTYPES.items(), CLASSES):
-        triton.scale_rows_(on_gpu(ROWS, classes, dtype=dtype), on_gpu(ROWS, dtype=accumulator(dtype)), 1.0)
-        yield f"scale_rows {name} {classes}"
+    for (name, dtype), classes, factors in itertools.product(DTYPES.items(), CLASSES, (ROWS, 1)):
+        triton.scale_rows_(on_gpu(ROWS, classes, dtype=dtype), on_gpu(factors, dtype=accumulator(dtype)), 1.0)
+        yield f"scale_rows {name} {classes}, {'a factor each' if factors > 1 else 'one factor'}"
 
 
 CASES = OpCases(launches=launches)

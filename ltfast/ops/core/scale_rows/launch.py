@@ -10,7 +10,7 @@ from ltfast.ops.core.launch import Chip, Launch
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleLaunch(Launch):
-    """Programs that share the blocks of the matrix out among them.
+    """Programs that each take every n-th row.
 
     Attributes:
         block: columns that a program handles at once.
@@ -22,11 +22,12 @@ class ScaleLaunch(Launch):
 @functools.cache
 def scale_launch(columns: int) -> ScaleLaunch:
     """The launch for rows of ``columns`` values."""
-    # 16 values a thread at most; not measured
-    return ScaleLaunch(num_warps=8, block=min(max(triton.next_power_of_2(columns), 16), 4096))
+    block = min(max(triton.next_power_of_2(columns), 16), 4096)
+    # 8 values a thread, one 16-byte access of bfloat16, and 16 in a long row; not measured
+    return ScaleLaunch(num_warps=min(max(block // 256, 1), 8), block=block)
 
 
-def programs(blocks: int, chip: Chip) -> int:
-    """The number of programs for so many blocks. Counted: a multiprocessor holds 8 of 8 warps each, so that all run at
-    once, and a factor of 1 costs no more than these."""
-    return min(blocks, 8 * max(chip.multiprocessors, 1))
+def programs(rows: int, chip: Chip) -> int:
+    """The number of programs for so many rows. Counted: 8 of 8 warps fill a multiprocessor, so that all run at once. A
+    factor of 1 costs no more than their start."""
+    return min(rows, 8 * max(chip.multiprocessors, 1))
