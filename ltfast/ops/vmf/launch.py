@@ -64,4 +64,5 @@ def epilogue_programs(rows: int, launch: EpilogueLaunch, chip: Chip) -> int:
 
     In the interpreter, two.
     """
-    return min(rows, max(chip.multiprocessors * (16 // launch.num_warps), 2))  # 16 warps of 128 registers; counted
+    together = max(16 // launch.num_warps, 1)  # on a multiprocessor: 16 warps of 128 registers; counted
+    return min(rows, max(chip.multiprocessors * together, 2))
