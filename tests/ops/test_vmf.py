@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import ltfast
 from ltfast.ops import bessel_ratio, log_iv, vmf_cross_entropy, vmf_logits
+from ltfast.ops.bessel import debye
 from ltfast.ops.vmf import blocks, reference, vmf_ratio_op
 from ops.compare import loss_and_gradient, relative_error, row_error, tolerances
 
@@ -156,6 +157,26 @@ def test_extremes_are_finite(place, width, temperature):
             assert torch.autograd.grad(result.sum(), z)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_features_near_the_largest_float(place, dtype):
+    """Their products with the directions overflow."""
+    if place.backend == "native":
+        pytest.skip("the C++ kernel gives NaN where products overflow")
+    largest = torch.finfo(dtype).max
+    features = torch.full((4, 64), largest, dtype=dtype, device=place.device)
+    features[1] *= torch.randn_like(features[1]).sign()
+    features[2] = -largest
+    features[3] = F.normalize(torch.randn_like(features[3]), dim=0)
+    directions = F.normalize(torch.cat([features[:3].sign(), torch.randn_like(features[:2])]))
+    kappa = torch.tensor([1.0, 10.0, 1e5, 0.0, 1e35], dtype=dtype, device=place.device)
+    targets = torch.tensor([[0, 1, 2, 3], [4, 2, 0, 1]], device=place.device)
+    features.requires_grad_()
+    for target in targets:
+        loss = vmf_cross_entropy(features, target, directions, kappa)
+        assert loss.isfinite()
+        assert torch.autograd.grad(loss, features)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("strength", [1e3, 1e6, 1e9])
 def test_long_features(place, strength):
     """F(k') - F(k) is k' but for logarithms."""
@@ -278,6 +299,17 @@ def test_torch_compile_of_logits():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def test_torch_compile_of_any_temperature():
+    features, target, directions, kappa, _ = problem(5, 7, 30)
+
+    def loss(z, temperature):
+        return vmf_cross_entropy(z, target, directions, kappa, temperature=temperature)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for temperature in (0.1, 0.5):
+        assert compiled(features, temperature) == loss(features, temperature)
+
+
 def test_autocast_keeps_float32_products(place):
     features, target, directions, kappa, _ = problem(9, 21, 64, device=place.device)
     plain = vmf_logits(features, directions, kappa), vmf_cross_entropy(features, target, directions, kappa)
@@ -323,6 +355,15 @@ def test_bad_input(backend):
     refused(ValueError, "reduction is 'max'", reduction="max")
     refused(ValueError, r"target has shape \(3,\): expected \(4,\)", target=target[:3])
     refused(ValueError, r"target\[0\] is 6: expected a label in \[0, 6\)", target=torch.tensor([6, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_terms_that_an_order_needs_are_enough(single):
+    order, error = (debye.ORDER_SINGLE, debye.ERROR_SINGLE) if single else (debye.ORDER, debye.ERROR)
+    for v in (order, 1.3 * order, 2 * order, 31.0, 63.0, 1023.0, 1e6):
+        p, q = v**-1 * (t := torch.linspace(0, 1, 501, dtype=torch.float64)), t**2
+        terms = [p**k * sum(c * q**i for i, c in enumerate(row)) for k, row in enumerate(debye.COEFFICIENTS, 1)]
+        assert torch.stack([*terms, 0 * p])[debye.terms_from(v, single) :].sum(0).abs().max() < 2 * error
 
 
 def test_reference_partition_is_smooth_at_zero():

@@ -102,14 +102,14 @@ def check_integer(name: str, value: int) -> None:
 
 def check_number(name: str, value: float, *, at_least: float = -math.inf) -> None:
     check_real(name, value)
-    if not (math.isfinite(value) and value >= at_least):
+    if not (-math.inf < value < math.inf and value >= at_least):
         expected = "a finite number" if at_least == -math.inf else f"a finite number of {at_least} or more"
         raise ValueError(f"{name} is {value}: expected {expected}")
 
 
 def check_positive(name: str, value: float) -> None:
     check_real(name, value)
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:  # math.isfinite does not take the symbolic numbers of torch.compile
         raise ValueError(f"{name} is {value}: expected a number over 0")
 
 

@@ -24,20 +24,27 @@ def log_partition(nu: float, square: Tensor) -> Tensor:
     s = torch.sqrt(v**2 + square)
     p = 1 / s
     q = (v * p) ** 2
-    series = sum(p**k * sum(c * q**i for i, c in enumerate(row)) for k, row in enumerate(COEFFICIENTS, 1))
-    value = s - v * torch.log(v + s) - 0.5 * torch.log(2 * math.pi * s) + series
+    value = s - v * torch.log(v + s) - 0.5 * torch.log(2 * math.pi * s) + _series(p, q, 0)
     if nu >= ORDER:
         return value
     # I_{j-1}(k) = I_j(k) (2j + k^2 B_j) / k, B_j = I_{j+1}(k) / (k I_j(k)), down to j - 1 = nu
-    weighted = sum(
-        p**k * sum((k + 2 * i) * c * q**i for i, c in enumerate(row)) for k, row in enumerate(COEFFICIENTS, 1)
-    )
-    ratio_over_k = 1 / (v + s) - p**2 * (0.5 + weighted)
+    ratio_over_k = 1 / (v + s) - p**2 * (0.5 + _series(p, q, 1))
     for step in range(ORDER):
         denominator = 2 * (v - step) + square * ratio_over_k
         value = value + torch.log(denominator)
         ratio_over_k = 1 / denominator
     return value
+
+
+def _series(p: Tensor, q: Tensor, weight: int) -> Tensor:
+    """sum p^k d_k(q), each power of 1 / s times its exponent to the ``weight``-th."""
+    total = torch.zeros_like(p)
+    for k, row in reversed(list(enumerate(COEFFICIENTS, 1))):
+        inner = torch.zeros_like(q)
+        for i, coefficient in reversed(list(enumerate(row))):
+            inner = inner * q + coefficient * (k + 2 * i) ** weight
+        total = (total + inner) * p
+    return total
 
 
 def vmf_ratio(increments: Tensor, kappa: Tensor, nu: float) -> Tensor:
