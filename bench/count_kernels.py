@@ -113,7 +113,9 @@ KEPT = ("per_element", "registers", "threads", "shared_bytes", "blocks")
 # kernel -> bytes of an element that it has to read and write; None where matrix products or other work set the limit
 COMPARED = {
     "agcl fp32 8142 0.0 4.0: _row_kernel": 8,
-    "agcl fp32 8142 0.0 4.0 no noise: _row_kernel": 8,
+    "agcl fp32 8142 without noise: _row_kernel": 8,
+    "agcl fp32 8142, large batch: _row_kernel": 8,
+    "agcl fp32 8142 without noise, large batch: _row_kernel": 8,
     "agcl bf16 8142 0.5 4.0: _row_kernel": 4,
     "balanced_bce fp32 1000 labels: _row_kernel": 8,
     "balanced_bce fp32 8142 labels: _row_kernel": 8,

@@ -12,7 +12,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 SPECIAL = ("MUFU", "v_exp", "v_log", "v_rcp", "v_rsq", "v_sqrt")  # instructions of exponentials, logarithms and roots
+PRODUCTS = ("HGMMA", "QGMMA", "HMMA", "DMMA", "UTCHMMA", "UTCQMMA", "v_mfma")  # of matrices
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+Loop = tuple[int, int]  # the addresses of its first and last instruction
 
 
 @dataclass(frozen=True)
@@ -108,19 +112,27 @@ def hot_instructions(code: Sequence[Instruction]) -> int:
 
     A kernel that reads a long row in blocks is its innermost loops, each of which goes over the row once. A kernel that
     walks over rows is its outermost loop. A kernel that holds its only row in registers is all of its code. Loops
-    without exponentials, in a kernel that has some, count labels or add losses, and do not count here.
+    without exponentials, in a kernel that has some, count labels or add losses, and do not count here. A kernel of
+    matrix products is its shortest outermost loop: tiles that need masks have a loop of their own.
     """
     every = {(x.jump, x.address) for x in code if x.jump is not None and x.jump < x.address}
     inner = [a for a in every if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in every)]
     outer = [a for a in every if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in every)]
-    special = [x.address for x in code if x.name.startswith(SPECIAL)]
-    beside = [loop for loop in inner if special and not any(loop[0] <= place <= loop[1] for place in special)]
-    counted = [x.address for x in code if not any(loop[0] <= x.address <= loop[1] for loop in beside)]
+    if products := _with(PRODUCTS, outer, code):
+        return min(sum(first <= x.address <= last for x in code) for first, last in products)
+    beside = set(inner) - set(_with(SPECIAL, inner, code)) if _with(SPECIAL, [(0, code[-1].address)], code) else set()
+    counted = [x.address for x in code if not any(first <= x.address <= last for first, last in beside)]
     for loops in (inner, outer):
         inside = sum(any(first <= place <= last for first, last in loops) for place in counted)
         if 4 * inside > len(counted):
             return inside
     return len(counted)
+
+
+def _with(names: tuple[str, ...], loops: Sequence[Loop], code: Sequence[Instruction]) -> list[Loop]:
+    """The loops that contain an instruction whose name starts with one of these."""
+    places = [x.address for x in code if x.name.startswith(names)]
+    return [loop for loop in loops if any(loop[0] <= place <= loop[1] for place in places)]
 
 
 def _dump(cubin: bytes, flag: str) -> str:
