@@ -148,7 +148,7 @@ BEGIN, END = "<!-- counts -->", "<!-- end of counts -->"
 
 def page(saved: dict[str, Any]) -> str:
     """The text of docs/kernels.md with these counts."""
-    compared = [_compared(name, saved["before"].get(name), saved["sm_90"][name]) for name in COMPARED]
+    compared = [_compared(name, saved.get("before", {}).get(name), saved["sm_90"][name]) for name in COMPARED]
     parts = ["Before the kernels were changed, and now (sm_90):\n\n" + COMPARISON + "\n".join(compared)]
     for target in MACHINES:
         rows = [_row(name, counts) for name, counts in saved[target].items() if SHOWN.match(name)]
