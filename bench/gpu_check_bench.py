@@ -2,30 +2,28 @@
 
     python bench/gpu_check_bench.py {compile,goals,torch.compile,rest,longest,step,profile} {cuda,cpu} OUT
 
-`compile` compiles ltfast's kernels for all cases, in parallel. `goals` times the cases that have a goal, with every
-attention of PyTorch, also over keys that are split by hand. `torch.compile` times it on four cases, `rest` all other
-cases, `longest` the longest queue, and `step` training steps. `profile` runs the main kernels once for Nsight Compute.
-Results are appended to OUT/results.jsonl, those of `step` to OUT/steps.jsonl. On "cpu" the sizes are tiny: this checks
-the programs, and measures nothing.
+`compile` compiles ltfast's kernels for all cases, in parallel. `goals` times the cases that have a goal, the queue
+with every attention. `torch.compile` times it on four cases, `rest` all other cases, `longest` the longest queue, and
+`step` training steps. `profile` runs the main kernels once for Nsight Compute. Results are appended to
+OUT/results.jsonl, those of `step` to OUT/steps.jsonl. On "cpu" the sizes are tiny: this checks the programs, and
+measures nothing.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ltfast.benchmark import ceilings, goals, run, step
 from ltfast.benchmark.results import LINES
 from ltfast.benchmark.steps.size import Size
-from ltfast.ops.core.bench import Case, Unavailable, backward, call
+from ltfast.ops.core.bench import Case
 from ltfast.ops.queue_softmax import bench as queue_bench
 
 AGCL, BALANCED_BCE = "agcl 16384 x 8142 float32", "balanced_bce 16384 x 8142 float32"
@@ -33,7 +31,10 @@ VMF = "vmf_cross_entropy 2048 x 8142 x 128 float32"
 QUEUE, LONGEST = (f"queue_softmax 4096 x {length} x 128, forward bfloat16" for length in (2**20, 2**24))
 COMPILED = (AGCL, BALANCED_BCE, VMF, "queue_softmax 256 x 65536 x 128, forward + backward float32")
 PROFILED = (AGCL, BALANCED_BCE, QUEUE, VMF)
-PEERS = ("eager", "copy", "linear + cross_entropy", "liger cross_entropy", "cut cross_entropy")
+PEERS = (
+    "eager", "copy", "linear + cross_entropy", "liger cross_entropy", "liger fused linear", "cut-cross-entropy, bf16",
+    "attention, flash, split", "attention, cudnn, split",
+)  # fmt: skip
 PROCESSES = 12
 
 
@@ -41,58 +42,11 @@ PROCESSES = 12
 def every_case(device: torch.device) -> dict[str, Case]:
     """The cases by name, those with a goal first."""
     if device.type == "cuda":
-        return {case.name: extended(case) for case in run.select(device)}
+        return {case.name: case for case in run.select(device)}
     growths = run.growths(device, ("agcl", "balanced_bce", "vmf_cross_entropy", "taylor_importance_"))
     tiny = [growth.case(**{name: sizes[0] for name, sizes in growth.ranges.items()}) for growth in growths]
     tiny.append(queue_bench.forward(device, "growth", 32, 256, 16, torch.float32))
-    return {case.name: extended(case) for case in tiny}
-
-
-def extended(case: Case) -> Case:
-    """The case with peers that are of interest here alone."""
-    more: dict[str, Callable[[], Callable[..., object]]] = {}
-    if case.op == "queue_softmax" and case.size.endswith("forward"):
-        names = ("flash", "cudnn") if torch.version.cuda and case.dtype.itemsize == 2 else ("flash",)
-        for name in names:
-            more |= {f"attention, {name}, {n} parts": call(partial(split_attention, name, n)) for n in (4, 16)}
-    if case.op == "vmf_cross_entropy":
-        more["cut cross_entropy"] = backward(cut_cross_entropy)
-    return replace(case, implementations={**case.implementations, **more})
-
-
-def split_attention(name: str, parts: int) -> Callable[..., Tensor]:
-    """Attention with the keys split over the batch dimension: a few anchors alone do not fill a GPU."""
-    aten = torch.ops.aten
-
-    def attend(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        scale = 1 / queue_bench.TEMPERATURE
-        if not queries.is_cuda:
-            return aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, keys, scale=scale)
-        if name == "flash":
-            return aten._scaled_dot_product_flash_attention(queries, keys, keys, scale=scale)[:2]
-        return aten._scaled_dot_product_cudnn_attention(queries, keys, keys, None, True, scale=scale)[:2]
-
-    def mean(queries: Tensor, keys: Tensor) -> Tensor:
-        split = keys.view(parts, 1, -1, keys.shape[1])
-        try:
-            means, lse = attend(queries.expand(parts, 1, -1, -1), split)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise Unavailable(str(error)) from error
-        weights = lse.reshape(parts, 1, -1, 1).softmax(0)
-        return (weights * means).sum(0)[0]
-
-    return mean
-
-
-def cut_cross_entropy() -> Callable[..., Tensor]:
-    """A linear classifier and its cross-entropy in one, in bfloat16, which the package needs."""
-    from cut_cross_entropy import linear_cross_entropy
-
-    return lambda features, target, directions, *_: linear_cross_entropy(
-        features.bfloat16(), directions.bfloat16(), target
-    )
+    return {case.name: case for case in tiny}
 
 
 def chosen(group: str, device: torch.device) -> list[Case]:

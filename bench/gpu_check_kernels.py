@@ -7,18 +7,20 @@ kernel that writes past the end of its tensor, which compute-sanitizer must repo
 """
 
 import sys
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 
 import ltfast
-from ltfast.ops import agcl, apply_masks_, importance_threshold, patch_roi_pool, taylor_importance_
+from ltfast.ops import apply_masks_, importance_threshold, patch_roi_pool, queue_softmax, taylor_importance_
 from ltfast.ops.catalog import OPS
 from ltfast.ops.core import backends
 from ltfast.ops.core.cases import Sizes
 from ltfast.ops.noise import draw_seed
 from ltfast.ops.noise.triton import half_normal
+from ltfast.ops.reduction.launch import MOST_ADDED, MOST_COUNTED
 
 
 @triton.jit
@@ -26,19 +28,40 @@ def _past_the_end_kernel(x, BLOCK: tl.constexpr):
     tl.store(x + tl.arange(0, BLOCK), 0.0)
 
 
+EXAMPLES = {name: make for op in OPS for name, make in op.examples.items()}
+
+
+def calls(*, small: bool) -> Iterator[tuple[str, Sizes]]:
+    """The examples to run, and their sizes; if small, one tile of each, since the interpreter is slow."""
+    if small:
+        yield from ((name, Sizes(2, 20, 8, torch.float32)) for name in EXAMPLES)
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        for name in EXAMPLES:
+            if dtype == torch.float32 or name not in ("log_iv", "bessel_ratio"):  # without half precision
+                yield name, Sizes(300, 9001, 136, dtype)
+        # In bfloat16, the forward pass has a launch for each of these widths. 16 divides the numbers of queries and of
+        # keys, as for a real queue; tiles and splits do not divide them.
+        for width in (64, 128, 256, 512):
+            yield "queue_softmax, keys", Sizes(304, 1998, width, dtype)
+    # a launch that counts the labels before the kernel, and one that adds the losses after it
+    for rows in (MOST_COUNTED + 1, MOST_ADDED + 1):
+        for name in ("agcl", "balanced_bce", "vmf_cross_entropy"):
+            yield name, Sizes(rows, 1500, 8, torch.float32)
+    yield "vmf_cross_entropy", Sizes(300, 10, 600, torch.float32)  # features wider than a program handles at once
+
+
 def kernels_of_functions(device: torch.device, *, small: bool) -> None:
-    """Every op that returns a result, and its gradient; if small, one tile of each, since the interpreter is slow."""
+    """Every op that returns a result, and its gradient."""
     with ltfast.backend("triton"), device:
-        for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
-            sizes = Sizes(2, 20, 8, dtype) if small else Sizes(300, 9001, 136, dtype)
-            for name, make in ((name, make) for op in OPS for name, make in op.examples.items()):
-                if dtype == torch.float32 or name not in ("log_iv", "bessel_ratio"):  # without half precision
-                    example = make(sizes)
-                    (3 * example.function(example.x.requires_grad_(), example.labels)).backward()
-        if not small:  # more boxes and channels than the example has, and so many rows that a kernel counts the labels
+        for name, sizes in calls(small=small):
+            example = EXAMPLES[name](sizes)
+            (3 * example.function(example.x.requires_grad_(), example.labels)).backward()
+        if not small:  # what no size of an example reaches: more boxes and channels, and keys that end inside a tile
             features, corners = torch.randn(2, 150, 20, 20, requires_grad=True), 10 * torch.rand(2, 20, 2)
             patch_roi_pool(features, torch.cat([corners, corners + 5], 2)).sum().backward()
-            agcl(torch.rand(5000, 20, requires_grad=True), torch.randint(20, (5000,))).backward()
+            keys = torch.randn(2000, 128, requires_grad=True)
+            queue_softmax(torch.randn(304, 128), keys, valid=torch.tensor(1501))[0].sum().backward()
 
 
 def kernels_of_lists(device: torch.device) -> None:

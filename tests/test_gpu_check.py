@@ -1,7 +1,9 @@
 """`make gpu-check` without a GPU: its parts in a dry run, and what happens when a part crashes, hangs or is stopped."""
 
 import importlib
+import itertools
 import json
+import math
 import os
 import pkgutil
 import re
@@ -10,10 +12,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import triton.language as tl
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpu_check
@@ -24,6 +29,8 @@ from gpu_check import ARCHIVE, PARTS, SUMMARY, TESTS, Check, Part
 from ltfast import ops
 from ltfast.benchmark import run
 from ltfast.benchmark.cases import benches, models
+from ltfast.ops.core.launch import Chip
+from ltfast.ops.reduction import triton as reduction
 
 ROOT = Path(__file__).parents[1]
 CUDA = torch.device("cuda")
@@ -64,7 +71,7 @@ def test_dry_run(tmp_path):
         assert not [line for line in lines[name] if line.get("failed")]
     outcomes = {line["outcome"] for line in lines["tests/results.jsonl"]}
     assert outcomes == {"passed", "skipped"}
-    assert "attention, flash, 16 parts" in files["goals.log"]
+    assert "attention, flash: " in files["goals.log"]
     assert "ncu/ncu.csv" in files
 
 
@@ -179,31 +186,89 @@ def test_stand_ins_refuse_what_the_tools_do_not_know(tool, words):
     assert refused.value.code == 2
 
 
+@pytest.fixture(scope="module")
+def launches():
+    """What the program for the sanitizer launches on an H200: (module, kernel) -> the grid and arguments of each."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    found = defaultdict(list)
+
+    def run(self, *args, grid, warmup, **options):
+        size = tuple(grid(options) if callable(grid) else grid)
+        arguments = dict(zip(self.arg_names, args, strict=False)) | options  # constants come by name
+        found[self.fn.__module__, self.fn.__name__].append((size, arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "run", run)
+        for module in gpu_modules():
+            if hasattr(module, "chip_of"):
+                patch.setattr(module, "chip_of", lambda device: Chip("nvidia", 132, "NVIDIA H200", 90))
+            if hasattr(module, "_compute"):
+                patch.setattr(module, "_compute", lambda queries: queries.dtype)  # as on a GPU
+        gpu_check_kernels.kernels_of_functions(torch.device("cpu"), small=False)
+        gpu_check_kernels.kernels_of_lists(torch.device("cpu"))
+    return found
+
+
+def gpu_modules():
+    names = [module.name for module in pkgutil.walk_packages(ops.__path__, "ltfast.ops.")]
+    return [importlib.import_module(name) for name in names if name.endswith(".triton")]
+
+
 @no_gpu
-def test_kernels_have_several_programs_under_the_sanitizer(monkeypatch):
+def test_kernels_have_several_programs_under_the_sanitizer(launches):
     """Every kernel is launched, and with a grid of more than one program unless it is made for one."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    grids = {}
-
-    def run(self, *args, grid, warmup, **options):
-        key = self.fn.__module__, self.fn.__name__
-        size = grid(options) if callable(grid) else grid
-        grids[key] = max(grids.get(key, (1,)), tuple(size), key=lambda x: torch.Size(x).numel())
-
-    monkeypatch.setattr(InterpretedFunction, "run", run)
-    gpu_check_kernels.kernels_of_functions(torch.device("cpu"), small=False)
-    gpu_check_kernels.kernels_of_lists(torch.device("cpu"))
     kernels = set()
-    for module in pkgutil.walk_packages(ops.__path__, "ltfast.ops."):
-        if module.name.endswith(".triton"):
-            values = vars(importlib.import_module(module.name)).values()
-            kernels |= {(x.fn.__module__, x.fn.__name__) for x in values if isinstance(x, InterpretedFunction)}
+    for module in gpu_modules():
+        functions = [x.fn for x in vars(module).values() if isinstance(x, InterpretedFunction)]
+        kernels |= {(function.__module__, function.__name__) for function in functions}
     kernels = {key for key in kernels if key[1].endswith("_kernel")}
-    assert grids.keys() >= kernels
-    alone = {name for (_, name), grid in grids.items() if torch.Size(grid).numel() == 1}
+    assert launches.keys() >= kernels
+    alone = {name for (_, name), all_of in launches.items() if max(math.prod(grid) for grid, _ in all_of) == 1}
     assert alone <= {"_mean_weight_kernel", "_select_kernel"}
-    assert max(grids["ltfast.ops.queue_softmax.triton", "_attend_kernel"][1:]) > 1  # splits
+
+
+@no_gpu
+def test_the_sanitizer_sees_the_queue_in_each_launch(launches):
+    """Several row blocks, tiles and splits at each width; rows that are whole, and rows that are shared."""
+    attend, gradient = (
+        [(grid, SimpleNamespace(**arguments)) for grid, arguments in launches["ltfast.ops.queue_softmax.triton", name]]
+        for name in ("_attend_kernel", "_key_gradient_kernel")
+    )
+    pairs = set(itertools.product((tl.float32, tl.bfloat16), (64, 128, 136, 256, 512)))
+    for kernel in (attend, gradient):
+        assert {(x.COMPUTE, x.width) for _, x in kernel} >= pairs
+        assert {x.WIDE for _, x in kernel} == {x.VALID for _, x in kernel} == {True, False}
+    assert {x.PEELED for _, x in attend} == {True, False}
+    for (blocks, splits, parts), x in attend:
+        assert blocks > 1
+        assert splits > 1
+        assert x.split_size > x.KEYS
+        assert (parts > 1) == x.WIDE
+    for (blocks, parts), x in gradient:
+        assert blocks > 1
+        assert x.rows > x.ROWS
+        assert (parts > 1) == (x.width > x.COLUMNS)
+    merges = [arguments for _, arguments in launches["ltfast.ops.queue_softmax.triton", "_merge_kernel"]]
+    assert any(x["splits"] > x["PARTS"] for x in merges)
+
+
+@no_gpu
+def test_the_sanitizer_sees_every_reduction(launches):
+    """Labels counted in the kernel and before, losses added in the kernel and after; rows read in one block or more."""
+    kernels = {"agcl": "_row_kernel", "balanced_bce": "_row_kernel", "vmf": "_cross_entropy_kernel"}
+    seen = {op: [x for _, x in launches[f"ltfast.ops.{op}.triton", name]] for op, name in kernels.items()}
+    count, load = reduction.COUNT.value, reduction.LOAD.value
+    for calls in seen.values():
+        assert {(x["SHARE"], x["ADD"]) for x in calls} >= {(count, True), (load, True), (load, False)}
+    assert {x["ONE_BLOCK"] for x in seen["agcl"]} == {True, False}
+    assert all(x["classes"] * x["WIDTH"] > x["BLOCK"] for x in seen["balanced_bce"])
+    assert {(x["FIRST"], x["LAST"]) for x in seen["vmf"]} == set(itertools.product((True, False), repeat=2))
+    assert {x["WHOLE"] for x in seen["vmf"]} == {x["STEPS"] > 0 for x in seen["vmf"]} == {True, False}
+    grids = [grid for grid, _ in launches["ltfast.ops.vmf.triton", "_cross_entropy_kernel"]]
+    assert any(grid[0] < x["rows"] for grid, x in zip(grids, seen["vmf"], strict=True))  # programs with several rows
 
 
 @no_gpu
@@ -219,14 +284,9 @@ def test_every_group_of_the_bench_has_its_cases(monkeypatch):
     assert [case.name for case in groups["torch.compile"]] == list(gpu_check_bench.COMPILED)
     assert all(list(case.implementations) == ["ltfast", "torch.compile"] for case in groups["torch.compile"])
     queue = next(case for case in groups["goals"] if case.name == gpu_check_bench.QUEUE)
-    assert {"attention, flash", "attention, cudnn, 4 parts"} <= set(queue.implementations)
-
-
-def test_attention_over_split_keys_is_the_mean_over_all():
-    queries, keys = torch.randn(5, 16), torch.randn(64, 16)
-    expected = (queries @ keys.T / gpu_check_bench.queue_bench.TEMPERATURE).softmax(1) @ keys
-    for parts in (1, 4):
-        torch.testing.assert_close(gpu_check_bench.split_attention("flash", parts)(queries, keys), expected)
+    assert {"attention, flash", "attention, cudnn, split"} <= set(queue.implementations)
+    timed = {name for group in ("goals", "rest") for case in groups[group] for name in case.implementations}
+    assert timed >= set(gpu_check_bench.PEERS)
 
 
 BROKEN = """
