@@ -8,12 +8,12 @@ import multiprocessing
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from ltfast.benchmark import run
 from ltfast.benchmark.clock import Stopwatch, cold_sets
@@ -139,8 +139,8 @@ def _fastest(question: Question, device: torch.device, seconds: float, clock: Cl
         with tuned.trial({question.key: launch}):
             try:
                 watches[launch] = clock(step, sets, device)
-            except Exception:  # more shared memory or registers than the chip has
-                if launch is question.launches[0]:
+            except Exception as error:
+                if launch is question.launches[0] or not _is_too_large(error):
                     raise
     for _ in range(TURNS):
         for launch, watch in watches.items():
@@ -175,5 +175,15 @@ def _run_once(device: str, job: tuple[str, str, Key, Launch]) -> None:
         case = next(x for x in run.select(torch.device(device), ops=[op], shapes=SHAPES, peers=[]) if x.name == name)
         _prepared[name] = case.implementations["ltfast"](), case.inputs()
     step, inputs = _prepared[name]
-    with tuned.trial({key: launch}), suppress(Exception):  # it fails again where it is timed, and is left out there
-        step(inputs)
+    with tuned.trial({key: launch}):
+        try:
+            step(inputs)
+        except Exception as error:
+            if not _is_too_large(error):  # else it fails again where it is timed, and is left out there
+                raise
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether a candidate needs more than the chip has, or does not compile. After any other error, no measurement
+    counts."""
+    return isinstance(error, TritonError) or "PassManager::run failed" in str(error)

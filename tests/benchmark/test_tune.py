@@ -13,6 +13,8 @@ pytestmark = pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))
 CPU = torch.device("cpu")
 
 if NO_TRITON is None:
+    from triton.runtime.errors import OutOfResources
+
     from ltfast.benchmark import tune
     from ltfast.ops.class_sums.launch import class_launch
     from ltfast.ops.core import tuned
@@ -136,13 +138,21 @@ def test_a_small_gain_is_taken_for_chance(monkeypatch):
     assert answer.changes == {}
 
 
-def test_a_candidate_that_does_not_run_is_left_out(monkeypatch):
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_candidate_that_does_not_fit_is_left_out_but_no_other_error(monkeypatch, fits):
+    error = RuntimeError("launch failure") if fits else OutOfResources(300_000, 232_448, "shared memory")
+
     def watch(step, sets, device):
-        if Watch(step, sets, device).warps == 4:
-            raise RuntimeError("out of resources")
-        return Watch(step, sets, device)
+        watch = Watch(step, sets, device)
+        if watch.warps == 4:
+            raise error
+        return watch
 
     monkeypatch.setattr(tune.run, "select", lambda *_, **__: [case(update_launch, (CHIP,))])
+    if fits:
+        with pytest.raises(RuntimeError, match="launch failure"):
+            tune.tune(CPU, workers=0, clock=watch)
+        return
     (answer,) = tune.tune(CPU, workers=0, clock=watch)
     assert (answer.tried, answer.launch.num_warps) == (4, 8)
 

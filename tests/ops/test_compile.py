@@ -36,6 +36,7 @@ def test_every_kernel_compiles_as_it_is_launched(target):
     assert result.returncode == 0, result.stderr
     *rows, last = map(json.loads, result.stdout.splitlines())
     assert last == {"never launched": []}
+    assert len(rows) > 100
     assert all(row["registers"] > 0 for row in rows)
     assert [row for row in rows if row["floats"]] == []  # without the annotation "fp64": rounded to float32
     assert [row for row in rows if row["shared_bytes"] > MACHINES[target].program_shared] == []

@@ -38,7 +38,7 @@ def _noisy_logits(logits, class_noise, seed, row, start, column, inside, NOISY: 
 @triton.jit
 def _noisy_logit(logits, class_noise, seed, row, place, column, inside, NOISY: tl.constexpr, PTX: tl.constexpr,
                  ACC: tl.constexpr):  # fmt: skip
-    """The same of one column, whose noise is at column ``place`` of the noise; 0 if not ``inside``."""
+    """The same for one column, whose noise is at column ``place`` of the noise; 0 if not ``inside``."""
     u = tl.load(logits + column, mask=inside, other=0.0).to(ACC)
     if NOISY:
         u -= tl.load(class_noise + column, mask=inside, other=0.0) * half_normal_at(seed, row, place, PTX).to(ACC)

@@ -1,6 +1,6 @@
 """What the launch settings of all kernels share. Each op chooses its own in its ``launch.py``.
 
-A launch is chosen by a pure function of shapes, dtypes and the chip. Beside each number stands its reason: measured
+A launch is chosen by a pure function of shapes, dtypes and the chip. Each number has its reason beside it: measured
 (with the chip), counted (in the machine code, by compiling for a GPU that is not here), or not measured.
 """
 

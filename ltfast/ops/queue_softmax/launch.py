@@ -32,7 +32,8 @@ class TileLaunch(Launch):
 
 @dataclass(frozen=True, kw_only=True)
 class AttendLaunch(TileLaunch):
-    """
+    """The launch of the forward pass.
+
     Attributes:
         peeled: whether the tiles that need masks have a loop of their own.
         stages: tiles of keys in shared memory: one is used while the others are loaded.

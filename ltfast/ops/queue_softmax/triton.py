@@ -35,7 +35,7 @@ def _products(left, right, left_row, right_row, left_count, right_count, left_st
 @triton.jit
 def _add_tile(logits, k, top, total, weighted, factor,
               COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The state of the online softmax after a tile of keys. ``top`` is in base 2: it has the factor, the logits not."""
+    """The state of the online softmax after a tile of keys. ``top`` is multiplied by ``factor``, ``logits`` are not."""
     higher = tl.maximum(top, tl.max(logits, 1) * factor)
     base = tl.where(higher == float("-inf"), 0.0, higher)
     p = tl.exp2(logits * factor - base[:, None])  # one fused multiply-add

@@ -39,8 +39,8 @@ def _number(x, ACC: tl.constexpr):
 
 @triton.jit
 def _tail(square, p, q, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
-    """Of F at k^2 = square what its leading terms leave, as a sum and the factor of a logarithm, and 2 dF / d(k^2);
-    p = 1 / s and q = 1 / (v + s)."""
+    """The rest of F at k^2 = square beside its leading terms, as a sum and the factor of a logarithm, and
+    2 dF / d(k^2). p is 1 / s, and q is 1 / (v + s)."""
     square_p = p * p
     t = (v * v) * square_p
     value = debye_series(p, t, 0, TERMS)
@@ -55,7 +55,7 @@ def _tail(square, p, q, v, STEPS: tl.constexpr, TERMS: tl.constexpr):
 
 @triton.jit
 def _fall(x):
-    """x, but over -1, which it is by rounding only."""
+    """x, kept above -1, which only its rounding can reach."""
     return tl.maximum(x, -0.9999999999999999, propagate_nan=tl.PropagateNan.ALL)
 
 
