@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -101,12 +102,18 @@ def main(target: str, word: str = "") -> None:
 def save() -> None:
     """Count for all GPUs, and write the results and the page."""
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for target in MACHINES:
-        command = [sys.executable, __file__, target]
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        saved[target] = {row["kernel"]: {k: row[k] for k in KEPT if k in row} for row in map(json.loads, lines[:-1])}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for target, rows in zip(MACHINES, pool.map(_counted, MACHINES), strict=True):
+            saved[target] = {row["kernel"]: {k: row[k] for k in KEPT if k in row} for row in rows}
     RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
     PAGE.write_text(page(saved))
+
+
+def _counted(target: str) -> list[dict[str, Any]]:
+    """Counted in a process of its own, since Triton compiles for one GPU at a time."""
+    command = [sys.executable, __file__, target]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return [json.loads(line) for line in lines[:-1]]
 
 
 KEPT = ("per_element", "registers", "threads", "shared_bytes", "blocks")
@@ -148,7 +155,7 @@ BEGIN, END = "<!-- counts -->", "<!-- end of counts -->"
 
 def page(saved: dict[str, Any]) -> str:
     """The text of docs/kernels.md with these counts."""
-    compared = [_compared(name, saved["before"].get(name), saved["sm_90"][name]) for name in COMPARED]
+    compared = [_compared(name, saved.get("before", {}).get(name), saved["sm_90"][name]) for name in COMPARED]
     parts = ["Before the kernels were changed, and now (sm_90):\n\n" + COMPARISON + "\n".join(compared)]
     for target in MACHINES:
         rows = [_row(name, counts) for name, counts in saved[target].items() if SHOWN.match(name)]

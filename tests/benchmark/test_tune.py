@@ -104,6 +104,7 @@ def test_the_users_file_counts_more_than_the_shipped_one(answers, cache, tmp_pat
     [
         (lambda content: content[:-3], "is not a file of launch settings"),
         (lambda content: content.replace('"versions"', '"version"'), "is not a file of launch settings: KeyError"),
+        (lambda content: '{"versions": "2.0.0", "launches": []}', "is not a file of launch settings: ValueError"),
         (lambda content: content.replace(f'"{tuned.triton.__version__}"', '"2.0.0"'), "was made with .* triton 2.0.0,"),
         (lambda content: content.replace('"num_warps"', '"warps"'), "has no setting warps"),
     ],
@@ -116,6 +117,16 @@ def test_a_file_that_does_not_fit_is_named_and_not_used(answers, cache, monkeypa
     tuned.forget()
     with pytest.warns(UserWarning, match=message):
         assert class_launch(500, CHIP) == rule
+
+
+def test_a_user_without_a_home_has_the_launches_of_the_rules(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    tuned.forget()
+    assert tuned.files(CHIP.name) == []
+    assert class_launch(500, CHIP).num_warps == 4
+    tuned.forget()
 
 
 def test_a_small_gain_is_taken_for_chance(monkeypatch):

@@ -275,11 +275,12 @@ def test_launches():
 
     h200, mi300 = Chip("nvidia", 132), Chip("amd", 304)
     sizes = ((256, 10), (256, 8142), (1024, 8142), (16384, 8142), (16384, 100))
-    launches = [row_launch(*size, torch.float32, h200, plain=True) for size in sizes]
+    # labels, and no weights
+    launches = [row_launch(*size, torch.float32, h200, True) for size in sizes]
     assert [launch.num_warps for launch in launches] == [1, 8, 4, 2, 1]  # fewer where the rows fill the chip
     assert [launch.block for launch in launches] == [16, 2048, 1024, 512, 128]
     assert {launch.maxnreg for launch in launches} == {48}
-    assert row_launch(256, 1000, torch.float32, mi300, plain=True).maxnreg is None
+    assert row_launch(256, 1000, torch.float32, mi300, True).maxnreg is None
 
 
 @pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON))

@@ -1,4 +1,4 @@
-"""Matrices of more than 2^31 elements, whose offsets do not fit into 32 bits: each row counts."""
+"""Offsets of elements that do not fit into 32 bits."""
 
 import pytest
 import torch
@@ -31,3 +31,18 @@ def test_more_than_two_to_the_31_elements(name):
         expected = losses(alone, labels[rows])
         torch.testing.assert_close(found[rows], expected)
         torch.testing.assert_close(gradient[rows], torch.autograd.grad(expected.sum(), alone)[0])
+
+
+@pytest.mark.parametrize("name", ["agcl", "balanced_bce"])
+def test_rows_that_are_more_than_two_to_the_31_elements_apart(place, name):
+    stride = 2**31 + 8
+    values = torch.rand(2, 16, device=place.device).bfloat16()
+    # the memory between the rows is not touched
+    logits = torch.empty(stride + 16, dtype=torch.bfloat16, device=place.device).as_strided((2, 16), (stride, 1))
+    logits.copy_(values)
+    labels, bias = torch.tensor([1, 2], device=place.device), torch.zeros(16, device=place.device)
+    found, expected = (
+        agcl(x, labels, reduction="none") if name == "agcl" else balanced_bce(x, labels, bias, reduction="none")
+        for x in (logits, values)
+    )
+    torch.testing.assert_close(found, expected)

@@ -77,8 +77,9 @@ def test_reductions(place, reduction, dtype):
 
 
 @pytest.mark.parametrize("width", [4, 96])
-def test_blocks_of_classes(place, width, monkeypatch):
-    monkeypatch.setitem(blocks.LARGEST, torch.float32, 32)
+@pytest.mark.parametrize("largest", [32, 48])  # of a power of two and of another number of classes
+def test_blocks_of_classes(place, width, largest, monkeypatch):
+    monkeypatch.setitem(blocks.LARGEST, torch.float32, largest)
     for classes in (31, 32, 33, 64):
         check(place, *problem(3, classes, width, device=place.device))
     # labels in each block

@@ -34,9 +34,9 @@ def row_launch(classes: int, acc: torch.dtype, chip: Chip) -> RowLaunch:
     # 16 elements a thread. Above 4096 columns 32, so that what a thread does once counts half: 8 warps of 128 registers
     # let two programs share a multiprocessor (counted). Not measured
     num_warps = min(max(block // 512, 1), 8)
-    registers = None
-    if acc == torch.float32:  # counted; float64 needs no limit
-        registers = register_limit(168 if num_warps < 4 else 128, chip)
+    # counted; float64 takes at most 255, and spills without a limit
+    most = 255 if acc == torch.float64 else 168 if num_warps < 4 else 128
+    registers = register_limit(most, chip)
     return RowLaunch(num_warps=num_warps, maxnreg=registers, block=block, one_block=one_block, ptx=chip.has_ptx)
 
 

@@ -142,10 +142,11 @@ def _row_kernel(
     share = mean_share(target, mean_weight, rows, ignore_index, SHARE, ACC)
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
+    unit = tl.where(ignored, 0.0, unit)  # the share is infinite where all rows are ignored
     if device_seed is not None:
         seed = tl.load(device_seed)
-    logits += row.to(tl.int64) * (row_stride * WIDTH)
-    gradient += row.to(tl.int64) * (classes * WIDTH)
+    logits += row.to(tl.int64) * row_stride * WIDTH
+    gradient += row.to(tl.int64) * classes * WIDTH
     read = tl.where(ignored, 0, classes) * WIDTH  # an ignored row is as one without classes: all sums are 0
     classes *= WIDTH
 

@@ -167,8 +167,7 @@ def balanced_bce(
         POS_WEIGHTED=pos_weight is not None,
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
-        # (the interpreter is a chip without multiprocessors)
-        APPROXIMATE=acc == torch.float32 and chip.maker == "nvidia" and chip.multiprocessors > 0,
+        APPROXIMATE=acc == torch.float32 and chip.has_ptx,
         WIDTH=width,
         **row_launch(rows, classes, acc, chip, not soft and weight is None and pos_weight is None).options,
     )  # fmt: skip

@@ -138,7 +138,9 @@ def file_name(chip: str) -> str:
 
 def user_file(chip: str) -> Path:
     """The file of the user's own settings, in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltfast/launches" / file_name(chip)
+    # a user of a container may have no home, for which Path.home() raises an error
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "ltfast/launches" / file_name(chip)
 
 
 def files(chip: str) -> list[Path]:
@@ -176,7 +178,7 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """
     try:
         content = json.loads(path.read_text())
-        made = content["versions"]
+        made = dict(content["versions"])
         settings = {(row["rule"], row["arguments"]): dict(row["changes"]) for row in content["launches"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a file of launch settings: {type(error).__name__}: {error}") from error

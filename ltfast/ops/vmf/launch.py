@@ -1,14 +1,13 @@
 """The launch settings of the kernels of the von Mises-Fisher losses."""
 
 import functools
-import math
 from dataclasses import dataclass
 
 import torch
 import triton
 
 from ltfast.ops.bessel.debye import ORDER_SINGLE
-from ltfast.ops.core.launch import Chip, Launch, register_limit
+from ltfast.ops.core.launch import Chip, Launch, register_limit, vector_width
 from ltfast.ops.core.tuned import tunable, warps_and_registers
 
 
@@ -51,11 +50,12 @@ def epilogue_launch(classes: int, width: int, dtype: torch.dtype, chip: Chip) ->
     low = width / 2 - 1 < ORDER_SINGLE  # the recurrence takes more registers
     elements = 2 if double else 4 if low else 8  # of a thread; without spills, counted
     num_warps = min(max(block // (32 * elements), 1), 16)
-    if double and low and chip.maker == "amd":  # with 8 warps up to 113 registers spill, with 4 none; counted
-        num_warps = 4
+    if double and low and chip.maker == "amd":  # with 8 warps up to 113 registers spill, with 4 scalar ones; counted
+        num_warps = 2
     columns = min(max(triton.next_power_of_2(width), 16), 256 * num_warps)
-    registers = None if double else register_limit(128, chip)  # as many as 16 warps can have; counted
-    align = math.gcd(classes, 16 // dtype.itemsize)  # loads of at most 128 bits
+    # 128 is as many as 16 warps can have, and float64 spills a few of them; counted
+    registers = register_limit(255 if double and num_warps <= 8 else 128, chip)
+    align = vector_width(dtype, classes)
     return EpilogueLaunch(num_warps=num_warps, maxnreg=registers, align=align, block=block, width=columns)
 
 

@@ -172,7 +172,8 @@ def _cross_entropy_kernel(
         y = tl.full((), -1, tl.int64)
         if LABELLED:
             y = tl.load(target + row)
-        own = c == tl.where((y >= start) & (y < classes), y - start, -1).to(tl.int32)
+        of_block = (y >= start) & (y < start + parts * ALIGN)  # not beside the block, where the logits are -inf
+        own = c == tl.where(of_block, y - start, -1).to(tl.int32)
 
         squares = tl.zeros((WIDTH,), ACC)
         for j in range(0, WIDTH if WHOLE else width, WIDTH):
