@@ -2,11 +2,11 @@
 
     python bench/gpu_check_bench.py {compile,goals,torch.compile,rest,longest,step,profile} {cuda,cpu} OUT
 
-`compile` compiles ltfast's kernels for all cases, in parallel. `goals` times the cases that have a goal, the queue
-with every attention. `torch.compile` times it on four cases, `rest` all other cases, `longest` the longest queue, and
-`step` training steps. `profile` runs the main kernels once for Nsight Compute. Results are appended to
-OUT/results.jsonl, those of `step` to OUT/steps.jsonl. On "cpu" the sizes are tiny: this checks the programs, and
-measures nothing.
+`compile` compiles ltfast's kernels for all cases, and for the examples of `gpu_check_kernels.py`, in parallel. `goals`
+times the cases that have a goal, the queue with every attention. `torch.compile` times it on four cases, `rest` all
+other cases, `longest` the longest queue, and `step` training steps. `profile` runs the main kernels once for Nsight
+Compute. Results are appended to OUT/results.jsonl, those of `step` to OUT/steps.jsonl. On "cpu" the sizes are tiny:
+this checks the programs, and measures nothing.
 """
 
 import json
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import torch
 
+import gpu_check_kernels
 from ltfast.benchmark import ceilings, goals, run, step
 from ltfast.benchmark.results import LINES
 from ltfast.benchmark.steps.size import Size
 from ltfast.ops.core.bench import Case
+from ltfast.ops.core.cases import Sizes
 from ltfast.ops.queue_softmax import bench as queue_bench
 
 AGCL, BALANCED_BCE = "agcl 16384 x 8142 float32", "balanced_bce 16384 x 8142 float32"
@@ -79,21 +81,27 @@ def measure(group: str, device: torch.device, out: Path) -> bool:
     return not any(row["failed"] for row in found["missing"])
 
 
-def compile_one(device: torch.device, name: str) -> dict[str, object]:
+def compile_one(device: torch.device, what: str | tuple[str, Sizes]) -> dict[str, object]:
+    """Runs a case, or an example."""
     started = time.perf_counter()
-    case = every_case(device)[name]
+    name = what if isinstance(what, str) else f"{what[0]}, {what[1]}"
     try:
-        case.implementations["ltfast"]()(case.inputs())
-    except Exception as error:  # the bench reports it again
+        if isinstance(what, str):
+            case = every_case(device)[what]
+            case.implementations["ltfast"]()(case.inputs())
+        else:
+            gpu_check_kernels.run_example(device, *what)
+    except Exception as error:  # the bench or the sanitizer reports it again
         return {"case": name, "reason": f"{type(error).__name__}: {error}", "failed": True}
     torch.cuda.empty_cache()
     return {"case": name, "seconds": time.perf_counter() - started}
 
 
 def compile_all(device: torch.device) -> Iterable[dict[str, object]]:
-    names = [name for name in every_case(device) if name != LONGEST]
+    cases = [name for name in every_case(device) if name != LONGEST]
+    examples = gpu_check_kernels.calls(small=device.type == "cpu")
     with ProcessPoolExecutor(PROCESSES if device.type == "cuda" else 1, get_context("spawn")) as pool:
-        yield from pool.map(partial(compile_one, device), names)
+        yield from pool.map(partial(compile_one, device), [*cases, *examples])
 
 
 def steps(device: torch.device, out: Path) -> bool:

@@ -51,13 +51,19 @@ def calls(*, small: bool) -> Iterator[tuple[str, Sizes]]:
     yield "vmf_cross_entropy", Sizes(300, 10, 600, torch.float32)  # features wider than a program handles at once
 
 
+def run_example(device: torch.device, name: str, sizes: Sizes) -> None:
+    """A result, and its gradient."""
+    with ltfast.backend("triton"), device:
+        example = EXAMPLES[name](sizes)
+        (3 * example.function(example.x.requires_grad_(), example.labels)).backward()
+
+
 def kernels_of_functions(device: torch.device, *, small: bool) -> None:
     """Every op that returns a result, and its gradient."""
-    with ltfast.backend("triton"), device:
-        for name, sizes in calls(small=small):
-            example = EXAMPLES[name](sizes)
-            (3 * example.function(example.x.requires_grad_(), example.labels)).backward()
-        if not small:  # what no size of an example reaches: more boxes and channels, and keys that end inside a tile
+    for name, sizes in calls(small=small):
+        run_example(device, name, sizes)
+    if not small:  # what no size of an example reaches: more boxes and channels, and keys that end inside a tile
+        with ltfast.backend("triton"), device:
             features, corners = torch.randn(2, 150, 20, 20, requires_grad=True), 10 * torch.rand(2, 20, 2)
             patch_roi_pool(features, torch.cat([corners, corners + 5], 2)).sum().backward()
             keys = torch.randn(2000, 128, requires_grad=True)
