@@ -116,6 +116,7 @@ def _counted(target: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+# Under "before", the results keep the counts of commit fa55524, before the kernels were changed.
 KEPT = ("per_element", "registers", "threads", "shared_bytes", "blocks")
 # kernel -> bytes of an element that it has to read and write; None where matrix products or other work set the limit
 COMPARED = {
@@ -130,7 +131,6 @@ COMPARED = {
     "vmf_cross_entropy fp32 128 1000: _cross_entropy_kernel": None,
     "vmf_cross_entropy fp32 2 1000: _cross_entropy_kernel": None,
     "queue_softmax bf16 128: _attend_kernel": None,
-    "queue_softmax bf16 512: _attend_kernel": None,
     "queue_softmax fp32 128: _attend_kernel": None,
     "queue_softmax key gradient bf16 128: _key_gradient_kernel": None,
     "queue_softmax key gradient fp32 128: _key_gradient_kernel": None,
