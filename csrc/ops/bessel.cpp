@@ -84,10 +84,11 @@ LTFAST_INLINE double ratio_over_x(const Point& at) {
   return 1 / at.sum - at.p * at.inverse * (0.5 + debye_series<D, 1>(at.p, at.q));
 }
 
-// For larger x a low order has no effect, except that log I_nu(x) grows with x.
+// For larger finite x a low order has no effect, except that log I_nu(x) grows with x. Infinity stays: its result is NaN.
 template <class D>
 LTFAST_INLINE double climbed_x(double nu, double x) {
-  return nu < Debye<D>::order && x > 0x1p1000 ? 0x1p1000 : x;
+  const bool huge = x > 0x1p1000 && x <= std::numeric_limits<double>::max();
+  return nu < Debye<D>::order && huge ? 0x1p1000 : x;
 }
 
 // Takes Debye<D>::order steps down from order v. Calls step(j, B_{j-1}, 1 / B_{j-1}) for j = v, v - 1, ...; the

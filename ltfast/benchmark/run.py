@@ -155,7 +155,12 @@ def journal(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         yield lambda entry: None
         return
     with path.open("w") as file:
-        yield lambda entry: print(json.dumps(entry), file=file, flush=True)
+
+        def write(entry: Mapping[str, Any]) -> None:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+
+        yield write
 
 
 @contextmanager

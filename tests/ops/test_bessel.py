@@ -126,6 +126,9 @@ def test_ends(place, dtype):
         assert log_iv(nu, x)[2:].isfinite().all()
         assert (bessel_ratio(nu, x)[2:] <= 1).all()
         assert nu == 0 or log_iv(nu, -torch.ones_like(x)).isnan().all()
+        infinite = torch.full((1,), math.inf, dtype=dtype, device=place.device)
+        assert log_iv(nu, infinite).isnan()
+        assert bessel_ratio(nu, infinite).isnan()
 
 
 @pytest.mark.slow
