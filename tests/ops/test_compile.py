@@ -18,6 +18,24 @@ RESULTS = ROOT / "bench/results/kernels.json"
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 
 
+# kernel -> the most instructions an element, and the fewest programs an SM, that the counts for sm_90 may show
+GOALS = {
+    "agcl fp32 8142, large batch: _row_kernel": (66, 2),
+    "agcl fp32 8142 without noise, large batch: _row_kernel": (36, 2),
+    "balanced_bce fp32 8142 labels: _row_kernel": (36, 4),
+    "vmf_cross_entropy fp32 128 1000: _cross_entropy_kernel": (140, 4),
+    "queue_softmax bf16 128: _attend_kernel": (12, 2),
+}
+
+
+@pytest.mark.parametrize("kernel", GOALS)
+def test_goals(kernel):
+    counted = json.loads(RESULTS.read_text())["sm_90"][kernel]
+    most, programs = GOALS[kernel]
+    assert counted["per_element"] <= most
+    assert counted["blocks"] >= programs
+
+
 def is_pinned() -> bool:
     """Whether Triton is the one for which the launches are chosen: another allots registers a little differently."""
     import triton
