@@ -121,7 +121,7 @@ inline void noisy_block(const T* logits, const A* spread, int64_t first, int64_t
   A last_spread[kWidth] = {};
   std::memcpy(last, logits + whole, (count - whole) * sizeof(T));
   if (spread) std::memcpy(last_spread, spread + whole, (count - whole) * sizeof(A));
-  cloud(last, spread ? last_spread : nullptr, bits + whole, u + whole, kWidth);
+  cloud(last, spread ? last_spread : nullptr, spread ? bits + whole : nullptr, u + whole, kWidth);
   for (int64_t c = count; c < whole + kWidth; ++c) u[c] = -std::numeric_limits<A>::infinity();
 }
 

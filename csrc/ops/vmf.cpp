@@ -238,11 +238,25 @@ void vmf_cross_entropy_rows(const VmfCrossEntropyArguments& a) {
     for (int64_t j = 0; j < width; ++j) square += double(z[j]) * double(z[j]), broken += z[j] - z[j];
     const double whole = square * a.inverse_temperature * a.inverse_temperature, largest = kVmfLargest<A>;
     const A shift = A(whole > largest ? largest : whole) + broken;
-    const A shortened = whole > largest ? A(std::sqrt(largest / whole)) : A(1);  // shortens features that are too long
+    A shortened = 1;  // shortens features that are too long
+    if (whole > largest) {
+      // Their products may have overflowed, so they are computed again.
+      double peak = 0, relative = 0;
+      for (int64_t j = 0; j < width; ++j) peak = std::max(peak, std::abs(double(z[j])));
+      for (int64_t j = 0; j < width; ++j) relative += (z[j] / peak) * (z[j] / peak);
+      const double length = kVmfLongest<A> / (a.inverse_temperature * std::sqrt(relative));
+      shortened = A(length / peak);
+      for (int64_t i = 0; i < count; ++i) {
+        const A* mu = static_cast<const A*>(a.directions) + (a.start + i) * width;
+        double product = 0;
+        for (int64_t j = 0; j < width; ++j) product += (z[j] / peak) * mu[j];
+        products[i] = A(length * product);
+      }
+    }
     std::fill(products + count, products + padded, A(0));
 #pragma omp simd
     for (int64_t i = 0; i < padded; ++i)
-      vmf_element<Low>(order, classes, i, products[i] * shortened * classes.product_scale[i] + shift, logits[i],
+      vmf_element<Low>(order, classes, i, products[i] * classes.product_scale[i] + shift, logits[i],
                        slopes[i]);
     std::fill(logits + count, logits + padded, -std::numeric_limits<A>::infinity());
 

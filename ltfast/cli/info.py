@@ -49,7 +49,8 @@ def _launches(chip: str) -> str:
 
     found = len(tuned.found_on(chip))
     if found == 0:
-        return f"launch settings by rule; `ltfast tune` finds better ones and writes {tuned.user_file(chip)}"
+        path = tuned.user_file(chip) or "the file of its option --out"
+        return f"launch settings by rule; `ltfast tune` finds better ones and writes {path}"
     return f"{found} launch settings from {', '.join(map(str, tuned.files(chip)))}; the others by rule"
 
 

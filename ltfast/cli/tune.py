@@ -24,6 +24,7 @@ def tune(argv: Sequence[str]) -> int:
     import torch
 
     from ltfast.engine import check
+    from ltfast.errors import SettingError
 
     check(torch.cuda.is_available(), "device", "a GPU that PyTorch finds; launch settings are found by timing kernels",
           "none")  # fmt: skip
@@ -34,8 +35,10 @@ def tune(argv: Sequence[str]) -> int:
 
     ops = some_of("ops", args.ops, tuning.op_names())
     device = torch.device("cuda", torch.cuda.current_device())
-    answers = tuning.tune(device, ops=ops or None, show=_show)
     path = tuned.user_file(chip_of(device).name) if args.out is None else Path(args.out)
+    if path is None:
+        raise SettingError("out", "a file, because this user has no home folder for a cache", None)
+    answers = tuning.tune(device, ops=ops or None, show=_show)
     tuning.write(path, device, answers)
     better = sum(bool(answer.changes) for answer in answers)
     say(f"written to {path}: {better} of {len(answers)} launches differ from the rules")

@@ -45,9 +45,11 @@ PLACES = [
 
 
 def pytest_collection_modifyitems(items):
-    """Triton's interpreter is slow: `make test` uses it only where each op runs once, on small tensors."""
+    """Triton's interpreter is slow: `make test` uses it in two files with small tensors, and for blocks of classes."""
     for item in items:
-        if "triton-interpreter" in item.name and item.path.parent == HERE and item.path.stem != "test_autocast":
+        interpreted = "triton-interpreter" in item.name and item.path.parent == HERE
+        quick = item.path.stem in ("test_autocast", "test_ignore_index") or "test_blocks_of_classes" in item.name
+        if interpreted and not quick:
             item.add_marker(pytest.mark.slow)
 
 

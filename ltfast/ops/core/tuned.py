@@ -94,7 +94,8 @@ def warps_and_registers(launch: L) -> Iterator[L]:
     """The same launch with fewer and more warps, and with other limits of registers."""
     for num_warps in (launch.num_warps // 2, launch.num_warps, 2 * launch.num_warps):
         if 1 <= num_warps <= 16:
-            for maxnreg in {launch.maxnreg, 64, 128, None}:
+            # only NVIDIA's compiler takes a limit
+            for maxnreg in {launch.maxnreg, 64, 128, None} if torch.version.hip is None else {None}:
                 if (maxnreg or 0) * 32 * num_warps <= 65_536:  # all that a multiprocessor has
                     yield replace(launch, num_warps=num_warps, maxnreg=maxnreg)
 
@@ -136,16 +137,16 @@ def file_name(chip: str) -> str:
     return "-".join(chip.split()) + ".json"
 
 
-def user_file(chip: str) -> Path:
-    """The file of the user's own settings, in $XDG_CACHE_HOME or ~/.cache."""
-    # a user of a container may have no home, for which Path.home() raises an error
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "ltfast/launches" / file_name(chip)
+def user_file(chip: str) -> Path | None:
+    """The file of the user's own settings, in $XDG_CACHE_HOME or ~/.cache; None for a user without a home."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return cache / "ltfast/launches" / file_name(chip) if cache.is_absolute() else None
 
 
 def files(chip: str) -> list[Path]:
     """The files of settings for a chip that exist, the one that counts more first."""
-    return [path for path in (user_file(chip), SHIPPED / file_name(chip)) if path.is_file()]
+    # os.path.isfile is False, and Path.is_file an error, in a folder that this user may not search
+    return [path for path in (user_file(chip), SHIPPED / file_name(chip)) if path is not None and os.path.isfile(path)]
 
 
 @functools.cache
