@@ -355,6 +355,15 @@ def test_interrupted(command, capsys, monkeypatch, tmp_path):
     assert ("continues from the last checkpoint" in capsys.readouterr().err) == (command == "train")
 
 
+@pytest.fixture
+def sigint():
+    """Python's handler. A shell without job control starts background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_an_interrupt_that_a_library_turns_into_another_error(capsys, monkeypatch):
     def interrupt(argv):
         try:
