@@ -197,6 +197,12 @@ def _row_kernel(
 
 
 @triton.jit
+def _place_in_share(label, classes):
+    """The label as a column, or -1 if it is in another share: as int32, since int64 comparisons cost more."""
+    return tl.where((label >= 0) & (label < classes), label, -1).to(tl.int32)
+
+
+@triton.jit
 def _share_kernel(
     logits, target, class_noise, device_seed, statistics, row_stride, classes, first,
     scale: "fp64", margin: "fp64", gamma: "fp64",  # noqa: F821
@@ -208,13 +214,13 @@ def _share_kernel(
     (1,) int64; statistics (rows, 5) float64.
     """
     row = tl.program_id(0)
-    y = tl.load(target + row).to(tl.int32)
+    y = _place_in_share(tl.load(target + row), classes)
     logits += row.to(tl.int64) * row_stride
     scale, margin, gamma = tl.cast(scale / LOG2, ACC), tl.cast(margin, ACC), tl.cast(gamma, ACC)
     seed = 0
     if NOISY:
         seed = tl.load(device_seed)
-    has_own = (y >= 0) & (y < classes)
+    has_own = y >= 0
     u_own = _noisy_logit(logits, class_noise, seed, row, first + y, y, has_own, NOISY, PTX, ACC)
     u_own = tl.where(has_own, u_own - margin, 0.0)
     lowest = -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38
@@ -263,7 +269,7 @@ def _share_gradient_kernel(
     start = tl.program_id(1) * BLOCK
     column = start - skipped + tl.arange(0, BLOCK)
     inside = (column >= 0) & (column < classes)
-    y = tl.load(target + row).to(tl.int32)
+    y = _place_in_share(tl.load(target + row), classes)
     logits += row.to(tl.int64) * row_stride
     incoming += 5 * row.to(tl.int64)
     of_own = tl.load(incoming + 1)
