@@ -9,6 +9,7 @@ It refuses options that the tool does not have, and runs the program.
 
 import argparse
 import importlib.metadata as metadata
+import importlib.util
 import os
 import re
 import subprocess
@@ -48,11 +49,25 @@ def bare_environment(folder: Path) -> str:
                 continue
             if not target.exists():
                 target.symlink_to(Path(package.locate_file(file)).resolve())
+    link_kernels(site)
     for tool in ("compute-sanitizer", "ncu", "nvcc"):  # nvcc is not called
         words = f'exec "{folder}/bin/python" "{Path(__file__).resolve()}" {tool} "$@"'
         (folder / "bin" / tool).write_text(f"#!/bin/sh\n{words}\n")
         (folder / "bin" / tool).chmod(0o755)
     return str(folder / "bin/python")
+
+
+def link_kernels(site: Path) -> None:
+    """Let a Python load the C++ kernels that are installed for this one, instead of building them."""
+    kernels = importlib.util.find_spec("ltfast._native")
+    if kernels is not None:
+        load = (
+            "import importlib.util as util, sys",
+            f"spec = util.spec_from_file_location('ltfast._native', {kernels.origin!r})",
+            "sys.modules[spec.name] = util.module_from_spec(spec)",
+            "spec.loader.exec_module(sys.modules[spec.name])",
+        )
+        (site / "ltfast_kernels.pth").write_text("; ".join(load) + "\n")
 
 
 def spelt(prefix: str) -> Callable[[str], str]:
