@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from ltfast.ops.core.cases import Example, OpCases, Sizes
-from ltfast.ops.linear import linear_agcl, linear_balanced_bce
+from ltfast.ops.linear import bench, linear_agcl, linear_balanced_bce
 
 
 def agcl_example(sizes: Sizes) -> Example:
     weight = sizes.randn(sizes.classes, sizes.width)
 
     def function(x: Tensor, labels: Tensor) -> Tensor:
-        return linear_agcl(x, weight, labels)
+        return linear_agcl(x, weight.to(x.dtype), labels)
 
     return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
 
@@ -23,9 +23,9 @@ def balanced_bce_example(sizes: Sizes) -> Example:
     )
 
     def function(x: Tensor, labels: Tensor) -> Tensor:
-        return linear_balanced_bce(x, weight, bias, labels, adjustment)
+        return linear_balanced_bce(x, weight.to(x.dtype), bias.to(x.dtype), labels, adjustment)
 
     return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
 
 
-CASES = OpCases({"linear_agcl": agcl_example, "linear_balanced_bce": balanced_bce_example})
+CASES = OpCases({"linear_agcl": agcl_example, "linear_balanced_bce": balanced_bce_example}, bench=bench.BENCHES)
