@@ -10,7 +10,6 @@ al., ICLR 2025, and Liger Kernel have this for the plain cross-entropy.)
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltfast.ops.agcl import AGCL
 from ltfast.ops.agcl.settings import AgclSettings
@@ -19,7 +18,6 @@ from ltfast.ops.balanced_bce import BALANCED_BCE
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.balanced_bce.settings import check_settings as check_balanced_bce
 from ltfast.ops.core import checks
-from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.linear.linear_loss import LinearLoss
 from ltfast.ops.noise import draw_seed
 
@@ -110,7 +108,7 @@ def linear_agcl(
     if class_noise is not None:
         checks.check_class_vector(class_noise, weight.T, "class_noise")
         seed = draw_seed(features.device, generator)
-    return LINEAR_AGCL(_normalized(features), _normalized(weight), None, target, class_noise, seed, settings)
+    return LINEAR_AGCL(features, weight, None, target, class_noise, seed, settings)
 
 
 def check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -130,11 +128,6 @@ def check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"{name} has dtype {tensor.dtype}: expected {features.dtype}, the features' dtype")
 
 
-def _normalized(x: Tensor) -> Tensor:
-    """The rows divided by their lengths; in float32 meanwhile, because squares of half-precision numbers overflow."""
-    return F.normalize(x.to(accumulator(x.dtype)), dim=1).to(x.dtype)
-
-
 def _check_target(target: Tensor, features: Tensor, weight: Tensor, ignore_index: int) -> None:
     if not (isinstance(target, Tensor) and target.dim() == 2):
         checks.check_labels(target, features, classes=len(weight), ignore_index=ignore_index)
@@ -146,4 +139,4 @@ def _check_target(target: Tensor, features: Tensor, weight: Tensor, ignore_index
     checks.check_device(target, features, "target")
 
 
-LINEAR_BALANCED_BCE, LINEAR_AGCL = LinearLoss(BALANCED_BCE), LinearLoss(AGCL)
+LINEAR_BALANCED_BCE, LINEAR_AGCL = LinearLoss(BALANCED_BCE), LinearLoss(AGCL, cosine=True)

@@ -21,7 +21,7 @@ from ltfast.ops.core.fused_loss import FusedLoss
 from ltfast.ops.core.settings import schema_of
 from ltfast.ops.core.tensors import accumulator, wants_gradient
 from ltfast.ops.core.torch_internals import is_plain, keeps_graph
-from ltfast.ops.linear.blocks import Gradients, Layer, Wanted
+from ltfast.ops.linear.blocks import Gradients, Layer, Wanted, blocks, factor
 
 _LAYER = "Tensor features, Tensor layer_weight, Tensor? layer_bias"
 _WANTED = "ScalarType dtype, bool of_features, bool of_weight, bool of_bias"
@@ -34,10 +34,12 @@ class LinearLoss:
 
     Attributes:
         loss: the fused loss.
+        cosine: whether its logits are the cosines of features and weight.
         name: of the public function.
     """
 
     loss: FusedLoss
+    cosine: bool = False
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class LinearLoss:
 
     def reference(self, features: Tensor, weight: Tensor, bias: Tensor | None, *inputs: Any) -> Tensor:
         """The definition, differentiable any number of times."""
+        if self.cosine:
+            features, weight = F.normalize(features, dim=1), F.normalize(weight, dim=1)
         return self.loss.reference(F.linear(features, weight, bias), *inputs)
 
     def _forward(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -84,39 +88,43 @@ class LinearLoss:
         none = settings.reduction == "none"
         unit, share = _shares(layer, settings)
         losses = torch.empty(len(layer.features), dtype=accumulator(layer.dtype), device=layer.weight.device)
-        gradients = None if none or not any(wanted) else Gradients(layer, wanted)
         backend = self.loss.resolve(layer.weight.device)
         with dispatch.kernel_context(layer.weight.device):
-            for block, x, logits, others in layer.blocks():
-                of_block = _of_rows(settings, block.start)
-                run = self.loss.run(backend, logits, others, of_block, gradients is not None, unit=unit)
-                losses[block], of_logits = run
+            weight = factor(layer.weight, layer)
+            gradients = None if none or not any(wanted) else Gradients(layer, weight, wanted)
+            for block in blocks(layer, weight):
+                of_rows = _of_rows(settings, block.place.start)
+                run = self.loss.run(backend, block.logits, block.others, of_rows, gradients is not None, unit=unit)
+                losses[block.place], of_logits = run
                 if gradients is not None:
-                    gradients.add(block, x, of_logits)
+                    gradients.add(block, of_logits)
+            found = _empty(layer, _NONE) if gradients is None else gradients.tensors()
         loss = losses if none else losses.sum() * unit
-        if share is not None:
-            loss = loss * share
-        late = loss.new_empty(0) if share is None else share
-        return loss, late, *(_empty(layer, _NONE) if gradients is None else gradients.tensors())
+        if share is None:
+            return loss, loss.new_empty(0), *found
+        return loss * share, share, *found
 
     def _gradient(self, incoming: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         """The gradient of sum(incoming * losses), for the losses of the rows, (B,)."""
         *arguments, backend, dtype, of_features, of_weight, of_bias = inputs
         layer, settings, wanted = self._parsed([*arguments, dtype, of_features, of_weight, of_bias])
-        gradients = Gradients(layer, wanted)
         with dispatch.kernel_context(layer.weight.device):
-            for block, x, logits, others in layer.blocks():
-                _, of_logits = self.loss.run(backend, logits, others, _of_rows(settings, block.start), True, unit=1.0)
-                of_logits *= incoming[block, None]
-                gradients.add(block, x, of_logits)
-        return gradients.tensors()
+            weight = factor(layer.weight, layer)
+            gradients = Gradients(layer, weight, wanted)
+            for block in blocks(layer, weight):
+                of_rows = _of_rows(settings, block.place.start)
+                _, of_logits = self.loss.run(backend, block.logits, block.others, of_rows, True, unit=1.0)
+                of_logits *= incoming[block.place, None]
+                gradients.add(block, of_logits)
+            return gradients.tensors()
 
     def _parsed(self, inputs: Sequence[Any]) -> tuple[Layer, Any, Wanted]:
         """The arguments of the op's schema."""
         features, weight, bias, *rest, dtype, of_features, of_weight, of_bias = inputs
         tensors = self.loss.tensors.count("Tensor") - 1
         settings = self.loss.settings(*rest[tensors:])
-        return Layer(features, weight, bias, rest[:tensors], dtype), settings, Wanted(of_features, of_weight, of_bias)
+        layer = Layer(features, weight, bias, rest[:tensors], dtype, self.cosine)
+        return layer, settings, Wanted(of_features, of_weight, of_bias)
 
     def _fake(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Shapes and dtypes, for compilers."""
