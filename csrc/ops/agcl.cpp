@@ -15,6 +15,7 @@ struct AgclArguments {
   void* loss;                 // (rows,)
   void* gradient;             // (rows, classes), contiguous, or null
   int64_t rows, classes;
+  int64_t first_row;          // of the noise
   double scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, gradient_scale;
   void* scratch;              // (threads, 2, classes + 15): the noisy logits of a row, and their exponentials
   int threads;
@@ -156,7 +157,7 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
   A peak = -std::numeric_limits<A>::infinity();
   for (int64_t start = 0; start < classes; start += kNoiseBlock) {
     const int64_t count = std::min(kNoiseBlock, classes - start);
-    noisy_block(logits + start, spread ? spread + start : nullptr, start, count, row, a.seed, u + start);
+    noisy_block(logits + start, spread ? spread + start : nullptr, start, count, a.first_row + row, a.seed, u + start);
     if (start <= y && y < start + count) u[y] -= A(a.margin);
     peak = largest(u + start, padded(count), peak);
   }
@@ -362,14 +363,14 @@ namespace {
 void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
           uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double gradient_scale,
           double scale, double margin, double weight_pos, double weight_neg, double gamma_pos, double gamma_neg,
-          int64_t ignore_index, const std::string& reduction, int threads) {
+          int64_t ignore_index, const std::string& reduction, int64_t first_row, int threads) {
   const Dtype type = parse_dtype(dtype);
   const int64_t counted = check_labels(at<int64_t>(target), rows, classes, &ignore_index);
   const RowLosses losses(loss, type, reduction, rows, counted);
   threads = useful_threads(threads, rows, classes);
   const auto scratch = make_scratch(type, threads * 2 * (classes + 15));
   const AgclArguments a{type, at(logits), row_stride, at<int64_t>(target), ignore_index, at(class_noise), seed,
-                        losses.rows(), at(gradient), rows, classes, scale, margin, weight_pos, weight_neg, gamma_pos,
+                        losses.rows(), at(gradient), rows, classes, first_row, scale, margin, weight_pos, weight_neg, gamma_pos,
                         gamma_neg, losses.gradient_scale(gradient_scale), scratch.get(), threads};
   run(a);
   losses.reduce();

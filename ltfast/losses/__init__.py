@@ -5,6 +5,7 @@ from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.dscl import DSCLLoss, SupConQueueLoss
 from ltfast.losses.ldam import LDAMLoss
+from ltfast.losses.linear import LinearAGCLLoss, LinearBalancedBCELoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.pbsd import PBSDLoss
@@ -16,6 +17,8 @@ __all__ = [
     "CompensationLoss",
     "DSCLLoss",
     "LDAMLoss",
+    "LinearAGCLLoss",
+    "LinearBalancedBCELoss",
     "LogitAdjustedLoss",
     "MemoryQueue",
     "PBSDLoss",

@@ -143,7 +143,15 @@ def test_the_losses_examples_run():
     labels = torch.randint(3, (8,))
     names = {
         **{name: getattr(ltfast.losses, name) for name in ltfast.losses.__all__},
-        **{"F": F, "CosineClassifier": CosineClassifier, "class_counts": [50, 20, 5], "num_classes": 3, "epochs": 1},
+        **{
+            "F": F,
+            "nn": nn,
+            "torch": torch,
+            "CosineClassifier": CosineClassifier,
+            "class_counts": [50, 20, 5],
+            "num_classes": 3,
+            "epochs": 1,
+        },
         **{"network": nn.Linear(12, 3), "images": torch.randn(8, 12), "mixed": torch.randn(8, 12), "labels": labels},
         **{"soft_targets": torch.rand(8, 3), "features": torch.randn(8, 768), "query": features, "key": features},
         **{"feature_map": torch.randn(8, 128, 7, 7), "boxes": torch.rand(8, 5, 4) * 64, "cropped": patches},

@@ -17,6 +17,8 @@ from ltfast.losses import (
     CompensationLoss,
     DSCLLoss,
     LDAMLoss,
+    LinearAGCLLoss,
+    LinearBalancedBCELoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
@@ -89,6 +91,19 @@ class OfPatches(OfQueue):
         return loss
 
 
+class OfLayer(nn.Module):
+    """A step of a loss that has the classifier inside."""
+
+    shapes = ((ROWS, WIDTH), (CLASSES, WIDTH))
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, labels, features, weight):
+        return self.loss(features, weight, None, labels)
+
+
 STEPS = {
     "agcl": lambda: OfLogits(AGCLLoss(COUNTS, noise_mul=0.0)),
     "balanced_bce": lambda: OfLogits(BalancedBCELoss(COUNTS, label_smoothing=0.1)),
@@ -96,6 +111,8 @@ STEPS = {
     "logit_adjusted": lambda: OfLogits(LogitAdjustedLoss(COUNTS)),
     "compensation": lambda: OfLogits(CompensationLoss(COUNTS, 3)),
     "ldam": lambda: OfLogits(LDAMLoss(COUNTS, weight=torch.rand(CLASSES))),
+    "linear agcl": lambda: OfLayer(LinearAGCLLoss(COUNTS, noise_mul=0.0)),
+    "linear balanced_bce": lambda: OfLayer(LinearBalancedBCELoss(COUNTS)),
     "proco": OfStatistics,
     "supcon": lambda: OfQueue(SupConQueueLoss()),
     "dscl": lambda: OfQueue(DSCLLoss()),

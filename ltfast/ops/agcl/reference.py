@@ -31,7 +31,9 @@ def agcl(
     target = torch.where(counted, target, 0)
     own = one_hot(target, u)
     if class_noise is not None and seed is not None:
-        u = u - class_noise.to(u.dtype) * half_normal(u.shape[0], u.shape[1], seed.to(u.device))
+        rows, columns = u.shape
+        noise = half_normal(rows, columns, seed.to(u.device), first_row=settings.first_row)
+        u = u - class_noise.to(u.dtype) * noise
     u = torch.where(own, u - settings.margin, u)
     t = (settings.scale * (u - u.detach().amax(1, keepdim=True))).clamp(min=LOWEST)
     log_p = torch.log_softmax(t, dim=1)

@@ -6,7 +6,7 @@ from ltfast.ops.core import checks
 
 
 class AgclSettings(NamedTuple):
-    """The arguments of ``agcl``; see there."""
+    """The arguments of ``agcl``; see there. ``first_row`` is the row of the noise at which the logits begin."""
 
     scale: float
     margin: float
@@ -16,6 +16,7 @@ class AgclSettings(NamedTuple):
     gamma_neg: float
     ignore_index: int
     reduction: str
+    first_row: int = 0
 
 
 class AgclShareSettings(NamedTuple):

@@ -113,12 +113,12 @@ def _store_gradient(gradient, column, classes, y, p, t, gamma, slope, offset, pu
 
 
 # A seed that 16 divides would otherwise compile the kernel again.
-@triton.jit(do_not_specialize=["seed", "rows"])
+@triton.jit(do_not_specialize=["seed", "rows", "first_row"])
 def _row_kernel(
     logits, target, class_noise, seed: "i64", device_seed, losses, total, arrived, mean_weight, gradient,  # noqa: F821
     row_stride, rows, classes,
     unit: "fp64", scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
-    gamma_pos: "fp64", gamma_neg: "fp64", ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
+    gamma_pos: "fp64", gamma_neg: "fp64", ignore_index: "i64", first_row, SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
     NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr,
     WIDTH: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -126,7 +126,8 @@ def _row_kernel(
 
     logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,) ACC; device_seed
     (1,) int64, or None: then ``seed`` is used; gradient (rows, classes), contiguous. losses (rows,) ACC, total, arrived
-    and mean_weight: see ``ltfast.ops.reduction``. ``row_stride`` and ``classes`` come divided by WIDTH, so that the
+    and mean_weight: see ``ltfast.ops.reduction``. The noise begins at its row
+    ``first_row``. ``row_stride`` and ``classes`` come divided by WIDTH, so that the
     compiler knows how many columns one instruction may load.
     """
     row = tl.program_id(0)
@@ -150,10 +151,11 @@ def _row_kernel(
     read = tl.where(ignored, 0, classes) * WIDTH  # an ignored row is as one without classes: all sums are 0
     classes *= WIDTH
 
-    u_own = _noisy_logit(logits, class_noise, seed, row, y, y, y >= 0, NOISY, PTX, ACC) - margin
+    noise_row = row + first_row
+    u_own = _noisy_logit(logits, class_noise, seed, noise_row, y, y, y >= 0, NOISY, PTX, ACC) - margin
     if ONE_BLOCK:
         column = tl.arange(0, BLOCK)
-        u = _noisy_logits(logits, class_noise, seed, row, 0, column, column < read, NOISY, PTX, ACC, BLOCK)
+        u = _noisy_logits(logits, class_noise, seed, noise_row, 0, column, column < read, NOISY, PTX, ACC, BLOCK)
         u = tl.where(column == y, -float("inf"), u)
         peak = tl.maximum(tl.max(u), u_own)
         t = _relative(u, peak, scale)
@@ -166,7 +168,9 @@ def _row_kernel(
         weighted = tl.full((), 0.0, ACC)
         for start in range(0, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            u = _noisy_logits(logits, class_noise, seed, row, start, column, column < read, NOISY, PTX, ACC, BLOCK)
+            u = _noisy_logits(
+                logits, class_noise, seed, noise_row, start, column, column < read, NOISY, PTX, ACC, BLOCK
+            )
             u = tl.where(column == y, -float("inf"), u)
             higher = tl.maximum(peak, tl.max(u))
             shift = _relative(peak, higher, scale)
@@ -187,7 +191,9 @@ def _row_kernel(
         else:
             for start in range(0, classes, BLOCK):
                 column = start + tl.arange(0, BLOCK)
-                u = _noisy_logits(logits, class_noise, seed, row, start, column, column < read, NOISY, PTX, ACC, BLOCK)
+                u = _noisy_logits(
+                    logits, class_noise, seed, noise_row, start, column, column < read, NOISY, PTX, ACC, BLOCK
+                )
                 t = _relative(tl.where(column == y, -float("inf"), u), peak, scale)
                 _store_gradient(
                     gradient, column, classes, y, tl.exp2(t), t, gamma_neg, slope, offset, pull, own, POWER
@@ -317,7 +323,8 @@ def agcl(
     width = vector_width(logits.dtype, classes, logits.stride(0))
     _row_kernel[(rows,)](
         logits, target, class_noise, host_seed, device_seed, *reduction.arguments,
-        gradient, logits.stride(0) // width, rows, classes // width, unit, *settings[:-1],
+        gradient, logits.stride(0) // width, rows, classes // width, unit, *settings[:-2],
+        settings.first_row,
         **reduction.constants,
         NOISY=class_noise is not None,
         FOCUS=settings.gamma_pos != 0,

@@ -84,15 +84,23 @@ class FusedLoss(Op):
         return self.run(backend, logits, others, settings, False)[0]
 
     def run(
-        self, backend: str, logits: Tensor, others: Sequence[Tensor | None], settings: Any, with_gradient: bool
+        self,
+        backend: str,
+        logits: Tensor,
+        others: Sequence[Tensor | None],
+        settings: Any,
+        with_gradient: bool,
+        *,
+        unit: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Call the kernel."""
+        """Call the kernel. ``unit`` is the factor of the gradient, or None for ``self.unit``."""
         refuse_tangents(self.name, (logits, *others))
         dtype = accumulator(logits.dtype)
         tidy = [None if x is None else _dense(x, dtype) for x in others]
         kernel = getattr(self.kernels.of(backend, logits.device), self.name)
         with kernel_context(logits.device):
-            return kernel(logits, *tidy, settings, with_gradient, self.unit(logits, others, settings))
+            unit = self.unit(logits, others, settings) if unit is None else unit
+            return kernel(logits, *tidy, settings, with_gradient, unit)
 
     def unit(self, logits: Tensor, others: Sequence[Tensor | None], settings: Any) -> float:
         """The factor with which a gradient is stored."""

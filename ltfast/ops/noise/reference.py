@@ -32,18 +32,18 @@ def philox(
     return c0, c1, c2, c3
 
 
-def half_normal(rows: int, columns: int, seed: Tensor, first: int = 0) -> Tensor:
+def half_normal(rows: int, columns: int, seed: Tensor, first: int = 0, first_row: int = 0) -> Tensor:
     """``|e|`` for ``e ~ N(0, 1/3)`` clipped to [-1, 1].
 
     Args:
         rows, columns: the shape.
         seed: int64, shape (1,); its device is the result's.
-        first: the column to begin with.
+        first, first_row: the column and the row to begin with.
 
     Returns:
         float32, shape (rows, columns).
     """
-    row = torch.arange(rows, device=seed.device)[:, None]
+    row = torch.arange(first_row, first_row + rows, device=seed.device)[:, None]
     counter = torch.arange(first // 8, (first + columns + 7) // 8, device=seed.device)[None, :]
     counter, row = torch.broadcast_tensors(counter, row)
     words = philox(counter, row & WORD, row >> 32, torch.zeros_like(row), seed)
