@@ -4,6 +4,7 @@ from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
+from ltfast.ops.cross_entropy import cross_entropy
 from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
@@ -18,6 +19,7 @@ __all__ = [
     "class_parallel_agcl",
     "class_parallel_vmf_cross_entropy",
     "class_sums",
+    "cross_entropy",
     "importance_threshold",
     "log_iv",
     "patch_roi_pool",

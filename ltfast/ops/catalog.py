@@ -5,6 +5,7 @@ from ltfast.ops.balanced_bce.cases import CASES as BALANCED_BCE
 from ltfast.ops.bessel.cases import CASES as BESSEL
 from ltfast.ops.class_sums.cases import CASES as CLASS_SUMS
 from ltfast.ops.core.scale_rows.cases import CASES as SCALE_ROWS
+from ltfast.ops.cross_entropy.cases import CASES as CROSS_ENTROPY
 from ltfast.ops.noise.cases import CASES as NOISE
 from ltfast.ops.parallel.cases import CASES as PARALLEL
 from ltfast.ops.queue_softmax.cases import CASES as QUEUE_SOFTMAX
@@ -12,4 +13,17 @@ from ltfast.ops.roi_pool.cases import CASES as ROI_POOL
 from ltfast.ops.taylor.cases import CASES as TAYLOR
 from ltfast.ops.vmf.cases import CASES as VMF
 
-OPS = (AGCL, BALANCED_BCE, VMF, BESSEL, CLASS_SUMS, QUEUE_SOFTMAX, ROI_POOL, TAYLOR, PARALLEL, SCALE_ROWS, NOISE)
+OPS = (
+    AGCL,
+    BALANCED_BCE,
+    CROSS_ENTROPY,
+    VMF,
+    BESSEL,
+    CLASS_SUMS,
+    QUEUE_SOFTMAX,
+    ROI_POOL,
+    TAYLOR,
+    PARALLEL,
+    SCALE_ROWS,
+    NOISE,
+)
