@@ -1,11 +1,99 @@
 """A classifier's last layer and its loss in one, for batches whose (B, C) logits take too much memory."""
 
+from typing import Literal
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltfast import ops
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
+from ltfast.losses.logit_adjusted import LogitAdjustedLoss
+from ltfast.ops.cross_entropy.settings import CrossEntropySettings, check_settings
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """``nn.CrossEntropyLoss`` of a linear layer, without its logits.
+
+    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows.
+
+    Args:
+        weight: (C,), the weight of each class, or None. It moves with the module.
+        ignore_index: labels (not probabilities) with this value are ignored; the mean excludes them.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: in [0, 1).
+
+    Shapes: features (B, D), any float dtype; weight (C, D) and bias (C,) or None, of that dtype, or of any under
+    autocast; target (B,) integer labels or (B, C) probabilities. The loss is float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+
+    Examples:
+        >>> layer = torch.nn.Linear(16, 3)
+        >>> criterion = LinearCrossEntropyLoss(label_smoothing=0.1)
+        >>> loss = criterion(torch.randn(8, 16), layer.weight, layer.bias, torch.randint(3, (8,)))
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_settings(CrossEntropySettings(label_smoothing, ignore_index, reduction))
+        self.register_buffer("weight", weight, persistent=False)
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+
+    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+        return ops.linear_cross_entropy(
+            features,
+            weight,
+            bias,
+            target,
+            class_weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+
+class LinearLogitAdjustedLoss(LogitAdjustedLoss):
+    """``LogitAdjustedLoss`` of a linear layer, without its logits.
+
+    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows. Arguments
+    of the constructor: those of ``LogitAdjustedLoss``.
+
+    Shapes: features (B, D), any float dtype; weight (C, D) and bias (C,) or None, of that dtype, or of any under
+    autocast; target (B,) integer labels or (B, C) probabilities. The loss is float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+
+    Examples:
+        >>> layer = torch.nn.Linear(16, 3)
+        >>> criterion = LinearLogitAdjustedLoss(class_counts=[500, 50, 5])
+        >>> loss = criterion(torch.randn(8, 16), layer.weight, layer.bias, torch.randint(3, (8,)))
+    """
+
+    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
+        _check_classes(weight, len(self.adjustment))
+        return ops.linear_cross_entropy(
+            features,
+            weight,
+            bias,
+            target,
+            adjustment=self.adjustment,
+            class_weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
 
 
 class LinearBalancedBCELoss(BalancedBCELoss):

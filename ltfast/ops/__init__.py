@@ -4,7 +4,8 @@ from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
 from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
-from ltfast.ops.linear import linear_agcl, linear_balanced_bce
+from ltfast.ops.cross_entropy import cross_entropy
+from ltfast.ops.linear import linear_agcl, linear_balanced_bce, linear_cross_entropy
 from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
@@ -19,9 +20,11 @@ __all__ = [
     "class_parallel_agcl",
     "class_parallel_vmf_cross_entropy",
     "class_sums",
+    "cross_entropy",
     "importance_threshold",
     "linear_agcl",
     "linear_balanced_bce",
+    "linear_cross_entropy",
     "log_iv",
     "patch_roi_pool",
     "queue_softmax",

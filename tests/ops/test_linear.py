@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ltfast
-from ltfast.ops import agcl, balanced_bce, linear_agcl, linear_balanced_bce
+from ltfast.ops import agcl, balanced_bce, cross_entropy, linear_agcl, linear_balanced_bce, linear_cross_entropy
 from ltfast.ops.linear import LINEAR_AGCL, LINEAR_BALANCED_BCE, blocks
 from ops.compare import opcheck, relative_error
 
@@ -16,6 +16,15 @@ REDUCTIONS = ("mean", "sum", "none")
 def bce_of_layer(features, weight, bias, target, adjustment, **options):
     options["weight"] = options.pop("class_weight", None)
     return balanced_bce(F.linear(features, weight, bias), target, adjustment, **options)
+
+
+def cross_entropy_of_layer(features, weight, bias, target, adjustment, **options):
+    options["weight"] = options.pop("class_weight", None)
+    return cross_entropy(F.linear(features, weight, bias), target, adjustment, **options)
+
+
+def fused_cross_entropy(features, weight, bias, target, adjustment, **options):
+    return linear_cross_entropy(features, weight, bias, target, adjustment=adjustment, **options)
 
 
 def agcl_of_layer(features, weight, bias, target, class_noise, **options):
@@ -29,6 +38,7 @@ def fused_agcl(features, weight, bias, target, class_noise, **options):
 # The function, the same with logits, whether the layer has a bias, and whether targets may be probabilities.
 KINDS = {
     "balanced_bce": (linear_balanced_bce, bce_of_layer, True, True),
+    "cross_entropy": (fused_cross_entropy, cross_entropy_of_layer, True, True),
     "agcl": (fused_agcl, agcl_of_layer, False, False),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -114,6 +124,16 @@ def test_options_of_balanced_bce(place):
     vectors = {name: torch.rand(11, device=place.device).double() for name in ("class_weight", "pos_weight")}
     check(place, "balanced_bce", arguments, label_smoothing=0.1, **vectors)
     check(place, "balanced_bce", arguments, label_smoothing=0.3, target_threshold=0.2)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_options_of_cross_entropy(place, reduction):
+    arguments = problem("cross_entropy", 8, device=place.device)
+    arguments[3][2] = -100
+    class_weight = torch.rand(11, device=place.device).double()
+    check(place, "cross_entropy", arguments, label_smoothing=0.1, class_weight=class_weight, reduction=reduction)
+    arguments[3] = torch.rand(8, 11, device=place.device)
+    check(place, "cross_entropy", arguments, label_smoothing=0.1, class_weight=class_weight, reduction=reduction)
 
 
 @kinds

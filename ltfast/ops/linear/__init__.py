@@ -18,10 +18,58 @@ from ltfast.ops.balanced_bce import BALANCED_BCE
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.balanced_bce.settings import check_settings as check_balanced_bce
 from ltfast.ops.core import checks
+from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.cross_entropy import CROSS_ENTROPY, mean_weight
+from ltfast.ops.cross_entropy.settings import CrossEntropySettings
+from ltfast.ops.cross_entropy.settings import check_settings as check_cross_entropy
 from ltfast.ops.linear.linear_loss import LinearLoss
 from ltfast.ops.noise import draw_seed
 
-__all__ = ["linear_agcl", "linear_balanced_bce"]
+__all__ = ["linear_agcl", "linear_balanced_bce", "linear_cross_entropy"]
+
+
+def linear_cross_entropy(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    adjustment: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """``cross_entropy(F.linear(features, weight, bias), target, adjustment)`` without the logits.
+
+    Args:
+        features: (B, D), float32, float64, bfloat16 or float16. Any strides.
+        weight: (C, D), of that dtype; under autocast any float dtype.
+        bias: (C,), or None.
+        target: (B,) integer labels in [0, C) or ``ignore_index``, or (B, C) probabilities, which have no gradient.
+        adjustment: (C,), the ``bias`` of ``cross_entropy``, or None (logit adjustment: the log of the class prior). It
+            has no gradient.
+        class_weight: (C,) or None: the ``weight`` of ``cross_entropy``.
+        label_smoothing, ignore_index, reduction: see ``cross_entropy``.
+
+    Returns:
+        The loss, a scalar, or (B,) for "none": float32, or float64 for float64 features. It is differentiable in
+        features, weight and bias. With "none" the backward pass computes the logits again.
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
+            Triton they make the row NaN, and raise under ``LTFAST_CHECKS=1``.
+    """
+    settings = CrossEntropySettings(label_smoothing, ignore_index, reduction)
+    check_cross_entropy(settings)
+    check_layer(features, weight, bias)
+    _check_target(target, features, weight, ignore_index)
+    for name, vector in (("adjustment", adjustment), ("class_weight", class_weight)):
+        if vector is not None:
+            checks.check_class_vector(vector, weight.T, name)
+    if class_weight is not None and target.dim() == 1 and reduction == "mean":
+        class_weight = mean_weight(class_weight.to(accumulator(features.dtype)), target.long(), ignore_index)
+    return LINEAR_CROSS_ENTROPY(features, weight, bias, target, adjustment, class_weight, settings)
 
 
 def linear_balanced_bce(
@@ -139,4 +187,6 @@ def _check_target(target: Tensor, features: Tensor, weight: Tensor, ignore_index
     checks.check_device(target, features, "target")
 
 
-LINEAR_BALANCED_BCE, LINEAR_AGCL = LinearLoss(BALANCED_BCE), LinearLoss(AGCL, cosine=True)
+LINEAR_CROSS_ENTROPY = LinearLoss(CROSS_ENTROPY)
+LINEAR_BALANCED_BCE = LinearLoss(BALANCED_BCE)
+LINEAR_AGCL = LinearLoss(AGCL, cosine=True)

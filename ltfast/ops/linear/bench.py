@@ -1,6 +1,7 @@
 """Classifier and loss in one, forward and backward, beside the two one after the other."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +9,9 @@ from torch.nn import functional as F
 
 from ltfast.ops.agcl import agcl
 from ltfast.ops.balanced_bce import balanced_bce
-from ltfast.ops.core.bench import Bench, Case, Step, Work, compilers
-from ltfast.ops.linear import linear_agcl, linear_balanced_bce
+from ltfast.ops.core.bench import Bench, Case, Step, Unavailable, Work, compilers
+from ltfast.ops.cross_entropy import cross_entropy
+from ltfast.ops.linear import linear_agcl, linear_balanced_bce, linear_cross_entropy
 
 SIZES = {
     "imagenet-lt": (256, 1000, 512),
@@ -41,6 +43,59 @@ def published_balanced_bce(x: Tensor, weight: Tensor, bias: Tensor, target: Tens
     logits = F.linear(x, weight, bias)
     hot = F.one_hot(target, logits.shape[1]).to(logits.dtype)
     return logits.shape[1] * F.binary_cross_entropy_with_logits(logits + vector, hot)
+
+
+def ours_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, vector: Tensor) -> Tensor:
+    return linear_cross_entropy(x, weight, bias, target, adjustment=vector)
+
+
+def then_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, vector: Tensor) -> Tensor:
+    return cross_entropy(F.linear(x, weight, bias), target, vector)
+
+
+def published_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, vector: Tensor) -> Tensor:
+    """Logit adjustment in plain PyTorch."""
+    return F.cross_entropy(F.linear(x, weight, bias) + vector, target)
+
+
+def by_pytorch() -> Loss:
+    """PyTorch's own, without the logits; from 2.13 on."""
+    function = getattr(F, "linear_cross_entropy", None)
+    if function is None:
+        raise Unavailable("this version of PyTorch has no linear_cross_entropy")
+    return lambda x, weight, bias, target, vector: function(x, weight, target, linear_bias=bias + vector)
+
+
+class Chunks(torch.autograd.Function):
+    """Liger's algorithm in plain PyTorch (Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training",
+    2024): as many chunks of rows as make a chunk of logits about as large as the features."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        rows, (classes, width) = len(x), weight.shape
+        step = 1 << (-(-rows // -(-classes // width)) - 1).bit_length()
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+        loss = x.new_zeros(())
+        for start in range(0, rows, step):
+            part, label = x[start : start + step], target[start : start + step, None]
+            logits = torch.addmm(bias, part, weight.T)
+            loss += (logits.logsumexp(1, keepdim=True) - logits.gather(1, label)).sum() / rows
+            gradient = logits.softmax(1)
+            gradient.scatter_add_(1, label, gradient.new_full((), -1.0).expand_as(label))
+            gradient /= rows
+            torch.mm(gradient, weight, out=of_x[start : start + step])
+            of_weight.addmm_(gradient.T, part)
+            of_bias += gradient.sum(0)
+        ctx.save_for_backward(of_x, of_weight, of_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        return *(x * incoming for x in ctx.saved_tensors), None
+
+
+def chunks(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, vector: Tensor) -> Tensor:
+    return Chunks.apply(x, weight, bias + vector, target)
 
 
 def step(make: Callable[[], Loss]) -> Callable[[], Step]:
@@ -90,6 +145,20 @@ def balanced_bce_cases(device: torch.device) -> Iterator[Case]:
         yield case("linear_balanced_bce", device, shape, losses, torch.float32)
 
 
+def cross_entropy_cases(device: torch.device) -> Iterator[Case]:
+    for shape in SIZES:
+        losses: dict[str, Callable[[], Loss]] = {"ltfast": lambda: ours_cross_entropy}
+        if shape != "million":
+            losses |= {
+                "linear, then ltfast": lambda: then_cross_entropy,
+                "eager": lambda: published_cross_entropy,
+                **compilers(published_cross_entropy, device),
+                "liger's chunks": lambda: chunks,
+                "F.linear_cross_entropy": by_pytorch,
+            }
+        yield case("linear_cross_entropy", device, shape, losses, torch.float32)
+
+
 def agcl_cases(device: torch.device) -> Iterator[Case]:
     for shape in SIZES:
         losses: dict[str, Callable[[], Loss]] = {"ltfast": lambda: ours_agcl}
@@ -98,4 +167,8 @@ def agcl_cases(device: torch.device) -> Iterator[Case]:
         yield case("linear_agcl", device, shape, losses, torch.float32)
 
 
-BENCHES = {"linear_balanced_bce": Bench(balanced_bce_cases), "linear_agcl": Bench(agcl_cases)}
+BENCHES = {
+    "linear_cross_entropy": Bench(cross_entropy_cases),
+    "linear_balanced_bce": Bench(balanced_bce_cases),
+    "linear_agcl": Bench(agcl_cases),
+}

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ltfast.ops.core.cases import Example, OpCases, Sizes
-from ltfast.ops.linear import bench, linear_agcl, linear_balanced_bce
+from ltfast.ops.linear import bench, linear_agcl, linear_balanced_bce, linear_cross_entropy
 
 
 def agcl_example(sizes: Sizes) -> Example:
@@ -15,12 +15,13 @@ def agcl_example(sizes: Sizes) -> Example:
     return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
 
 
+def layer(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias, and another vector of the classes."""
+    return sizes.randn(sizes.classes, sizes.width), sizes.randn(sizes.classes), sizes.randn(sizes.classes)
+
+
 def balanced_bce_example(sizes: Sizes) -> Example:
-    weight, bias, adjustment = (
-        sizes.randn(sizes.classes, sizes.width),
-        sizes.randn(sizes.classes),
-        sizes.randn(sizes.classes),
-    )
+    weight, bias, adjustment = layer(sizes)
 
     def function(x: Tensor, labels: Tensor) -> Tensor:
         return linear_balanced_bce(x, weight.to(x.dtype), bias.to(x.dtype), labels, adjustment)
@@ -28,4 +29,18 @@ def balanced_bce_example(sizes: Sizes) -> Example:
     return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
 
 
-CASES = OpCases({"linear_agcl": agcl_example, "linear_balanced_bce": balanced_bce_example}, bench=bench.BENCHES)
+def cross_entropy_example(sizes: Sizes) -> Example:
+    weight, bias, adjustment = layer(sizes)
+
+    def function(x: Tensor, labels: Tensor) -> Tensor:
+        return linear_cross_entropy(x, weight.to(x.dtype), bias.to(x.dtype), labels, adjustment=adjustment)
+
+    return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
+
+
+EXAMPLES = {
+    "linear_agcl": agcl_example,
+    "linear_balanced_bce": balanced_bce_example,
+    "linear_cross_entropy": cross_entropy_example,
+}
+CASES = OpCases(EXAMPLES, bench=bench.BENCHES)
