@@ -1,10 +1,11 @@
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.core.checks import check_integer
+from ltfast.ops.core.checks import check_class_vector, check_integer, check_label_smoothing, check_reduction
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # many: more than 100 images; few: fewer than 20; medium: the rest
@@ -28,16 +29,24 @@ class CompensationLoss(nn.Module):
         stage: 1, 2 or 3.
         rho: share of the preferred classes in stage 2, in (0, 1).
         preferred: the preferred classes of stage 2; None selects the classes with 20 to 100 images.
-        ignore_index: labels (not probabilities) with this value are ignored; the mean excludes them.
+        weight: (C,), floating-point, the weight of each class as in ``nn.CrossEntropyLoss``; None weights all classes
+            alike.
+        label_smoothing: in [0, 1), as in ``nn.CrossEntropyLoss``.
+        ignore_index: labels (not probabilities) with this value are ignored: their loss is 0 for "none", and the mean
+            excludes them.
+        reduction: "mean", "sum" or "none". With weights, the mean over labels divides by the sum of their weights.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
-    probabilities of the logits' shape. The loss is a scalar, the mean over the labels.
+    probabilities of the logits' shape. The loss is a scalar, or has the shape of the labels for "none"; it is float32
+    (float64 for float64).
 
     Raises:
-        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
+            with ``LTFAST_CHECKS=1``.
     """
 
     log_alpha: Tensor
+    weight: Tensor | None
 
     def __init__(
         self,
@@ -46,7 +55,10 @@ class CompensationLoss(nn.Module):
         *,
         rho: float = 0.8,
         preferred: Sequence[int] | None = None,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
@@ -54,8 +66,14 @@ class CompensationLoss(nn.Module):
             raise ValueError(f"stage is {stage!r}: expected 1, 2 or 3")
         if not 0 < rho < 1:
             raise ValueError(f"rho is {rho}: expected a number in (0, 1)")
+        check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
-        self.ignore_index = ignore_index
+        check_reduction(reduction)
+        if weight is not None:
+            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+        self.register_buffer("weight", weight, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.ignore_index, self.reduction = ignore_index, reduction
         if stage == 1:
             alpha = torch.ones_like(counts)
         elif stage == 2:
@@ -74,4 +92,12 @@ class CompensationLoss(nn.Module):
         self.register_buffer("log_alpha", alpha.log().float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return shifted_cross_entropy(logits, -self.log_alpha, target, ignore_index=self.ignore_index)
+        return shifted_cross_entropy(
+            logits,
+            -self.log_alpha,
+            target,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

@@ -1,8 +1,9 @@
-"""Softmax cross-entropy computed by PyTorch's function, with a per-class shift of the logits."""
+"""Softmax cross-entropy with the checks of a loss: of logits with a shift for each class, and PyTorch's function."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltfast.ops import cross_entropy
 from ltfast.ops.core.checks import FLOATS, INTEGERS, check_device
 
 
@@ -12,33 +13,53 @@ def shifted_cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    reduction: str = "mean",
     names: tuple[str, str] = ("logits", "target"),
 ) -> Tensor:
-    """``cross_entropy(logits + shift, target)`` with the classes in dimension 1.
+    """``cross_entropy(logits + shift, target)`` with the classes in dimension 1, computed by ``ops.cross_entropy``.
 
     Args:
         logits: (B, C) or (B, C, d1, ...), float32, float64, bfloat16 or float16.
         shift: (C,), added to the logits of each class.
         target: (B,) or (B, d1, ...) integer labels, or probabilities of the logits' shape.
         weight: (C,), the weight of each class, or None.
+        label_smoothing: in [0, 1).
         ignore_index: labels with this value are ignored.
+        reduction: "mean", "sum" or "none".
         names: names of the logits and the target in error messages.
 
     Returns:
-        A scalar, the mean over the labels.
+        A scalar, or the shape of the labels for "none": float32, or float64 for float64 logits. The mean is over the
+        labels, weighted as in ``nn.CrossEntropyLoss``.
 
     Raises:
-        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
+            with ``LTFAST_CHECKS=1``.
     """
     _check(logits, target, len(shift), *names)
     if weight is not None and weight.shape != shift.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), one value per class")
-    scores = logits + shift.view(-1, *[1] * (logits.dim() - 2))
-    weight = None if weight is None else weight.to(scores.dtype)
-    if target.is_floating_point():
-        return F.cross_entropy(scores, target.to(scores.dtype), weight=weight)
-    return label_cross_entropy(scores, target, weight=weight, ignore_index=ignore_index, name=names[1])
+    labels = logits.shape[:1] + logits.shape[2:]
+    soft = target.is_floating_point()
+    if soft and target.requires_grad:
+        raise ValueError(f"{names[1]} requires a gradient: the loss is differentiated in the logits only")
+    loss = cross_entropy(
+        _rows(logits),
+        _rows(target) if soft else target.flatten(),
+        shift,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return loss.view(labels) if reduction == "none" else loss
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, d1, ...) as (B d1 ..., C)."""
+    return x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
 
 
 def label_cross_entropy(

@@ -1,7 +1,15 @@
+from typing import Literal
+
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.core.checks import check_integer, check_number
+from ltfast.ops.core.checks import (
+    check_class_vector,
+    check_integer,
+    check_label_smoothing,
+    check_number,
+    check_reduction,
+)
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
@@ -9,29 +17,60 @@ class LogitAdjustedLoss(nn.Module):
     """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
 
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10. With ``tau=1`` it is the balanced
-    softmax (Ren et al., NeurIPS 2020). PyTorch's own cross-entropy computes it.
+    softmax (Ren et al., NeurIPS 2020).
 
     Args:
         class_counts: (C,), training images of each class, in the order of the labels.
         tau: strength of the adjustment.
-        ignore_index: labels (not probabilities) with this value are ignored; the mean excludes them.
+        weight: (C,), floating-point, the weight of each class as in ``nn.CrossEntropyLoss``; None weights all classes
+            alike.
+        label_smoothing: in [0, 1), as in ``nn.CrossEntropyLoss``.
+        ignore_index: labels (not probabilities) with this value are ignored: their loss is 0 for "none", and the mean
+            excludes them.
+        reduction: "mean", "sum" or "none". With weights, the mean over labels divides by the sum of their weights.
 
     Shapes: logits (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
-    probabilities of the logits' shape. The loss is a scalar, the mean over the labels.
+    probabilities of the logits' shape. The loss is a scalar, or has the shape of the labels for "none"; it is float32
+    (float64 for float64).
 
     Raises:
-        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise only on the CPU.
+        ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
+            with ``LTFAST_CHECKS=1``.
     """
 
     adjustment: Tensor
+    weight: Tensor | None
 
-    def __init__(self, class_counts: ClassCounts, *, tau: float = 1.0, ignore_index: int = -100) -> None:
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        *,
+        tau: float = 1.0,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> None:
         super().__init__()
         counts = parse_class_counts(class_counts)
         check_number("tau", tau)
+        check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
-        self.ignore_index = ignore_index
+        check_reduction(reduction)
+        if weight is not None:
+            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+        self.register_buffer("weight", weight, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.ignore_index, self.reduction = ignore_index, reduction
         self.register_buffer("adjustment", (tau * (counts / counts.sum()).log()).float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return shifted_cross_entropy(logits, self.adjustment, target, ignore_index=self.ignore_index)
+        return shifted_cross_entropy(
+            logits,
+            self.adjustment,
+            target,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

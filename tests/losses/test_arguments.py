@@ -131,8 +131,8 @@ def ignoring(name, ignore_index, reduction="mean"):
         "agcl": lambda: AGCLLoss(COUNTS, **options).eval(),
         "agcl, balanced": lambda: AGCLLoss([7] * CLASSES, gamma_pos=0.5, **options),
         "balanced_bce": lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1, **options),
-        "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS, ignore_index=ignore_index),
-        "compensation": lambda: CompensationLoss(COUNTS, 3, ignore_index=ignore_index),
+        "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS, label_smoothing=0.1, **options),
+        "compensation": lambda: CompensationLoss(COUNTS, 3, weight=torch.arange(1.0, 1 + CLASSES), **options),
         "ldam": lambda: LDAMLoss(COUNTS, **options),
         "ldam, weighted": lambda: LDAMLoss(COUNTS, weight=torch.arange(1.0, 1 + CLASSES), **options),
     }.get(name, lambda: LOGITS[name]().eval())()
@@ -165,7 +165,9 @@ def test_ignored_labels_are_left_out(name, ignore_index):
     assert gradient[~kept].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["agcl", "agcl, balanced", "balanced_bce", "ldam", "ldam, weighted"])
+@pytest.mark.parametrize(
+    "name", ["agcl", "agcl, balanced", "balanced_bce", "logit_adjusted", "compensation", "ldam", "ldam, weighted"]
+)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_ignored_labels_have_no_loss(name, reduction):
     loss, (_, inputs, labels) = ignoring(name, -100, reduction), arguments(name)

@@ -316,3 +316,30 @@ def test_nothing_is_drawn_in_evaluation_mode(make):
     assert torch.equal(torch.get_rng_state(), before)
     assert noisy != quiet(cosine, target)
     assert loss.train()(cosine, target) != loss(cosine, target)
+
+
+@pytest.mark.parametrize("make", [LogitAdjustedLoss, lambda counts, **options: CompensationLoss(counts, 3, **options)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("pixels", [(), (4, 3)])
+def test_the_arguments_of_the_cross_entropy(make, reduction, pixels):
+    counts = [500, 60, 7, 30, 90]
+    logits = torch.randn(6, 5, *pixels, dtype=torch.float64)
+    labels, soft = torch.randint(5, (6, *pixels)), torch.rand(6, 5, *pixels, dtype=torch.float64)
+    labels[1] = 2
+    options = {"label_smoothing": 0.2, "reduction": reduction, "weight": torch.rand(5) + 0.1}
+    loss = make(counts, ignore_index=2, **options)
+    shift = (loss.adjustment if isinstance(loss, LogitAdjustedLoss) else -loss.log_alpha).view(-1, *[1] * len(pixels))
+    options["weight"] = options["weight"].double()
+    for target, ignored in ((labels, {"ignore_index": 2}), (soft, {})):
+        expected = F.cross_entropy(logits + shift, target, **options, **ignored)
+        torch.testing.assert_close(loss(logits, target), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("make", [LogitAdjustedLoss, lambda counts: CompensationLoss(counts, 2)])
+def test_the_cross_entropy_is_in_float32(make, dtype):
+    logits = torch.randn(4, 3).to(dtype)
+    target = torch.tensor([0, 1, 2, 0])
+    value = make([500, 60, 7])(logits, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, make([500, 60, 7])(logits.double(), target).float())
