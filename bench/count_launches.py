@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
-from ltfast.ops import agcl, balanced_bce, vmf_cross_entropy
+from ltfast.ops import agcl, balanced_bce, cross_entropy, vmf_cross_entropy
 from ltfast.ops.core import dispatch, fused_loss, scale_rows
 from ltfast.ops.core.cases import labels_on_gpu, on_gpu
 from ltfast.ops.noise import seed
@@ -50,6 +50,11 @@ def loss_of_balanced_bce() -> Callable[[], Tensor]:
     return lambda: balanced_bce(logits, target, bias)
 
 
+def loss_of_cross_entropy() -> Callable[[], Tensor]:
+    logits, target, bias = on_gpu(ROWS, CLASSES).requires_grad_(), labels_on_gpu(ROWS), on_gpu(CLASSES)
+    return lambda: cross_entropy(logits, target, bias)
+
+
 def loss_of_agcl() -> Callable[[], Tensor]:
     logits, target, noise = on_gpu(ROWS, CLASSES).requires_grad_(), labels_on_gpu(ROWS), on_gpu(CLASSES)
     return lambda: agcl(logits, target, noise)
@@ -64,6 +69,7 @@ def loss_of_vmf_cross_entropy() -> Callable[[], Tensor]:
 LOSSES: dict[str, Callable[[], Callable[[], Tensor]]] = {
     "balanced_bce": loss_of_balanced_bce,
     "agcl": loss_of_agcl,
+    "cross_entropy": loss_of_cross_entropy,
     "vmf_cross_entropy": loss_of_vmf_cross_entropy,
 }
 
@@ -81,7 +87,7 @@ def orders_its_sum(started: Launch) -> bool:
     atomic = re.search(r"@(%p\d+) atom\.global\.gpu\.acq_rel\.add\.u32", ptx)
     stores = re.findall(r"@(%p\d+) st\.global\.\w+", ptx[: atomic.start()]) if atomic else []
     # what sets a predicate: two registers may hold the same
-    origin = dict(re.findall(r"pred\s+(%p\d+), ([^;]+);", ptx))
+    origin = dict(re.findall(r"(?:pred|setp\.\w+\.\w+)\s+(%p\d+), ([^;]+);", ptx))
     return bool(atomic) and origin[atomic[1]] in (origin.get(store) for store in stores)
 
 

@@ -13,6 +13,7 @@ from ltfast.ops.bessel import bench as bessel
 from ltfast.ops.class_sums import bench as class_sums
 from ltfast.ops.core.bench import Unavailable
 from ltfast.ops.core.torch_internals import flash_attention
+from ltfast.ops.cross_entropy import bench as cross_entropy
 from ltfast.ops.queue_softmax import bench as queue_softmax
 from ltfast.ops.vmf import bench as vmf
 
@@ -58,6 +59,11 @@ def test_balanced_bce(soft):
 
 def test_balanced_bce_in_bfloat16():
     check(balanced_bce.case(CPU, "small", 7, 5, torch.bfloat16), "eager", rtol=0.05, atol=3e-4)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
+def test_cross_entropy(soft):
+    check(cross_entropy.case(CPU, "small", 7, 5, torch.float32, soft), "eager", rtol=1e-5, atol=1e-6)
 
 
 def test_proco():
@@ -156,7 +162,7 @@ def test_class_sums(dtype):
     check(class_sums.case(CPU, "small", 30, 7, 5, dtype), "index_add_", "one-hot", rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("module", [agcl, balanced_bce])
+@pytest.mark.parametrize("module", [agcl, balanced_bce, cross_entropy])
 def test_the_copy_moves_the_logits(module):
     case = module.case(CPU, "small", 4, 3, torch.float32)
     inputs = case.inputs()

@@ -135,6 +135,9 @@ def of_vmf(device, n):
 CASES = {
     "agcl": lambda d, n: of_loss(ops.agcl, rows(d, n, 50), labels(d, n, 50), torch.rand(50, device=d)),
     "balanced_bce": lambda d, n: of_loss(ops.balanced_bce, rows(d, n, 50), labels(d, n, 50), torch.rand(50, device=d)),
+    "cross_entropy": lambda d, n: of_loss(
+        ops.cross_entropy, rows(d, n, 50), labels(d, n, 50), torch.rand(50, device=d)
+    ),
     "vmf": of_vmf,
     "class_sums": lambda d, n: (
         lambda x, y: lambda: ops.class_sums(x, y, 10)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
-from ltfast.ops import agcl, balanced_bce
+from ltfast.ops import agcl, balanced_bce, cross_entropy
 from ltfast.ops.agcl.reference import LOWEST
 from ltfast.ops.balanced_bce.reference import LIMIT
+from ltfast.ops.cross_entropy.reference import LIMIT as FARTHEST
 from ops.compare import tolerances
 from ops.conftest import Place
 
@@ -181,4 +182,55 @@ BALANCED_BCE = Entry(
     weight=2,
 )
 
-globals().update(fuzz(AGCL, BALANCED_BCE))
+
+@st.composite
+def cross_entropy_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+    rows, classes = draw(matrices(backend))
+    soft = d.floats((rows, classes), fills=("eighths",), extremes=None)
+    vector = d.floats((classes,), scales=(1.0, 1.0, 10.0), extremes=None, broken=())
+    labels, ignored = draw(d.labels_and_ignored(rows, classes))
+    weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0, 100.0), extremes=None, broken=())
+    return {
+        "logits": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
+        "target": draw(st.just(labels) | soft),
+        "bias": draw(st.none() | vector),
+        "weight": draw(st.none() | weight),
+        "label_smoothing": draw(d.number(0, 0.99, 0.0, 0.1)),
+        "ignore_index": ignored,
+        "reduction": draw(reductions),
+    }
+
+
+def cross_entropy_saturates(logits: Tensor, bias: Tensor | None, **_: Any) -> Tensor:
+    z = logits.double() if bias is None else logits.double() + bias.double()
+    return (z.amax(1, keepdim=True) - z > 0.9 * FARTHEST).any(1)
+
+
+def cross_entropy_adds_saturated_terms(target: Tensor, label_smoothing: float, **arguments: Any) -> bool:
+    """A term that saturates in one block of a row is moved by the next block's peak, which may saturate too."""
+    saturates = cross_entropy_saturates(**arguments).any().item()
+    return bool(saturates and (target.dim() == 2 or label_smoothing > 0))
+
+
+def spoil_cross_entropy(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+    spoilt = spoil_balanced_bce(arguments)
+    del spoilt["pos_weight"], spoilt["target_threshold"]
+    return spoilt | {"bias": spoilt["weight"]}
+
+
+CROSS_ENTROPY = Entry(
+    name="cross_entropy",
+    arguments=cross_entropy_arguments,
+    run=cross_entropy,
+    spoil=spoil_cross_entropy,
+    labels=("target",),
+    row_by_row=("target",),
+    gradients=("logits",),
+    tolerance=bce_tolerance,
+    loose=("without gradients",),  # another loop, whose products and sums the compiler fuses in other places
+    unclear=cross_entropy_saturates,
+    beyond=cross_entropy_adds_saturated_terms,
+    weight=2,
+)
+
+globals().update(fuzz(AGCL, BALANCED_BCE, CROSS_ENTROPY))

@@ -111,6 +111,8 @@ STEPS = {
     "balanced_bce": lambda: OfLogits(BalancedBCELoss(COUNTS, label_smoothing=0.1)),
     "balanced_bce soft": lambda: OfSoftTargets(BalancedBCELoss(COUNTS)),
     "logit_adjusted": lambda: OfLogits(LogitAdjustedLoss(COUNTS)),
+    "logit_adjusted soft": lambda: OfSoftTargets(LogitAdjustedLoss(COUNTS)),
+    "logit_adjusted weighted": lambda: OfLogits(LogitAdjustedLoss(COUNTS, weight=torch.rand(CLASSES))),
     "compensation": lambda: OfLogits(CompensationLoss(COUNTS, 3)),
     "ldam": lambda: OfLogits(LDAMLoss(COUNTS, weight=torch.rand(CLASSES))),
     "linear agcl": lambda: OfLayer(LinearAGCLLoss(COUNTS, noise_mul=0.0)),

@@ -144,7 +144,9 @@ def test_backward_passes_run_where_the_forward_pass_ran(kernels_run, backend, na
     assert set(kernels_run) == ({backend} if backend != "reference" else set())
 
 
-@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "queue_softmax", "queue_softmax, keys", "vmf_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["agcl", "balanced_bce", "cross_entropy", "queue_softmax", "queue_softmax, keys", "vmf_cross_entropy"]
+)
 def test_a_step_resolves_its_backend_once(monkeypatch, name):
     function, x = function_and_tensor(name)
     calls, resolve = [], backends.resolve

@@ -314,7 +314,9 @@ def test_launches():
     from ltfast.ops.cross_entropy.launch import row_launch
 
     h200, mi300 = Chip("nvidia", 132), Chip("amd", 304)
-    launches = [row_launch(classes, torch.float32, h200) for classes in (10, 1000, 8142, 16384, 16385)]
-    assert [launch.block for launch in launches] == [16, 1024, 8192, 16384, 4096]
-    assert [launch.one_block for launch in launches] == [True] * 4 + [False]
-    assert row_launch(1000, torch.float32, mi300).maxnreg is None
+    launches = [row_launch(classes, torch.float32, h200, True) for classes in (10, 1000, 8142, 8193)]
+    assert [launch.block for launch in launches] == [16, 1024, 8192, 2048]
+    assert [launch.one_block for launch in launches] == [True] * 3 + [False]
+    assert [launch.num_warps for launch in launches] == [1, 1, 8, 2]
+    assert row_launch(8142, torch.float32, h200, False).num_warps == 16
+    assert row_launch(1000, torch.float32, mi300, True).maxnreg is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ltfast.ops import agcl, balanced_bce, vmf_cross_entropy
+from ltfast.ops import agcl, balanced_bce, cross_entropy, vmf_cross_entropy
 from ops.conftest import NO_TRITON, PLACES
 
 MOST = 3  # the kernel of the rows, the incoming gradient that autograd fills, and the scaling of the stored one
@@ -118,7 +118,9 @@ def test_counters_are_kept_for_each_stream_but_not_for_a_graph(monkeypatch):
     assert len(made) == 3
 
 
-@pytest.mark.parametrize(("name", "products"), [("balanced_bce", 0), ("agcl", 0), ("vmf_cross_entropy", 2)])
+@pytest.mark.parametrize(
+    ("name", "products"), [("balanced_bce", 0), ("agcl", 0), ("cross_entropy", 0), ("vmf_cross_entropy", 2)]
+)
 def test_a_step_launches_at_most_three_kernels(name, products):
     """Beside matrix products."""
     # In a process of its own: this one may have Triton's interpreter switched on.
@@ -139,6 +141,12 @@ def balanced_bce_step(rows=256, classes=1000):
     logits = torch.randn(rows, classes, device="cuda", requires_grad=True)
     target, bias = torch.randint(classes, (rows,), device="cuda"), torch.randn(classes, device="cuda")
     return lambda: balanced_bce(logits, target, bias), logits
+
+
+def cross_entropy_step(rows=256, classes=1000):
+    logits = torch.randn(rows, classes, device="cuda", requires_grad=True)
+    target, bias = torch.randint(classes, (rows,), device="cuda"), torch.randn(classes, device="cuda")
+    return lambda: cross_entropy(logits, target, bias), logits
 
 
 def agcl_step(rows=256, classes=1000, noisy=False):
@@ -162,6 +170,7 @@ def vmf_cross_entropy_step(rows=256, classes=1000, width=128):
 REPEATABLE = [
     pytest.param(balanced_bce_step, id="balanced_bce"),
     pytest.param(agcl_step, id="agcl"),
+    pytest.param(cross_entropy_step, id="cross_entropy"),
     pytest.param(vmf_cross_entropy_step, id="vmf_cross_entropy"),
 ]
 STEPS = pytest.mark.parametrize("step", REPEATABLE)

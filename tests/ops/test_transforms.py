@@ -164,7 +164,9 @@ def test_torch_func_in_the_reference(op):
 
 
 @ltfast.backend("reference")
-@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "class_sums", "vmf_cross_entropy", "class_parallel_agcl"])
+@pytest.mark.parametrize(
+    "name", ["agcl", "balanced_bce", "cross_entropy", "class_sums", "vmf_cross_entropy", "class_parallel_agcl"]
+)
 def test_labels_are_checked_in_vmap(name):
     function, x = function_and_tensor(name)
     labels = torch.stack([LABELS, torch.tensor([0, 5, 1])])

@@ -39,10 +39,11 @@ def cross_entropy(
     """``torch.nn.functional.cross_entropy(logits + bias, target, ...)``; see the module's docstring for the formula.
 
     Args:
-        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. The sum with the bias counts as at most 1e30
-            below the largest of its row, so that finite logits give a finite loss. A logit of -inf excludes its class:
-            its probability is 0, and the loss is infinite if it is the label. With soft targets or label smoothing,
-            -inf saturates as finite logits do. A logit of +inf, or a row of -inf alone, makes the loss of its row NaN.
+        logits: (B, C), float32, float64, bfloat16 or float16. Any strides. The sum with the bias counts as at most
+            about 1e30 below the largest of its row, so that finite logits give a finite loss. A logit of -inf excludes
+            its class: its probability is 0, and the loss is infinite if it is the label. With soft targets or label
+            smoothing, -inf saturates as finite logits do. A logit of +inf, or a row of -inf alone, makes the loss of
+            its row NaN.
         target: (B,) integer labels in [0, C) or ``ignore_index``, or (B, C) probabilities of any float dtype (MixUp,
             CutMix), which have no gradient.
         bias: (C,): b_c, added to the logits, or None for 0. It should be below 1e30: a sum beyond the range of the

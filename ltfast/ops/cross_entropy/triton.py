@@ -159,6 +159,7 @@ def cross_entropy(
     if soft and target.stride(1) != 1:
         target = target.contiguous()
     rows, classes = logits.shape
+    smooth = settings.label_smoothing > 0
     width = vector_width(logits.dtype, classes, logits.stride(0), target.stride(0) if soft else 0)
     acc = accumulator(logits.dtype)
     gradient = empty_gradient(logits, with_gradient)
@@ -173,12 +174,12 @@ def cross_entropy(
         on, off, unit, settings.ignore_index,
         **reduction.constants,
         SOFT=soft,
-        SMOOTH=settings.label_smoothing > 0,
+        SMOOTH=smooth,
         BIASED=bias is not None,
         WEIGHTED=weight is not None,
         WITH_GRADIENT=with_gradient,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         WIDTH=width,
-        **row_launch(classes, acc, chip_of(logits.device)).options,
+        **row_launch(classes, acc, chip_of(logits.device), not soft and not smooth).options,
     )  # fmt: skip
     return reduction.result(), gradient
