@@ -147,7 +147,7 @@ COMPARED = {
 # H200: lanes that issue in a clock, and bytes that a copy moves in a clock, of a multiprocessor (4.3 TB/s, measured)
 LANES, BYTES = 128, 16.45
 SHOWN = re.compile(
-    r"(agcl|balanced_bce|cross_entropy|vmf_cross_entropy) (fp32|bf16) .*(1000|8142|9000)\b.*: _(row|cross_entropy)_kernel"
+    r"(agcl|balanced_bce|(vmf_)?cross_entropy) (fp32|bf16) .*(1000|8142|9000)\b.*: _(row|cross_entropy)_kernel"
     r"|queue_softmax (key gradient )?(fp32|bf16) \d+\b.*: _(attend|key_gradient)_kernel"
     r"|(taylor_importance_|class_sums|roi_pool|roi_pool_backward) (fp32|bf16) .*"
 )

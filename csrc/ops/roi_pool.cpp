@@ -27,7 +27,7 @@ inline int64_t roi_padded(int64_t pixels) { return (pixels + kRoiLanes - 1) / kR
 
 // The number of values in the scratch memory of one thread.
 inline int64_t roi_scratch(const RoiPoolArguments& a) {
-  return (a.boxes + 4) * (roi_padded(a.height * a.width) + kRoiChannels);
+  return (a.boxes + kRoiLanes) * roi_padded(a.height * a.width) + (a.boxes + 1) * kRoiChannels;
 }
 
 }  // namespace
@@ -120,37 +120,14 @@ void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
 }
 
-// The products of four rows, `padded` values apart, with one vector.
+// A vector of kRoiLanes values; in memory, they need not be aligned.
 template <class A>
-void roi_dot4(const A* __restrict rows, const A* __restrict weights, A* __restrict out, int64_t padded) {
-  A sums[4][kRoiLanes] = {};
-  for (int64_t i = 0; i < padded; i += kRoiLanes) {
-    for (int row = 0; row < 4; ++row) {
-#pragma omp simd
-      for (int64_t j = 0; j < kRoiLanes; ++j) sums[row][j] += rows[row * padded + i + j] * weights[i + j];
-    }
-  }
-  for (int row = 0; row < 4; ++row) {
-    A* const sum = sums[row];
-    for (int64_t j = 0; j < 8; ++j) sum[j] += sum[j + 8];
-    for (int64_t j = 0; j < 4; ++j) sum[j] += sum[j + 4];
-    out[row] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
-  }
-}
-
-template <class A>
-void roi_add4(A* __restrict rows, const A* __restrict weights, const A* __restrict factors, int64_t padded) {
-  for (int row = 0; row < 4; ++row) {
-    const A factor = factors[row];
-    for (int64_t i = 0; i < padded; i += kRoiLanes) {
-#pragma omp simd
-      for (int64_t j = 0; j < kRoiLanes; ++j) rows[row * padded + i + j] += factor * weights[i + j];
-    }
-  }
-}
+struct RoiVector {
+  typedef A Type __attribute__((vector_size(kRoiLanes * sizeof(A)), aligned(alignof(A)), may_alias));
+};
 
 // The memory of a task of `columns` channels. weights is (boxes, padded) and 0 in the padding; block is
-// (boxes, kRoiChannels) and has the pooled values; rows has room for four rows of pixels or one of channels.
+// (boxes, kRoiChannels) and has the pooled values; rows has room for kRoiLanes rows of pixels or one of channels.
 template <class A>
 struct RoiTask {
   int64_t columns, padded;
@@ -179,26 +156,47 @@ void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* featur
   }
 }
 
-// Pixels are contiguous. Four channels are computed at a time, padded with zeros so that no vector has pixels of two.
+// Pixels are contiguous. kRoiLanes channels are transposed, so that a box's sum needs no sums across a vector.
 template <class T, class A>
-void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
+void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, const T* features) {
+  using Vector = typename RoiVector<A>::Type;
   const int64_t pixels = a.height * a.width;
-  std::fill_n(t.rows, 4 * t.padded, A(0));
-  for (int64_t channel = 0; channel < t.columns; channel += 4) {
-    const int64_t rows = std::min<int64_t>(4, t.columns - channel);
-    T* own = features + channel * pixels;
-    if (a.backward) {
-      std::fill_n(t.rows, 4 * t.padded, A(0));
-    } else {
-      for (int64_t row = 0; row < rows; ++row) roi_widen(own + row * pixels, t.rows + row * t.padded, pixels);
-    }
+  std::fill_n(t.rows, pixels * kRoiLanes, A(0));
+  for (int64_t channel = 0; channel < t.columns; channel += kRoiLanes) {
+    const int64_t lanes = std::min(kRoiLanes, t.columns - channel);
+    const T* own = features + channel * pixels;
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      for (int64_t pixel = 0; pixel < pixels; ++pixel)
+        t.rows[pixel * kRoiLanes + lane] = load(own[lane * pixels + pixel]);
     for (int64_t box = 0; box < a.boxes; ++box) {
       const A* weights = t.weights + box * t.padded;
-      A* other = t.block + box * kRoiChannels + channel;
-      a.backward ? roi_add4(t.rows, weights, other, t.padded) : roi_dot4(t.rows, weights, other, t.padded);
+      Vector sum = {};
+      for (int64_t pixel = 0; pixel < pixels; ++pixel)
+        if (weights[pixel] != 0) sum += weights[pixel] * *reinterpret_cast<const Vector*>(t.rows + pixel * kRoiLanes);
+      std::memcpy(t.block + box * kRoiChannels + channel, &sum, lanes * sizeof(A));
     }
-    if (!a.backward) continue;
-    for (int64_t row = 0; row < rows; ++row) roi_narrow(t.rows + row * t.padded, own + row * pixels, pixels);
+  }
+}
+
+// The transpose. The gradient of a channel is a sum of the boxes' weights.
+template <class T, class A>
+void roi_channels_first_backward(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
+  using Vector = typename RoiVector<A>::Type;
+  const int64_t pixels = a.height * a.width;
+  for (int64_t channel = 0; channel < t.columns; ++channel) {
+    T* own = features + channel * pixels;
+    for (int64_t pixel = 0; pixel < pixels; pixel += kRoiLanes) {
+      Vector sum = {};
+      for (int64_t box = 0; box < a.boxes; ++box)
+        sum += t.block[box * kRoiChannels + channel] *
+               *reinterpret_cast<const Vector*>(t.weights + box * t.padded + pixel);
+      A values[kRoiLanes];
+      std::memcpy(values, &sum, sizeof(values));
+      if (pixel + kRoiLanes <= pixels)
+        roi_narrow(values, own + pixel, kRoiLanes);
+      else
+        for (int64_t j = 0; j < pixels - pixel; ++j) store(own[pixel + j], values[j]);
+    }
   }
 }
 
@@ -221,7 +219,12 @@ void roi_pool(const RoiPoolArguments& a) {
     for (int64_t box = 0; a.backward && box < a.boxes; ++box)
       roi_widen(pooled + box * a.channels, t.block + box * kRoiChannels, t.columns);
     T* features = static_cast<T*>(a.features) + image * a.channels * pixels;
-    a.channels_last ? roi_channels_last(a, t, features + first) : roi_channels_first(a, t, features + first * pixels);
+    if (a.channels_last)
+      roi_channels_last(a, t, features + first);
+    else if (a.backward)
+      roi_channels_first_backward(a, t, features + first * pixels);
+    else
+      roi_channels_first(a, t, features + first * pixels);
     for (int64_t box = 0; !a.backward && box < a.boxes; ++box)
       roi_narrow(t.block + box * kRoiChannels, pooled + box * a.channels, t.columns);
   });

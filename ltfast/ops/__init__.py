@@ -6,7 +6,11 @@ from ltfast.ops.bessel import bessel_ratio, log_iv
 from ltfast.ops.class_sums import class_sums
 from ltfast.ops.cross_entropy import cross_entropy
 from ltfast.ops.linear import linear_agcl, linear_balanced_bce, linear_cross_entropy
-from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
+from ltfast.ops.parallel import (
+    class_parallel_agcl,
+    class_parallel_linear_cross_entropy,
+    class_parallel_vmf_cross_entropy,
+)
 from ltfast.ops.queue_softmax import queue_softmax
 from ltfast.ops.roi_pool import patch_roi_pool
 from ltfast.ops.taylor import apply_masks_, importance_threshold, taylor_importance_
@@ -18,6 +22,7 @@ __all__ = [
     "balanced_bce",
     "bessel_ratio",
     "class_parallel_agcl",
+    "class_parallel_linear_cross_entropy",
     "class_parallel_vmf_cross_entropy",
     "class_sums",
     "cross_entropy",

@@ -3,7 +3,11 @@
 from torch import Tensor
 
 from ltfast.ops.core.cases import Example, OpCases, Sizes
-from ltfast.ops.parallel import class_parallel_agcl, class_parallel_vmf_cross_entropy
+from ltfast.ops.parallel import (
+    class_parallel_agcl,
+    class_parallel_linear_cross_entropy,
+    class_parallel_vmf_cross_entropy,
+)
 from ltfast.ops.vmf.cases import statistics
 
 
@@ -23,4 +27,21 @@ def vmf_example(sizes: Sizes) -> Example:
     return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
 
 
-CASES = OpCases({"class_parallel_agcl": agcl_example, "class_parallel_vmf_cross_entropy": vmf_example})
+def linear_example(sizes: Sizes) -> Example:
+    weight, bias = sizes.randn(sizes.classes, sizes.width), sizes.randn(sizes.classes)
+
+    def function(x: Tensor, labels: Tensor) -> Tensor:
+        return class_parallel_linear_cross_entropy(
+            x, weight.to(x.dtype), bias.to(x.dtype), labels, sizes.classes, label_smoothing=0.1
+        )
+
+    return Example(function, sizes.rand(sizes.rows, sizes.width), sizes.labels())
+
+
+CASES = OpCases(
+    {
+        "class_parallel_agcl": agcl_example,
+        "class_parallel_linear_cross_entropy": linear_example,
+        "class_parallel_vmf_cross_entropy": vmf_example,
+    }
+)
