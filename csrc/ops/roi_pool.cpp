@@ -120,10 +120,21 @@ void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
 }
 
-// A vector of kRoiLanes values; in memory, they need not be aligned.
+// kRoiLanes values, in vectors that fit in a register of AVX2. (Of an array the compiler would keep the sums in memory.)
 template <class A>
-struct RoiVector {
-  typedef A Type __attribute__((vector_size(kRoiLanes * sizeof(A)), aligned(alignof(A)), may_alias));
+struct RoiSums {
+  static constexpr int64_t kLanes = 32 / sizeof(A), kVectors = kRoiLanes / kLanes;
+  typedef A Vector __attribute__((vector_size(32)));
+  Vector sums[kVectors] = {};
+
+  LTFAST_INLINE void add(A factor, const A* from) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      Vector x;
+      std::memcpy(&x, from + v * kLanes, sizeof(x));
+      sums[v] += factor * x;
+    }
+  }
 };
 
 // The memory of a task of `columns` channels. weights is (boxes, padded) and 0 in the padding; block is
@@ -159,7 +170,6 @@ void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* featur
 // Pixels are contiguous. kRoiLanes channels are transposed, so that a box's sum needs no sums across a vector.
 template <class T, class A>
 void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, const T* features) {
-  using Vector = typename RoiVector<A>::Type;
   const int64_t pixels = a.height * a.width;
   std::fill_n(t.rows, pixels * kRoiLanes, A(0));
   for (int64_t channel = 0; channel < t.columns; channel += kRoiLanes) {
@@ -170,10 +180,10 @@ void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, const T*
         t.rows[pixel * kRoiLanes + lane] = load(own[lane * pixels + pixel]);
     for (int64_t box = 0; box < a.boxes; ++box) {
       const A* weights = t.weights + box * t.padded;
-      Vector sum = {};
+      RoiSums<A> sum;
       for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        if (weights[pixel] != 0) sum += weights[pixel] * *reinterpret_cast<const Vector*>(t.rows + pixel * kRoiLanes);
-      std::memcpy(t.block + box * kRoiChannels + channel, &sum, lanes * sizeof(A));
+        if (weights[pixel] != 0) sum.add(weights[pixel], t.rows + pixel * kRoiLanes);
+      std::memcpy(t.block + box * kRoiChannels + channel, sum.sums, lanes * sizeof(A));
     }
   }
 }
@@ -181,17 +191,15 @@ void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, const T*
 // The transpose. The gradient of a channel is a sum of the boxes' weights.
 template <class T, class A>
 void roi_channels_first_backward(const RoiPoolArguments& a, const RoiTask<A>& t, T* features) {
-  using Vector = typename RoiVector<A>::Type;
   const int64_t pixels = a.height * a.width;
   for (int64_t channel = 0; channel < t.columns; ++channel) {
     T* own = features + channel * pixels;
     for (int64_t pixel = 0; pixel < pixels; pixel += kRoiLanes) {
-      Vector sum = {};
+      RoiSums<A> sum;
       for (int64_t box = 0; box < a.boxes; ++box)
-        sum += t.block[box * kRoiChannels + channel] *
-               *reinterpret_cast<const Vector*>(t.weights + box * t.padded + pixel);
+        sum.add(t.block[box * kRoiChannels + channel], t.weights + box * t.padded + pixel);
       A values[kRoiLanes];
-      std::memcpy(values, &sum, sizeof(values));
+      std::memcpy(values, sum.sums, sizeof(values));
       if (pixel + kRoiLanes <= pixels)
         roi_narrow(values, own + pixel, kRoiLanes);
       else
