@@ -67,7 +67,7 @@ class AGCL(nn.Module):
         )
         counted = target.long() != self.loss.ignore_index
         if isinstance(self.weight, Tensor):
-            check_class_vector(self.weight, cosine, "weight")
+            check_class_vector(self.weight, cosine, "weight", differentiable=True)
             loss = loss * self.weight[target.long().where(counted, 0)]
         if self.loss.watch.due(cosine):
             self.loss.watch.cosines("AGCL", "cosine", cosine)

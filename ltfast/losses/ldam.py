@@ -70,7 +70,7 @@ class LDAMLoss(nn.Module):
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
         if weight is not None:
-            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight", differentiable=True)
         margins = max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", margins.float(), persistent=False)
         self.register_buffer("weight", weight, persistent=False)
@@ -88,7 +88,7 @@ class LDAMLoss(nn.Module):
         check_classes(cosine, classes, name)
         check_labels(target, cosine, ignore_index=self.ignore_index)
         if self.weight is not None:
-            check_class_vector(self.weight, cosine, "weight")
+            check_class_vector(self.weight, cosine, "weight", differentiable=True)
         own = target[:, None] == torch.arange(classes, device=cosine.device)
         scores = self.scale * (cosine.to(accumulator(cosine.dtype)) - torch.where(own, self.margins, 0))
         weight = None if self.weight is None else self.weight.to(scores.dtype)

@@ -249,7 +249,7 @@ def test_opcheck(place, reduction, dtype):
     for noise in (None, class_noise):
         for with_gradient in (True, False):
             arguments = (cosine.requires_grad_(with_gradient), target, noise, None if noise is None else seed)
-            options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, -100, reduction, with_gradient)
+            options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, -100, reduction, 0, with_gradient)
             opcheck(torch.ops.ltfast.agcl.default, (*arguments, *options), rtol=1e-2, atol=1e-3)
 
 

@@ -79,8 +79,8 @@ def check_device(tensor: Tensor, logits: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on {tensor.device}: expected the device of the logits, {logits.device}")
 
 
-def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None:
-    """Check for a vector with one value for each class."""
+def check_class_vector(vector: Tensor | None, logits: Tensor, name: str, *, differentiable: bool = False) -> None:
+    """Check for a vector with one value for each class, which has no gradient unless it is ``differentiable``."""
     if not isinstance(vector, Tensor):
         raise TypeError(f"{name} is a {type(vector).__name__}: expected a tensor with one value per class")
     if vector.shape != logits.shape[1:]:
@@ -88,6 +88,8 @@ def check_class_vector(vector: Tensor | None, logits: Tensor, name: str) -> None
     if vector.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {vector.dtype}: expected floating-point values")
     check_device(vector, logits, name)
+    if vector.requires_grad and not differentiable and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires a gradient, which this loss does not give: expected {name}.detach()")
 
 
 def check_real(name: str, value: float) -> None:

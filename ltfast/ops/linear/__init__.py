@@ -1,6 +1,8 @@
 r"""A linear layer and its loss in one, without the logits.
 
-.. math:: L = \mathrm{loss}(X W^\top + b, t)
+.. math::
+
+    L = \mathrm{loss}(X W^\top + b, t)
 
 For a block of rows, one matrix product gives the logits Z, the loss's kernel gives G = dL/dZ, and two products give
 :math:`dX = G W` and :math:`dW \mathrel{+}= G^\top X`; then the memory of the block is used again. These are the same
@@ -168,7 +170,7 @@ def check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (classes, {width}), the features' width")
     checks.check_device(weight, features, "weight")
     if bias is not None:
-        checks.check_class_vector(bias, weight.T, "bias")
+        checks.check_class_vector(bias, weight.T, "bias", differentiable=True)
     if torch.is_autocast_enabled(features.device.type):
         return
     for name, tensor in (("weight", weight), ("bias", bias)):

@@ -156,6 +156,7 @@ class LinearLoss:
         if torch.is_grad_enabled():  # create_graph=True
             gradients = self._differentiable(ctx, inputs, incoming)
         elif settings.reduction == "none":
+            dispatch.refuse_tangents(self.name, (incoming,))
             gradients = self._gradient_op(incoming, *inputs, *settings, ctx.backend, ctx.dtype, *wanted)
         else:
             factor = incoming * share if share.dim() == 0 else incoming

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ltfast.ops.core import checks
 from ltfast.ops.core.collectives import gather, hand_back
+from ltfast.ops.core.dispatch import choose
 from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.linear import check_layer, linear_cross_entropy
 from ltfast.ops.parallel.rows import close, joined_labels, own_classes
@@ -54,6 +55,7 @@ def class_parallel_linear_cross_entropy(
     classes = own_classes(num_classes, len(weight), "weight")
     if adjustment is not None:
         checks.check_class_vector(adjustment, weight.T, "adjustment")
+    choose("class_parallel_linear_cross_entropy", features, weight)  # refuses what the kernels cannot take
     joined = gather(features)
     targets = joined_labels(gather(target.long()), num_classes, ignore_index)
     is_own = (targets >= classes.start) & (targets < classes.stop)
