@@ -8,13 +8,16 @@ from torch.nn import functional as F
 
 from ltfast.ops.core.bench import Bench
 from ltfast.ops.core.cases import DTYPES, ROWS, Example, OpCases, Sizes, labels_on_gpu, on_gpu
+from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.vmf import bench, vmf_cross_entropy, vmf_logits
 from ltfast.ops.vmf.settings import VmfSettings
 
 
 def statistics(sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """The mean directions and the concentrations of the classes."""
-    return F.normalize(sizes.randn(sizes.classes, sizes.width)), sizes.rand(sizes.classes) * 20
+    """The mean directions and the concentrations of the classes. Directions that are rounded to half precision would not
+    have length 1, and opposite features could have a negative k'^2."""
+    directions = sizes.randn(sizes.classes, sizes.width).to(accumulator(sizes.dtype))
+    return F.normalize(directions), sizes.rand(sizes.classes) * 20
 
 
 def logits_example(sizes: Sizes) -> Example:
