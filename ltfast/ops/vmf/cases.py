@@ -14,8 +14,8 @@ from ltfast.ops.vmf.settings import VmfSettings
 
 
 def statistics(sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """The mean directions and the concentrations of the classes. Directions that are rounded to half precision would not
-    have length 1, and opposite features could have a negative k'^2."""
+    """The mean directions and the concentrations of the classes. Directions rounded to half precision would not have
+    length 1, and opposite features could have a negative k'^2."""
     directions = sizes.randn(sizes.classes, sizes.width).to(accumulator(sizes.dtype))
     return F.normalize(directions), sizes.rand(sizes.classes) * 20
 
