@@ -265,7 +265,9 @@ def main(parts: tuple[Part, ...] = PARTS) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as name:
         folder, python = Path(name), sys.executable
         paths = [str(ROOT), str(ROOT / "bench")]
-        environment = dict(os.environ, TRITON_CACHE_DIR=str(folder / "triton"))
+        # a test that runs this file may itself be in a process of pytest-xdist
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment["TRITON_CACHE_DIR"] = str(folder / "triton")
         if args.wheels is not None:
             install(args.wheels, folder / "wheels")
             paths.append(str(folder / "wheels"))
