@@ -159,6 +159,10 @@ class LinearAGCLLoss(AGCLLoss):
     ) -> Tensor:
         if bias is not None:
             raise ValueError("bias is not None: expected None, because a cosine classifier has no bias")
+        if self.class_parallel:
+            raise ValueError(
+                "class_parallel is True: expected False, because this loss needs the weight of all classes"
+            )
         _check_classes(weight, len(self.class_noise))
         return ops.linear_agcl(
             features,

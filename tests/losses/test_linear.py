@@ -63,3 +63,10 @@ def test_a_cosine_classifier_has_no_bias():
     features, weight, bias = parameters()
     with pytest.raises(ValueError, match="bias is not None: expected None"):
         PAIRS["agcl"][1](features, weight, bias, torch.zeros(9, dtype=torch.int64))
+
+
+def test_agcl_takes_all_classes():
+    features, weight, _ = parameters()
+    criterion = losses.LinearAGCLLoss(COUNTS, class_parallel=True)
+    with pytest.raises(ValueError, match="class_parallel is True: expected False"):
+        criterion(features, weight, None, torch.zeros(9, dtype=torch.int64))

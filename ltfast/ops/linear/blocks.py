@@ -35,7 +35,8 @@ class Layer:
         features: (B, D).
         weight: (C, D).
         bias: (C,), or None.
-        others: the tensors of the loss beside the logits; first the target, of which a block takes its rows.
+        target: (B,) labels or (B, C) probabilities.
+        others: the other tensors of the loss beside the logits, the same for all rows.
         dtype: of the logits and of the matrix products.
         cosine: whether the rows of features and weight are divided by their lengths.
     """
@@ -43,6 +44,7 @@ class Layer:
     features: Tensor
     weight: Tensor
     bias: Tensor | None
+    target: Tensor
     others: Sequence[Tensor | None]
     dtype: torch.dtype
     cosine: bool
@@ -89,7 +91,6 @@ class Block:
 def blocks(layer: Layer, weight: Factor) -> Iterator[Block]:
     """The blocks of a batch. The memory of the logits is used again."""
     bias = None if layer.bias is None else layer.bias.to(layer.dtype)
-    target, *others = layer.others
     rows, classes = len(layer.features), len(weight.rows)
     step = block_rows(rows, classes, weight.rows.device.type)
     buffer = torch.empty(step, classes, dtype=layer.dtype, device=weight.rows.device)
@@ -101,7 +102,7 @@ def blocks(layer: Layer, weight: Factor) -> Iterator[Block]:
             torch.mm(features.rows, weight.rows.T, out=logits)
         else:
             torch.addmm(bias, features.rows, weight.rows.T, out=logits)
-        yield Block(place, features, logits, [None if target is None else target[place], *others])
+        yield Block(place, features, logits, [layer.target[place], *layer.others])
 
 
 class Gradients:

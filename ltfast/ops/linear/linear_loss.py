@@ -123,7 +123,7 @@ class LinearLoss:
         features, weight, bias, *rest, dtype, of_features, of_weight, of_bias = inputs
         tensors = self.loss.tensors.count("Tensor") - 1
         settings = self.loss.settings(*rest[tensors:])
-        layer = Layer(features, weight, bias, rest[:tensors], dtype, self.cosine)
+        layer = Layer(features, weight, bias, rest[0], rest[1:tensors], dtype, self.cosine)
         return layer, settings, Wanted(of_features, of_weight, of_bias)
 
     def _fake(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -144,7 +144,7 @@ class LinearLoss:
         ctx.settings, ctx.wanted, ctx.dtype = settings, wanted, layer.dtype
         ctx.backend = self.loss.resolve(layer.weight.device)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(layer.features, layer.weight, layer.bias, *layer.others, *output[1:])
+        ctx.save_for_backward(layer.features, layer.weight, layer.bias, layer.target, *layer.others, *output[1:])
 
     def _backward(self, ctx: Any, incoming: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         inputs: list[Any]
@@ -192,8 +192,8 @@ def _shares(layer: Layer, settings: Any) -> tuple[float, Tensor | None]:
     """The weight of a row in the reduced loss, as a factor for the kernel and one for the backward pass."""
     if settings.reduction != "mean":
         return 1.0, None
-    target = layer.others[0]
-    if target is None or target.dim() > 1:  # soft targets are not ignored
+    target = layer.target
+    if target.dim() > 1:  # soft targets are not ignored
         counted = torch.full((), len(layer.features), device=layer.weight.device)
     else:
         counted = (target.long() != settings.ignore_index).sum()
