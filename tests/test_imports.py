@@ -87,7 +87,7 @@ def test_the_losses_page_needs_torch_and_numpy_alone():
             print(name)
         assert "timm" not in sys.modules
     """
-    assert run(script).split() == [name for name, _ in blocks]
+    assert run(script).splitlines() == [name for name, _ in blocks]
 
 
 def test_the_heads_need_torch_alone_and_networks_name_the_extra():
