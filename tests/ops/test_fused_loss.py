@@ -180,6 +180,7 @@ def test_torch_compile_fullgraph(backend, make):
             )
 
 
+@pytest.mark.slow
 def test_torch_compile_draws_fresh_noise():
     model = nn.Linear(16, len(COUNTS))
     loss_of = AGCLLoss(COUNTS)
