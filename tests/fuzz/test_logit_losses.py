@@ -1,12 +1,13 @@
 """The losses over a matrix of logits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
@@ -184,16 +185,13 @@ BALANCED_BCE = Entry(
 
 
 @st.composite
-def cross_entropy_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
-    rows, classes = draw(matrices(backend))
+def cross_entropy_options(draw: st.DrawFn, rows: int, classes: int) -> dict[str, Any]:
+    """What ``nn.CrossEntropyLoss`` takes beside the logits."""
     soft = d.floats((rows, classes), fills=("eighths",), extremes=None)
-    vector = d.floats((classes,), scales=(1.0, 1.0, 10.0), extremes=None, broken=())
     labels, ignored = draw(d.labels_and_ignored(rows, classes))
     weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0, 100.0), extremes=None, broken=())
     return {
-        "logits": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
         "target": draw(st.just(labels) | soft),
-        "bias": draw(st.none() | vector),
         "weight": draw(st.none() | weight),
         "label_smoothing": draw(d.number(0, 0.99, 0.0, 0.1)),
         "ignore_index": ignored,
@@ -201,15 +199,61 @@ def cross_entropy_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     }
 
 
-def cross_entropy_saturates(logits: Tensor, bias: Tensor | None, **_: Any) -> Tensor:
+def of_cross_entropy(bias: Sequence[float], **of_logits: Any) -> Any:
+    """A strategy of the arguments, from the scales of the bias and what ``d.floats`` draws the logits from."""
+
+    @st.composite
+    def strategy(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+        rows, classes = draw(matrices(backend))
+        vector = d.floats((classes,), scales=bias, extremes=None, broken=())
+        return {
+            "logits": draw(d.floats((rows, classes), **of_logits)),
+            "bias": draw(st.none() | vector),
+            **draw(cross_entropy_options(rows, classes)),
+        }
+
+    return strategy
+
+
+def score_rounding(logits: d.Array) -> float:
+    """By how much the rounded sum of a logit and a number of its class is off."""
+    largest = logits.values().double().abs().nan_to_num(0, 0).max().item()
+    return min(largest * (2.0**-51 if logits.dtype == torch.float64 else 2.0**-22), 1e-2)
+
+
+def cross_entropy_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
+    loss, gradient = tolerances(dtype)
+    rounding = 0 if given["bias"] is None else score_rounding(given["logits"])
+    return loss + rounding, gradient + rounding
+
+
+def largest_weight(given: Mapping[str, Any]) -> float:
+    """At least 1. Loss and gradient are differences of numbers as large."""
+    return 1.0 if given["weight"] is None else max(1.0, given["weight"].values().max().item())
+
+
+def weighted_unit(given: Mapping[str, Any]) -> float:
+    return 0.03 * largest_weight(given)
+
+
+def below_the_peak(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """How far each score is below the largest of its row."""
     z = logits.double() if bias is None else logits.double() + bias.double()
-    return (z.amax(1, keepdim=True) - z > 0.9 * FARTHEST).any(1)
+    return z.amax(1, keepdim=True) - z
 
 
-def cross_entropy_adds_saturated_terms(target: Tensor, label_smoothing: float, **arguments: Any) -> bool:
-    """A term that saturates in one block of a row is moved by the next block's peak, which may saturate too."""
-    saturates = cross_entropy_saturates(**arguments).any().item()
-    return bool(saturates and (target.dim() == 2 or label_smoothing > 0))
+def cross_entropy_saturates(logits: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
+    return (below_the_peak(logits, bias) > 0.9 * FARTHEST).any(1)
+
+
+def cross_entropy_nearly_saturates(
+    logits: Tensor, bias: Tensor | None, target: Tensor, label_smoothing: float, **_: Any
+) -> bool:
+    """A term that saturates in one block of a row is moved by the next block's peak, if that is not itself beyond the
+    limit."""
+    distance = below_the_peak(logits, bias)
+    near = ((distance > 1e-7 * FARTHEST) & (distance < 2 * FARTHEST)).any().item()
+    return bool(near and (target.dim() == 2 or label_smoothing > 0))
 
 
 def spoil_cross_entropy(arguments: dict[str, Any]) -> dict[str, list[Any]]:
@@ -220,17 +264,62 @@ def spoil_cross_entropy(arguments: dict[str, Any]) -> dict[str, list[Any]]:
 
 CROSS_ENTROPY = Entry(
     name="cross_entropy",
-    arguments=cross_entropy_arguments,
+    arguments=of_cross_entropy((1.0, 1.0, 10.0), fills=FILLS, scales=SCALES),
     run=cross_entropy,
     spoil=spoil_cross_entropy,
     labels=("target",),
     row_by_row=("target",),
     gradients=("logits",),
-    tolerance=bce_tolerance,
+    tolerance=cross_entropy_tolerance,
+    size=largest_weight,
+    unit=weighted_unit,
     loose=("without gradients",),  # another loop, whose products and sums the compiler fuses in other places
     unclear=cross_entropy_saturates,
-    beyond=cross_entropy_adds_saturated_terms,
+    beyond=cross_entropy_nearly_saturates,
     weight=2,
 )
 
-globals().update(fuzz(AGCL, BALANCED_BCE, CROSS_ENTROPY))
+
+def plain_cross_entropy(
+    logits: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor | None, label_smoothing: float,
+    ignore_index: int, reduction: str,
+) -> Tensor:  # fmt: skip
+    """The formula, with the gradient of the unsaturated loss, which the kernels have where a score saturates."""
+    z = logits if bias is None else logits + bias
+    weight = torch.ones(z.shape[1]).to(z) if weight is None else weight
+    if target.is_floating_point():
+        counts, total = torch.ones(len(z)).to(z), len(z)
+    else:
+        counts = (target.long() != ignore_index).double()
+        label = torch.where(counts > 0, target.long(), 0)
+        target, total = F.one_hot(label, z.shape[1]).double(), (counts * weight[label]).sum()
+    share = weight * (target * (1 - label_smoothing) + label_smoothing / z.shape[1])
+    d = z - z.detach().amax(1, keepdim=True)
+    bounded = d.detach().clamp(min=-FARTHEST) + (z - z.detach())
+    rows = counts * (share.sum(1) * d.logsumexp(1) - (share * bounded).sum(1))
+    return rows if reduction == "none" else rows.sum() / (total if reduction == "mean" else 1)
+
+
+SATURATED_CROSS_ENTROPY = Entry(
+    name="cross_entropy_saturated",
+    arguments=of_cross_entropy(
+        (0.0,),  # the sum with another would be rounded by more than the limit
+        dtypes=(torch.float32, torch.float64, torch.bfloat16),
+        fills=("wide", "extreme", "uniform", "normal"),
+        scales=(1e38, 1.0),
+        broken=(),
+    ),
+    run=cross_entropy,
+    reference=plain_cross_entropy,
+    row_by_row=("target",),
+    gradients=("logits",),
+    rounding={"logits": 0},  # scores that are equal would come apart by more than the limit
+    size=largest_weight,
+    unit=weighted_unit,
+    loose=("without gradients",),
+    beyond=cross_entropy_nearly_saturates,
+    weight=0.5,
+    triton_weight=0.1,
+)
+
+globals().update(fuzz(AGCL, BALANCED_BCE, CROSS_ENTROPY, SATURATED_CROSS_ENTROPY))

@@ -1,7 +1,8 @@
 """The losses over the ops, with what they keep."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -10,7 +11,15 @@ from torch.nn import functional as F
 
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
-from fuzz.test_logit_losses import bce_saturates, bce_tolerance
+from fuzz.test_logit_losses import (
+    bce_saturates,
+    bce_tolerance,
+    cross_entropy_options,
+    cross_entropy_saturates,
+    largest_weight,
+    score_rounding,
+    weighted_unit,
+)
 from ltfast.benchmark.cases import published_dscl as published
 from ltfast.losses import (
     AGCLLoss,
@@ -18,18 +27,31 @@ from ltfast.losses import (
     CompensationLoss,
     DSCLLoss,
     LDAMLoss,
+    LinearAGCLLoss,
+    LinearBalancedBCELoss,
+    LinearCrossEntropyLoss,
+    LinearLogitAdjustedLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
     ProCoLoss,
     SupConQueueLoss,
 )
+from ltfast.ops import cross_entropy
+from ltfast.ops.linear import blocks
 from ops.compare import tolerances
 from ops.conftest import Place
 
 BATCHES = (1, 2, 3, 7, 16, 17, 33)
 CLASSES = (1, 2, 3, 7, 10, 31, 100, 257)
 WIDTHS = (2, 3, 8, 16, 17, 64, 129)
+
+
+@st.composite
+def class_counts(draw: st.DrawFn, classes: int) -> list[int]:
+    if classes < 10:
+        return draw(st.lists(st.integers(1, 10**6), min_size=classes, max_size=classes))
+    return torch.randint(1, 2000, (classes,), generator=torch.Generator().manual_seed(draw(d.seeds))).tolist()
 
 
 @st.composite
@@ -40,11 +62,10 @@ def counts_and_logits(
     scales = (1.0, 1.0, 1.0, 30.0, 1e4, 1e-30)
     fills = ("uniform", "normal", "constant", "wide", "extreme") if extremes else ("uniform", "normal", "constant")
     return {
-        "counts": draw(st.lists(st.integers(1, 10**6), min_size=classes, max_size=classes)) if classes < 10
-        else torch.randint(1, 2000, (classes,), generator=torch.Generator().manual_seed(draw(d.seeds))).tolist(),
+        "counts": draw(class_counts(classes)),
         "logits": draw(d.floats((rows, classes), fills=fills, scales=scales, extremes=extremes)),
         "target": draw(d.labels(rows, classes)),
-    }  # fmt: skip
+    }
 
 
 def with_options(*, least: int = 1, extremes: Any = d.finite_extremes, **options: Any) -> Any:
@@ -123,22 +144,43 @@ BCE = Entry(
 
 def softmax_tolerance(place: Place, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[float, float]:
     """The shifts are float32 whatever the logits are."""
-    return 5e-6, 2e-5
+    rounding = score_rounding(given["logits"])
+    return 5e-6 + rounding, 2e-5 + rounding
+
+
+def of_cross_entropy(**options: Any) -> Any:
+    """``with_options`` with those of ``nn.CrossEntropyLoss`` too."""
+
+    @st.composite
+    def strategy(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+        given = draw(with_options(extremes=None, **options)(backend))
+        return given | draw(cross_entropy_options(*given["logits"].shape))
+
+    return strategy
+
+
+def run_logit_adjusted(counts: list[int], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return LogitAdjustedLoss(counts, **options)(logits, target)
+
+
+def plain_logit_adjusted(counts: list[int], logits: Tensor, target: Tensor, tau: float, **options: Any) -> Tensor:
+    return cross_entropy(logits, target, tau * (torch.tensor(counts).double() / sum(counts)).log(), **options)
 
 
 LOGIT_ADJUSTED = Entry(
     name="logit_adjusted_loss",
-    # PyTorch's cross-entropy, which overflows where logits differ by more than the largest float
-    arguments=with_options(tau=d.number(-2, 2, 1.0, 0.0), extremes=None),
-    run=lambda counts, logits, target, tau: LogitAdjustedLoss(counts, tau=tau)(logits, target.long()),
-    reference=lambda counts, logits, target, tau: F.cross_entropy(
-        logits + tau * (torch.tensor(counts).double() / sum(counts)).log(), target.long()
-    ),
+    arguments=of_cross_entropy(tau=d.number(-2, 2, 1.0, 0.0)),
+    run=run_logit_adjusted,
+    reference=plain_logit_adjusted,
+    row_by_row=("target",),
     gradients=("logits",),
     tolerance=softmax_tolerance,
-    loose=("two threads",),
-    triton_weight=0,
-    weight=0.3,
+    size=largest_weight,
+    unit=weighted_unit,
+    loose=("without gradients",),
+    unclear=cross_entropy_saturates,
+    triton_weight=0.05,
+    weight=0.5,
 )
 
 
@@ -171,7 +213,13 @@ LDAM = Entry(
 )
 
 
-def plain_compensation(counts: list[int], logits: Tensor, target: Tensor, stage: int, rho: float) -> Tensor:
+def run_compensation(counts: list[int], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return CompensationLoss(counts, **options)(logits, target)
+
+
+def plain_compensation(
+    counts: list[int], logits: Tensor, target: Tensor, stage: int, rho: float, **options: Any
+) -> Tensor:
     n = torch.tensor(counts).double()
     alpha = torch.ones_like(n)
     if stage == 2:
@@ -179,20 +227,119 @@ def plain_compensation(counts: list[int], logits: Tensor, target: Tensor, stage:
     if stage == 3:
         order = n.argsort()
         alpha[order] = n[order.flip(0)] / n.sum()
-    return F.cross_entropy(logits - alpha.log(), target.long())
+    return cross_entropy(logits, target, -alpha.log(), **options)
 
 
 COMPENSATION = Entry(
     name="compensation_loss",
-    arguments=with_options(stage=st.sampled_from((1, 2, 3)), rho=d.number(0.05, 0.95, 0.8), extremes=None),
-    run=lambda counts, logits, target, stage, rho: CompensationLoss(counts, stage, rho=rho)(logits, target.long()),
+    arguments=of_cross_entropy(stage=st.sampled_from((1, 2, 3)), rho=d.number(0.05, 0.95, 0.8)),
+    run=run_compensation,
     reference=plain_compensation,
+    row_by_row=("target",),
     gradients=("logits",),
     tolerance=softmax_tolerance,
-    loose=("two threads",),
-    triton_weight=0,
-    weight=0.3,
+    size=largest_weight,
+    unit=weighted_unit,
+    loose=("without gradients",),
+    unclear=cross_entropy_saturates,
+    triton_weight=0.05,
+    weight=0.5,
 )
+
+
+LAYER = ("features", "layer_weight", "layer_bias")
+
+
+def of_layer(*, least: int = 1, biased: bool = True, soft: bool = True, **options: Any) -> Any:
+    """A strategy of class counts, a linear layer, targets, the rows of a block, and options."""
+
+    @st.composite
+    def strategy(draw: st.DrawFn, backend: str) -> dict[str, Any]:
+        rows, width = draw(st.sampled_from(BATCHES)), draw(st.sampled_from((2, 3, 8, 17, 64)))
+        classes = draw(st.sampled_from([n for n in (1, 2, 3, 7, 10, 31, 100) if n >= least]))
+        common = {"dtypes": [draw(st.sampled_from((torch.float32, torch.float64)))], "extremes": None}
+        bias = d.floats((classes,), broken=(), **common)
+        given = draw(cross_entropy_options(rows, classes))
+        labels, ignored = draw(d.labels_and_ignored(rows, classes))
+        return {
+            "counts": draw(class_counts(classes)),
+            "features": draw(d.floats((rows, width), scales=(1.0, 1.0, 30.0), **common)),
+            "layer_weight": draw(d.floats((classes, width), scales=(1.0, 0.1), broken=(), **common)),
+            "layer_bias": draw(st.none() | bias) if biased else None,
+            "target": given["target"] if soft else labels,
+            "ignore_index": given["ignore_index"] if soft else ignored,
+            "reduction": given["reduction"],
+            "block": draw(st.sampled_from((1, 2, 5, 128))),
+            **{name: given[name] if option is None else draw(option) for name, option in options.items()},
+        }
+
+    return strategy
+
+
+def run_linear(
+    make: Callable[..., Any], counts: list[int], features: Tensor, layer_weight: Tensor, layer_bias: Tensor | None,
+    target: Tensor, block: int, seed: int | None = None, **options: Any,
+) -> Tensor:  # fmt: skip
+    noise = {} if seed is None else {"generator": torch.Generator().manual_seed(seed)}
+    with mock.patch.object(blocks, "FEWEST", block), mock.patch.dict(blocks.BUDGET, cpu=1):
+        return make(counts, **options)(features, layer_weight, layer_bias, target, **noise)
+
+
+def layer_unit(given: Mapping[str, Any]) -> float:
+    """The gradients are products with features and weight; a mean has a share of each row, not of each class."""
+    sizes = [given[name].make()[0].double().nan_to_num(0, 0, 0).norm(dim=1) for name in LAYER[:2]]
+    rows, classes = map(len, sizes)
+    of_loss = weighted_unit({"weight": None} | given)
+    return of_loss * max(1, *(size.max().item() for size in sizes)) * max(1, classes / rows)
+
+
+def cosine_unit(given: Mapping[str, Any]) -> float:
+    """Both are divided by their lengths."""
+    sizes = [given[name].make()[0].double().norm(dim=1) for name in LAYER[:2]]
+    rows, classes = map(len, sizes)
+    shortest = torch.cat(sizes).nan_to_num(1, 1).clamp(min=1e-6).min().item()
+    return 0.2 * given["scale"] * max(1, classes / rows) / min(1, shortest)
+
+
+def linear(name: str, make: Callable[..., Any], arguments: Any, **others: Any) -> Entry:
+    return Entry(
+        name=f"linear_{name}_loss",
+        arguments=arguments,
+        run=lambda **given: run_linear(make, **given),
+        loose=("contiguous arguments", "without gradients", "two threads"),  # the products are PyTorch's
+        gradients=LAYER,
+        size=lambda given: largest_weight({"weight": None} | given),
+        triton_weight=0.05,
+        weight=0.4,
+        **{"tolerance": bce_tolerance, "unit": layer_unit} | others,
+    )
+
+
+from_options = dict.fromkeys(("weight", "label_smoothing"))
+LINEAR = [
+    linear(
+        "cross_entropy",
+        lambda counts, weight, **options: LinearCrossEntropyLoss(weight, **options),
+        of_layer(**from_options),
+    ),
+    linear("logit_adjusted", LinearLogitAdjustedLoss, of_layer(tau=d.number(-2, 2, 1.0, 0.0), **from_options)),
+    linear(
+        "balanced_bce",
+        LinearBalancedBCELoss,
+        of_layer(least=2, tau=d.number(-2, 2, 1.0, 0.0), label_smoothing=None),
+    ),
+    linear(
+        "agcl",
+        LinearAGCLLoss,
+        of_layer(
+            biased=False, soft=False, seed=d.seeds, scale=d.number(0.1, 50, 20.0), margin=d.number(0, 1, 0.1),
+            noise_mul=d.number(0, 2, 0.5), gamma_pos=d.number(0, 4, 1.0), gamma_neg=d.number(0, 8, 4.0),
+            variant=st.sampled_from(("official", "paper")),
+        ),
+        tolerance=agcl_tolerance,
+        unit=cosine_unit,
+    ),
+]  # fmt: skip
 
 
 @st.composite
@@ -417,4 +564,4 @@ MEMORY_QUEUE = Entry(
     weight=0.4,
 )
 
-globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, LDAM, COMPENSATION, PROCO, *DSCL, PBSD, MEMORY_QUEUE))
+globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, LDAM, COMPENSATION, *LINEAR, PROCO, *DSCL, PBSD, MEMORY_QUEUE))

@@ -81,6 +81,7 @@ def _row_kernel(
     zero = tl.program_id(1) * WIDTH
 
     lowest = -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38
+    farthest = tl.full((), -LIMIT, ACC)  # a number by itself would be rounded to float32
     peak = tl.full((), lowest, ACC)  # not -inf, which all scores of a block may be
     mass = tl.full((), 0.0, ACC)
     shares = tl.full((), 0.0, ACC)
@@ -96,14 +97,14 @@ def _row_kernel(
         if SOFT or SMOOTH:
             a = _shares(target, weight, zero, column, inside & reads, y, on, off, SOFT, WEIGHTED, ACC)
             shares = tl.sum(a)
-            terms = tl.sum(a * tl.maximum(d, -LIMIT))
+            terms = tl.sum(a * tl.maximum(d, farthest))
     else:
         for start in range(0, classes * WIDTH, BLOCK):
             column = start + tl.arange(0, BLOCK)
             read = (column // WIDTH < classes) & reads
             z = _scores(logits, bias, zero, column, read, BIASED, ACC)
             higher = tl.maximum(tl.max(z), peak)
-            shift = tl.maximum(peak - higher, -LIMIT)
+            shift = tl.maximum(peak - higher, farthest)
             peak = higher
             d = z - peak
             e = tl.exp2(d * LOG2_E)
@@ -111,7 +112,7 @@ def _row_kernel(
             if SOFT or SMOOTH:
                 a = _shares(target, weight, zero, column, read, y, on, off, SOFT, WEIGHTED, ACC)
                 # every score so far is further down than the limit
-                terms = tl.where(shift > -LIMIT, terms, 0.0) + shift * shares + tl.sum(a * tl.maximum(d, -LIMIT))
+                terms = tl.where(shift > farthest, terms, 0.0) + shift * shares + tl.sum(a * tl.maximum(d, farthest))
                 shares += tl.sum(a)
 
     log_sum = tl.where(mass == 0.0, float("nan"), tl.log(mass))  # it is at least 1, unless all scores are -inf
@@ -124,7 +125,7 @@ def _row_kernel(
         shares = on
         if WEIGHTED:
             shares *= tl.load(weight + y, mask=y >= 0, other=0.0)
-        bounded = tl.where(own == -float("inf"), own, tl.maximum(own - peak, -LIMIT))
+        bounded = tl.where(own == -float("inf"), own, tl.maximum(own - peak, farthest))
         row_loss = shares * (log_sum - bounded)
     tl.store(losses + row, tl.where(reads, row_loss, 0.0) * share)
     if WITH_GRADIENT:
