@@ -8,16 +8,9 @@ from torch.nn import functional as F
 
 import ltfast
 from ltfast.ops import balanced_bce
-from ops.compare import (
-    GRADIENT_TOLERANCE,
-    LOSS_TOLERANCE,
-    loss_and_gradient,
-    opcheck,
-    relative_error,
-    row_error,
-    tolerances,
-)
+from ops.compare import GRADIENT_TOLERANCE, LOSS_TOLERANCE, loss_and_gradient, opcheck
 from ops.conftest import NO_TRITON
+from ops.logits import DTYPES, compare, problem
 
 if NO_TRITON is None:
     import triton
@@ -32,12 +25,6 @@ if NO_TRITON is None:
 
 
 SHAPES = [(1, 1), (1, 2), (5, 1), (3, 7), (37, 101), (2, 1024), (9, 1031), (3, 9001)]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def problem(rows, classes, dtype=torch.float32, device="cpu"):
-    logits = (torch.randn(rows, classes, dtype=torch.float64) * 4).to(dtype).to(device)
-    return logits, torch.randint(classes, (rows,), device=device), torch.randn(classes, device=device) * 3
 
 
 def soft_target(rows, classes, dtype=torch.float32, device="cpu"):
@@ -45,16 +32,10 @@ def soft_target(rows, classes, dtype=torch.float32, device="cpu"):
 
 
 def check(place, logits, target, bias, incoming=None, **options):
-    loss, gradient = loss_and_gradient(lambda x: balanced_bce(x, target, bias, **options), logits, incoming)
-    with ltfast.backend("reference"):
-        reference_loss, reference_gradient = loss_and_gradient(
-            lambda x: balanced_bce(x, target, bias, **options), logits.double(), incoming
-        )
-    loss_tolerance, gradient_tolerance = tolerances(logits.dtype)
-    assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    assert gradient.dtype == logits.dtype
-    assert relative_error(loss, reference_loss) < loss_tolerance
-    assert row_error(gradient, reference_gradient) < gradient_tolerance
+    def fused(x):
+        return balanced_bce(x, target, bias, **options)
+
+    compare(fused, ltfast.backend("reference")(fused), logits, incoming)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,31 +85,6 @@ def test_every_instruction_set(native_isa, dtype):
     logits, target, bias = problem(5, 1031, dtype)
     check(native_isa, logits, target, bias, label_smoothing=0.1, weight=torch.rand(1031))
     check(native_isa, logits, soft_target(5, 1031, dtype), bias)
-
-
-def test_non_contiguous(place):
-    wide, target, _ = problem(11, 60, device=place.device)
-    for logits in (wide[:, ::3], wide[:, 7:41], wide.t()[:11], wide[:1].expand(11, -1)):
-        classes = logits.shape[1]
-        bias = torch.randn(classes, 2, device=place.device)[:, 0]
-        check(place, logits, target % classes, bias)
-        check(place, logits, soft_target(classes, 11, device=place.device).t(), bias)
-        check(place, logits, soft_target(1, classes, device=place.device).expand(11, -1), bias)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [7, 10, 12, 24])
-def test_alignments(place, classes, dtype):
-    """The widest access that is aligned in every row, for rows that begin anywhere."""
-    rows = place.rows(5)
-    for skipped, stride in ((0, classes), (0, 32), (1, 32), (4, 28), (8, 40)):
-        wide, target, bias = problem(rows, 40, dtype, place.device)
-        logits = wide.flatten()[skipped:].as_strided((rows - 1, classes), (stride, 1), skipped)
-        check(place, logits, target[1:] % classes, bias[3 : 3 + classes], label_smoothing=0.1)
-
-
-def test_a_million_classes(place):
-    check(place, *problem(2, 100_003 if place.interpreted else 1_000_003, device=place.device))
 
 
 @settings(max_examples=60, deadline=None)
