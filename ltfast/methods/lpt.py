@@ -89,12 +89,14 @@ class GroupPromptStage(Stage):
         self.register_buffer("share", torch.tensor(eta), persistent=False)
 
     def start(self) -> None:
-        images, _ = next(iter(self.first.epoch(0, 0)))
-        self.first.close()
+        from accelerate.utils import send_to_device
+
         keys = self.network.pool.keys
+        images, _ = self.first.finish(send_to_device(next(iter(self.first.epoch(0, 0))), keys.device))
+        self.first.close()
         self.eval()
         with torch.no_grad():
-            queries = self.network.query(images.to(keys.device))
+            queries = self.network.query(images)
             keys[: len(queries)] = queries
         self.network.group_norm.load_state_dict(self.network.norm.state_dict())
 
