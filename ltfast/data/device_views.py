@@ -1,5 +1,6 @@
 """Augmented views whose last steps a device applies to a batch; see `ltfast.data.steps`."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ltfast.data.datasets import ArrayDataset, ImageDataset
 from ltfast.data.patches import PatchViews
+from ltfast.data.seeding import derive_seed
 from ltfast.data.steps import Augmentation, HostPart, Part
 from ltfast.data.views import SeededViews
 
@@ -19,7 +21,7 @@ _NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 
 def device_views(
     dataset: ImageDataset, transforms: Sequence[Augmentation | PatchViews], *, seed: int
-) -> tuple[SeededViews, nn.Module]:
+) -> "tuple[SeededViews | HeldViews, DeviceViews]":
     """The views of `SeededViews(dataset, transforms, seed=seed)` in two parts.
 
     If the images are in an array and a device can apply all steps of all views, the module has the array as a buffer,
@@ -34,9 +36,44 @@ def device_views(
     """
     hosts, devices = zip(*(transform.split() for transform in transforms), strict=True)
     if isinstance(dataset, ArrayDataset) and all(isinstance(host, HostPart) and not host.steps for host in hosts):
-        views = SeededViews(_Indices(dataset.labels), [_IndexPart(host) for host in hosts], seed=seed)
-        return views, DeviceViews(devices, _held(dataset))
+        return HeldViews(dataset.labels, hosts, seed=seed), DeviceViews(devices, _held(dataset))
     return SeededViews(dataset, hosts, seed=seed), DeviceViews(devices)
+
+
+class HeldViews(Dataset[tuple[Any, ...]]):
+    """The host's part of views of images that the device holds: `((index, numbers), ..., label)` with a pair for each
+    view, indexed as `SeededViews` by pairs `(draw, index)`.
+
+    A view takes microseconds, so the generators of numpy and torch, from which these views do not draw, are not seeded,
+    and the state of the generator of `random` is preserved once per batch.
+    """
+
+    def __init__(self, labels: Tensor, hosts: Sequence[HostPart], *, seed: int) -> None:
+        self.labels, self.hosts, self.seed = labels, hosts, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        (item,) = self.__getitems__([key])
+        return item
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Any, ...]]:
+        """The items of a batch; a DataLoader calls this."""
+        indices = torch.tensor([index for _, index in keys])
+        labels = self.labels[indices].tolist()
+        state = random.getstate()
+        try:
+            return [
+                (*self._views(draw, index), label)
+                for (draw, _), index, label in zip(keys, indices, labels, strict=True)
+            ]
+        finally:
+            random.setstate(state)
+
+    def _views(self, draw: int, index: Tensor) -> list[Part]:
+        random.seed(derive_seed("views", self.seed, draw))
+        return [(index, host.numbers(_NO_PIXELS)) for host in self.hosts]
 
 
 class DeviceViews(nn.Module):
@@ -69,29 +106,6 @@ class HeldImages(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.images[indices]
-
-
-class _Indices(Dataset[tuple[int, int]]):
-    """The index and the label of each image."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return index, int(self.labels[index])
-
-
-class _IndexPart:
-    """Draws the numbers for an image that the device holds."""
-
-    def __init__(self, host: HostPart) -> None:
-        self.host = host
-
-    def __call__(self, index: int) -> Part:
-        return torch.tensor(index), self.host.numbers(_NO_PIXELS)
 
 
 _HELD: WeakKeyDictionary[ArrayDataset, HeldImages] = WeakKeyDictionary()

@@ -33,7 +33,7 @@ class Step(ABC):
         """Draw random numbers, and apply the step to an image."""
 
     def draw(self, pixels: Pixels) -> Sequence[float]:
-        """Draw the random numbers that `__call__` draws, for a device.
+        """Draw the random numbers that `__call__` draws, for a device; without pixels, from `random` alone.
 
         Args:
             pixels: the image before the device's steps, which the step may change; empty if the device holds the image.
@@ -71,7 +71,8 @@ class HostPart:
 
     def numbers(self, pixels: Pixels) -> Tensor:
         """The numbers of all other steps, (P,) float32. For `pixels` see `Step.draw`."""
-        return torch.tensor([number for step in self.others for number in step.draw(pixels)], dtype=torch.float32)
+        drawn = [number for step in self.others for number in step.draw(pixels)]
+        return torch.from_numpy(np.array(drawn, np.float32))  # in a third of the time of torch.tensor
 
 
 class DevicePart(nn.Module):

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from ltfast.data.datasets import ImageDataset
 from ltfast.data.samplers import DualSampler, EpochSampler
 from ltfast.data.seeding import derive_seed, seeded
 from ltfast.errors import SettingError
@@ -27,13 +29,11 @@ class SeededViews(Dataset[tuple[Any, ...]]):
     views. The states of the global generators of `random`, numpy and torch are preserved.
     """
 
-    def __init__(
-        self, dataset: Dataset[tuple[Any, int]], transforms: Sequence[Callable[[Any], Any]], *, seed: int
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, transforms: Sequence[Callable[[Image.Image], Any]], *, seed: int) -> None:
         """Create a data set of views.
 
         Args:
-            dataset: the images, such as an `ImageDataset`.
+            dataset: the images.
             transforms: one per view, applied in order; at least one.
             seed: the seed, at least 0.
 
@@ -49,7 +49,7 @@ class SeededViews(Dataset[tuple[Any, ...]]):
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         """Load an image and return its views and label.

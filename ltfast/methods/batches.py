@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ltfast.data import DataBundle, NumberedBatches, SeededViews, device_views, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
@@ -19,7 +20,7 @@ class TrainBatches(Batches):
     in the epoch alone.
 
     Args:
-        views: the augmented images.
+        views: the augmented images, from `SeededViews` or `device_views`.
         batches: this process's (draw, index) pairs.
         workers: processes that load images; with 0, this process loads them.
         on_device: makes the views of a batch from its parts without the labels, on their device; None means that the
@@ -30,7 +31,7 @@ class TrainBatches(Batches):
     """
 
     def __init__(
-        self, views: SeededViews, batches: NumberedBatches, *, workers: int, on_device: nn.Module | None = None
+        self, views: Dataset[Any], batches: NumberedBatches, *, workers: int, on_device: nn.Module | None = None
     ) -> None:
         if len(batches) == 0:
             share = len(batches.sampler)
