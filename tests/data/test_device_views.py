@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, default_collate
@@ -83,15 +84,17 @@ def flat(parts):
             yield from flat(part)
 
 
-def both(bundle, transforms, number=48):
+def both(bundle, transforms, number=48, device="cpu"):
     """The views of so many draws, from the CPU and from a device."""
     keys = [(draw, draw % len(bundle.train)) for draw in range(number)]
     views = SeededViews(bundle.train, transforms, seed=5)
-    host, device = device_views(bundle.train, transforms, seed=5)
+    host, on_device = device_views(bundle.train, transforms, seed=5)
     *expected, labels = default_collate([views[key] for key in keys])
     *parts, same_labels = default_collate([host[key] for key in keys])
     assert torch.equal(labels, same_labels)
-    return list(flat(expected)), list(flat(device(parts)))
+    views = on_device.to(device)(send_to_device(parts, device))
+    on_device.to("cpu")  # it may share the images with other tests
+    return list(flat(expected)), list(flat(views))
 
 
 def check(bundle, transforms, **options):
@@ -143,6 +146,21 @@ def test_photographs_of_full_size(bundles):
     bundle = bundles["files"]
     check(bundle, [train_transform(bundle, "simclr", image_size=224)], number=6)
     check(bundle, [PatchViews(bundle, "dscl", 224, patches=2, patch_size=64, scale=(0.05, 0.6))], number=6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["colour", "grey", "files"])
+def test_a_gpu_gives_the_cpus_views(bundles, kind):
+    """A GPU may round a pixel to the level beside it."""
+    bundle = bundles[kind]
+    views = PatchViews(bundle, "dscl", bundle.image_size, patches=3, patch_size=9, scale=(0.05, 0.6))
+    policies = [train_transform(bundle, policy) for policy in POLICIES if policy != "randaugment"]
+    held = [train_transform(bundle, policy) for policy in ("none", "basic", "cifar")]
+    for transforms in ([views], policies, held):
+        for expected, actual in zip(*both(bundle, transforms, device="cuda"), strict=True):
+            levels = (actual.cpu() - expected).abs() * max(STD) * 255
+            assert levels.max() < 1.1
+            assert (levels > 0.01).float().mean() < 1e-3
 
 
 def split_step(step, images, seed):
