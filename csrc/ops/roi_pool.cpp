@@ -121,22 +121,27 @@ void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
 }
 
-// Vectors that fit in a register of AVX2. (Of an array the compiler would keep the sums in memory.)
+// Vectors that fit in a register. (Of an array the compiler would keep the sums in memory.)
+#ifdef __AVX__
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+template <class A>
+constexpr int64_t kVectorLanes = kVectorBytes / sizeof(A);
+
 template <class A>
 struct RoiVector;
 template <>
 struct RoiVector<float> {
-  typedef float Type __attribute__((vector_size(32)));
-  typedef int32_t Bits __attribute__((vector_size(32)));
+  typedef float Type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct RoiVector<double> {
-  typedef double Type __attribute__((vector_size(32)));
-  typedef int64_t Bits __attribute__((vector_size(32)));
+  typedef double Type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
 };
-
-template <class A>
-constexpr int64_t kVectorLanes = 32 / sizeof(A);
 
 // Functions take vectors by reference: without AVX, they cannot be values in a call.
 template <class A, class Vector>
@@ -160,47 +165,46 @@ struct RoiSums {
   }
 };
 
-#ifdef __clang__
-#define LTFAST_SHUFFLE(Bits, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define LTFAST_SHUFFLE(Bits, a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
-#endif
-
 template <class Bits>
 LTFAST_INLINE bool any_lane(const Bits& bits) {
-  uint64_t words[4];
+  uint64_t words[kVectorBytes / 8], any = 0;
   std::memcpy(words, &bits, sizeof(words));
-  return words[0] | words[1] | words[2] | words[3];
+  for (const uint64_t word : words) any |= word;
+  return any;
 }
 
 // to[i] is the sum over the lanes of the i-th vector.
+template <class A, class Vector>
+LTFAST_INLINE void sum_lanes(const Vector* x, A* to) {
+  for (int64_t i = 0; i < kVectorLanes<A>; ++i) {
+    A sum = 0;
+    for (int64_t lane = 0; lane < kVectorLanes<A>; ++lane) sum += x[i][lane];
+    to[i] = sum;
+  }
+}
+
+#ifdef __AVX__
+#ifdef __clang__
+#define LTFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LTFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, RoiVector<float>::Bits{__VA_ARGS__})
+#endif
+
 LTFAST_INLINE void sum_lanes(const RoiVector<float>::Type* x, float* to) {
-  using Bits = RoiVector<float>::Bits;
   RoiVector<float>::Type pairs[4], fours[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
-    pairs[i] = LTFAST_SHUFFLE(Bits, x[2 * i], x[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
-               LTFAST_SHUFFLE(Bits, x[2 * i], x[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    pairs[i] = LTFAST_SHUFFLE(x[2 * i], x[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+               LTFAST_SHUFFLE(x[2 * i], x[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i)
-    fours[i] = LTFAST_SHUFFLE(Bits, pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
-               LTFAST_SHUFFLE(Bits, pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-  const auto sums = LTFAST_SHUFFLE(Bits, fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-                    LTFAST_SHUFFLE(Bits, fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    fours[i] = LTFAST_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+               LTFAST_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  const auto sums = LTFAST_SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+                    LTFAST_SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
   std::memcpy(to, &sums, sizeof(sums));
 }
-
-LTFAST_INLINE void sum_lanes(const RoiVector<double>::Type* x, double* to) {
-  using Bits = RoiVector<double>::Bits;
-  RoiVector<double>::Type pairs[2];
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i)
-    pairs[i] = LTFAST_SHUFFLE(Bits, x[2 * i], x[2 * i + 1], 0, 4, 2, 6) +
-               LTFAST_SHUFFLE(Bits, x[2 * i], x[2 * i + 1], 1, 5, 3, 7);
-  const auto sums =
-      LTFAST_SHUFFLE(Bits, pairs[0], pairs[1], 0, 1, 4, 5) + LTFAST_SHUFFLE(Bits, pairs[0], pairs[1], 2, 3, 6, 7);
-  std::memcpy(to, &sums, sizeof(sums));
-}
+#endif
 
 // The memory of a task of `columns` channels. weights is (boxes, padded) and 0 in the padding; block is
 // (boxes, kRoiChannels) and has the pooled values; rows has room for kRoiLanes rows of pixels or one of channels.
