@@ -5,7 +5,8 @@ table of docs/scaling.md.
 
 Each figure is the median CPU time of one thread to load a batch of 16 images as a data-loading process does: read,
 decode, augment, collate. Both settings are measured in turn, on the same draws. The device's part is measured on one
-CPU thread too. The spread is half the quartiles' distance, relative to the median, the largest of a row.
+CPU thread too, and its operators per batch are counted. The spread is half the quartiles' distance, relative to the
+median, the largest of a row.
 """
 
 import statistics
@@ -32,6 +33,7 @@ from ltfast.data import (
     device_views,
     train_transform,
 )
+from scaling_counts import Launches
 
 BATCH, SECONDS = 16, 6.0  # images; seconds for each row
 STATISTICS = {1: ((0.3,), (0.37,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -47,8 +49,8 @@ ROWS = {  # images, views -> recipes
     ("JPEG, 640 x 427 px", "randaugment, 2 simclr"): "proco: imagenet-lt",
     ("JPEG, 640 x 427 px", "dscl, 5 patches"): "dscl: imagenet-lt",
     ("JPEG, 384 x 256 px", "imagenet"): "the same, resized in advance",
-    ("JPEG, 384 x 256 px", "randaugment, 2 simclr"): "",
-    ("JPEG, 384 x 256 px", "dscl, 5 patches"): "",
+    ("JPEG, 384 x 256 px", "randaugment, 2 simclr"): "the same",
+    ("JPEG, 384 x 256 px", "dscl, 5 patches"): "the same",
 }
 
 
@@ -99,8 +101,8 @@ def loaded(views: Any, keys: list[tuple[int, int]]) -> Any:
     return default_collate(items)
 
 
-def measure(bundle: DataBundle, views: str) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """CPU times in ms per image, and bytes per image that go to the device."""
+def measure(bundle: DataBundle, views: str) -> tuple[dict[str, list[float]], dict[str, int], int]:
+    """CPU times in ms per image, bytes per image that go to the device, and operators that the device launches."""
     steps = transforms(bundle, views)
     cpu = SeededViews(bundle.train, steps, seed=0)
     host, device = device_views(bundle.train, steps, seed=0)
@@ -120,7 +122,9 @@ def measure(bundle: DataBundle, views: str) -> tuple[dict[str, list[float]], dic
         for name, before, after in zip(times, moments, moments[1:], strict=False):
             times[name].append(1e3 * (after - before) / BATCH)
         sizes = {"cpu": nbytes(batch) // BATCH, "host": nbytes(unfinished) // BATCH}
-    return {name: values[1:] for name, values in times.items()}, sizes
+    with Launches() as launches:
+        device(parts)
+    return {name: values[1:] for name, values in times.items()}, sizes, launches.number
 
 
 def spread(values: list[float]) -> float:
@@ -130,15 +134,16 @@ def spread(values: list[float]) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| images | views | recipes | `cpu` | `device`: host | device, on a CPU | kB to the device | spread |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| images | views | recipes | `cpu` | `device`: host | its device, on a CPU | operators | kB sent | spread |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         for (images, views), recipes in ROWS.items():
-            times, sizes = measure(bundles(Path(folder))[images], views)
+            times, sizes, launches = measure(bundles(Path(folder))[images], views)
             cpu, host, device = (f"{statistics.median(values):.3g} ms" for values in times.values())
-            kilobytes = " -> ".join(f"{size / 1e3:.3g}" for size in sizes.values())
+            kilobytes = ", ".join(f"{size / 1e3:,.{0 if size > 1e4 else 2}f}" for size in sizes.values())
             noise = f"{100 * max(map(spread, times.values())):.0f} %"
-            print(f"| {images} | {views} | {recipes} | {cpu} | {host} | {device} | {kilobytes} | {noise} |", flush=True)
+            cells = [images, views, recipes, cpu, host, device, str(launches), kilobytes, noise]
+            print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\n{machine(torch.device('cpu'))['machine']}, {time.strftime('%-d %B %Y')}, torch {torch.__version__}")
 
 
