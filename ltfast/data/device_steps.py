@@ -30,12 +30,12 @@ class Channels(nn.Module):
 class Crop(nn.Module):
     """Crops (size, size) after black padding; the numbers are x and y of the corner in [-padding, padding]."""
 
+    steps: Tensor
+
     def __init__(self, size: int, padding: int) -> None:
         super().__init__()
         self.padding = padding
         self.register_buffer("steps", torch.arange(size))
-
-    steps: Tensor
 
     def forward(self, images: Tensor, numbers: Tensor) -> Tensor:
         padded = F.pad(images, (self.padding,) * 4)
@@ -180,8 +180,9 @@ def _luma(images: Tensor) -> Tensor:
     """Pillow's conversion to greyscale, (B, 1, H, W)."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([19595, 38470, 7471]).reshape(3, 1, 1)
-    return ((images * weights).sum(1, keepdim=True) + 32768).div_(65536).floor_()
+    red, green, blue = images.split(1, dim=1)
+    grey = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return grey.add_(32768).div_(65536).floor_()
 
 
 def _blends(images: Tensor, numbers: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ltfast.data import DataBundle, NumberedBatches, SeededViews, device_views, eval_transform, make_sampler
+from ltfast.data import DataBundle, NumberedBatches, PatchViews, SeededViews, device_views, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
+from ltfast.data.steps import Augmentation
 from ltfast.engine import Batches
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
@@ -67,7 +68,7 @@ class TrainBatches(Batches):
 
 def train_batches(
     bundle: DataBundle,
-    transforms: Sequence[Any],
+    transforms: Sequence[Augmentation | PatchViews],
     *,
     batch_size: int,
     context: BuildContext,
@@ -79,7 +80,7 @@ def train_batches(
 
     Args:
         bundle: the data.
-        transforms: one for each view, from `train_transform` or of class `PatchViews`.
+        transforms: one for each view.
         batch_size: images per batch and process.
         context: has the run's seed, workers and place of augmentation, and this process's rank.
         sampler, sampler_options: see `ltfast.data.make_sampler`.

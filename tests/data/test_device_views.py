@@ -5,6 +5,7 @@ at -4 and 127 / 32.
 """
 
 import pickle
+from contextlib import contextmanager, nullcontext
 from typing import get_args
 
 import numpy as np
@@ -84,6 +85,16 @@ def flat(parts):
             yield from flat(part)
 
 
+@contextmanager
+def never_waiting():
+    """Raises an error if the CPU waits for a GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def both(bundle, transforms, number=48, device="cpu"):
     """The views of so many draws, from the CPU and from a device."""
     keys = [(draw, draw % len(bundle.train)) for draw in range(number)]
@@ -92,7 +103,9 @@ def both(bundle, transforms, number=48, device="cpu"):
     *expected, labels = default_collate([views[key] for key in keys])
     *parts, same_labels = default_collate([host[key] for key in keys])
     assert torch.equal(labels, same_labels)
-    views = on_device.to(device)(send_to_device(parts, device))
+    on_device, parts = on_device.to(device), send_to_device(parts, device)
+    with never_waiting() if device == "cuda" else nullcontext():
+        views = on_device(parts)
     on_device.to("cpu")  # it may share the images with other tests
     return list(flat(expected)), list(flat(views))
 
