@@ -39,7 +39,7 @@ BATCH, SECONDS = 16, 6.0  # images; seconds for each row
 STATISTICS = {1: ((0.3,), (0.37,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 PATCHES = {32: 16, 224: 64}  # their size, as in the recipes of DSCL
 ROWS = {  # images, views -> recipes
-    ("digits, 8 px", "basic"): "all: digits",
+    ("digits, 8 px", "basic"): "ce, do, livt: digits",
     ("array, 32 px", "cifar"): "ce, do, livt, lpt: cifar",
     ("array, 32 px", "cifar_autoaugment, 2 simclr"): "proco: cifar",
     ("array, 32 px", "dscl, 5 patches"): "dscl: cifar",
