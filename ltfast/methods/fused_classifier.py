@@ -17,7 +17,7 @@ from ltfast.models import CosineClassifier
 # Scores of a call from which auto leaves them out: they and their gradient then take 128 MiB in float32, and a block of
 # rows a quarter of it on a CPU, a half on a GPU. The time does not decide. Measured on a CPU (1 thread, CPU time of the
 # step of head and loss): below 2^15 scores the step without them takes 1.3 to 3 times as long, up to 2^20 0.9 to 1.4
-# times the speed, from 2^21 on 0.99 to 1.16 times, with A-GCL 1.1 to 1.4. Not measured on a GPU.
+# times the speed, from 2^21 on 0.96 to 1.2 times, with A-GCL 1.1 to 1.9. Not measured on a GPU.
 LARGE = 2**24
 
 

@@ -118,13 +118,17 @@ def test_auto_goes_by_the_number_of_scores():
     assert fused_loss(ldam, BuildContext(), rows=LARGE, num_classes=1024) is ldam
 
 
-def test_a_loss_without_such_a_form_is_refused(capsys):
+def test_a_loss_without_such_a_form_is_refused(tmp_path, capsys):
     with pytest.raises(SettingError, match="fused_classifier: expected auto or off for LDAMLoss"):
         make_plan("ce", fused_classifier="on", loss="ldam")
     make_plan("ce", fused_classifier="auto", loss="ldam")
     assert main(["train", "--out", "unused", "--loss", "ldam", "--fused-classifier", "on"]) == 2
     expected = "--fused-classifier: expected auto or off for LDAMLoss, which has no form without class scores, got 'on'"
     assert expected in capsys.readouterr().err
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text('data: digits\nfused_classifier: "on"\n')
+    assert main(["train", "--out", "unused", "--loss", "ldam", "--config", str(recipe)]) == 2
+    assert f"--config {recipe}:2: {expected.removeprefix('--').replace('-', '_', 1)}" in capsys.readouterr().err
     with pytest.raises(SettingError, match="fused_classifier: expected auto, on or off, got 'yes'"):
         RunSettings(fused_classifier="yes")
 
