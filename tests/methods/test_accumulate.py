@@ -9,7 +9,7 @@ from torch import nn
 
 from ltfast.data import class_groups
 from ltfast.data.transforms import NormalizedTensor
-from ltfast.engine import Plan, RunSettings, report
+from ltfast.engine import Plan, RunSettings
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
@@ -42,7 +42,6 @@ def _exact(monkeypatch):
     to_float32 = NormalizedTensor.__call__
     monkeypatch.setattr(NormalizedTensor, "__call__", lambda self, image: to_float32(self, image).double())
     monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False))
-    monkeypatch.setattr(report, "plot_per_class", lambda *_: None)
     monkeypatch.setattr(decoupled_optimisation, "CANDIDATES", (0.0, 0.3, 0.6, 0.9))
 
 
