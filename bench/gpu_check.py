@@ -61,7 +61,10 @@ CONFIGURE = (
     "cmake -S csrc -B {build} -G Ninja -DPython_EXECUTABLE={python} -DLTFAST_CUDA=on "
     "-Dpybind11_DIR=$({python} -m pybind11 --cmakedir)"
 )
-TESTS = "{python} -m pytest tests/ops tests/losses tests/faults tests/benchmark -p gpu_check_tests -p no:cacheprovider"
+TESTS = (
+    "{python} -m pytest tests/ops tests/losses tests/faults tests/benchmark tests/data -p gpu_check_tests "
+    "-p no:cacheprovider"
+)
 TEST_NEEDS = ("pytest", "xdist", "hypothesis", "mpmath", "scipy", "timm", "accelerate", "torchmetrics", "rich")
 KERNELS = "{python} bench/gpu_check_kernels.py {device}"
 # the filter has the spelling of compute-sanitizer, which ignores that of the profiler and then checks every kernel

@@ -245,7 +245,7 @@ def count(build: Build, run: Run, *, half: bool = True) -> Count:
             saved.setdefault(storage._cdata, storage)  # keep it alive, so that its address is not reused
             return tensor
 
-        counter, launches = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION), _Launches()
+        counter, launches = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION), Launches()
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with mode, launches, counter, hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = run(network, number)
@@ -280,7 +280,7 @@ _CPU_ATTENTION = {  # PyTorch counts only the attention operators of GPUs
 }
 
 
-class _Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):
     """Counts operators that compute something. Views, allocations and queries do not count."""
 
     def __init__(self) -> None:

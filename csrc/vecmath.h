@@ -111,9 +111,13 @@ LTFAST_INLINE Split<float> split(float x) {
   return {float(n), bit_cast<float>(bits - n * 0x800000), bit_cast<float>(0x3f800000 - n * 0x800000)};
 }
 
+// AVX2 has neither an arithmetic shift of 64-bit integers, nor their product, nor their conversion to double. So the
+// exponent is shifted with its bias of 1023, which makes it positive; as the last bits of 2^52 it is a double.
 LTFAST_INLINE Split<double> split(double x) {
-  const int64_t bits = bit_cast<int64_t>(x), n = (bits - 0x3fe6a09e667f3bcd) >> 52, one = 0x10000000000000;
-  return {double(n), bit_cast<double>(bits - n * one), bit_cast<double>(0x3ff0000000000000 - n * one)};
+  const uint64_t bits = bit_cast<uint64_t>(x), one = 0x3ff0000000000000;
+  const uint64_t biased = (bits + (one - 0x3fe6a09e667f3bcd)) >> 52, power = biased << 52;
+  return {bit_cast<double>(biased | 0x4330000000000000) - (0x1p52 + 1023), bit_cast<double>(bits - power + one),
+          bit_cast<double>(2 * one - power)};
 }
 
 template <class A>

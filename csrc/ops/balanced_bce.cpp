@@ -97,9 +97,24 @@ A bce_span(int32_t count, int32_t valid, const T* __restrict logits, const A* __
   return sum;
 }
 
+// The ends of the class vectors (null for none), padded: bias, weight and pos_weight.
+template <class A>
+struct BceTails {
+  A vectors[3][kTail] = {};
+
+  explicit BceTails(const BalancedBceArguments& a) {
+    const int64_t whole = a.classes / kTail * kTail;
+    const void* sources[3] = {a.bias, a.weight, a.pos_weight};
+    for (int v = 0; v < 3; ++v)
+      if (sources[v])
+        std::memcpy(vectors[v], static_cast<const A*>(sources[v]) + whole, (a.classes - whole) * sizeof(A));
+  }
+};
+
 // target_of(start, values) returns the targets of the columns from `start` on; soft targets are read from `values`.
 template <bool Weighted, bool Gradient, class T, class A, class TargetOf>
-double bce_row(const BalancedBceArguments& a, const T* logits, T* gradient, const A* soft, TargetOf target_of) {
+double bce_row(const BalancedBceArguments& a, const BceTails<A>& tails, const T* logits, T* gradient, const A* soft,
+               TargetOf target_of) {
   const A* bias = static_cast<const A*>(a.bias);
   const A* weight = static_cast<const A*>(a.weight);
   const A* pos_weight = static_cast<const A*>(a.pos_weight);
@@ -116,13 +131,11 @@ double bce_row(const BalancedBceArguments& a, const T* logits, T* gradient, cons
   if (whole < a.classes) {
     const int32_t left = int32_t(a.classes - whole);
     T last[kTail] = {}, last_gradient[kTail];
-    A vectors[4][kTail] = {};
+    A last_soft[kTail] = {};
     std::memcpy(last, logits + whole, left * sizeof(T));
-    const A* sources[4] = {bias, weight, pos_weight, soft};
-    for (int v = 0; v < 4; ++v)
-      if (sources[v]) std::memcpy(vectors[v], sources[v] + whole, left * sizeof(A));
-    total += bce_span<Weighted, Gradient>(kTail, left, last, vectors[0], vectors[1], vectors[2], last_gradient, unit,
-                                          target_of(whole, vectors[3]));
+    if (soft) std::memcpy(last_soft, soft + whole, left * sizeof(A));
+    total += bce_span<Weighted, Gradient>(kTail, left, last, tails.vectors[0], tails.vectors[1], tails.vectors[2],
+                                          last_gradient, unit, target_of(whole, last_soft));
     if (Gradient) std::memcpy(gradient + whole, last_gradient, left * sizeof(T));
   }
   return total;
@@ -131,6 +144,7 @@ double bce_row(const BalancedBceArguments& a, const T* logits, T* gradient, cons
 template <bool Weighted, bool Gradient, class T>
 void bce_rows(const BalancedBceArguments& a) {
   using A = typename Arithmetic<T>::type;
+  const BceTails<A> tails(a);
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     const T* logits = static_cast<const T*>(a.logits) + row * a.row_stride;
     T* gradient = Gradient ? static_cast<T*>(a.gradient) + row * a.classes : nullptr;
@@ -143,7 +157,7 @@ void bce_rows(const BalancedBceArguments& a) {
     if (a.target) {
       const A on = A(a.on_value), off = A(a.off_value);
       const int64_t y = a.target[row];
-      loss = bce_row<Weighted, Gradient>(a, logits, gradient, static_cast<const A*>(nullptr),
+      loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, static_cast<const A*>(nullptr),
                                          [=](int64_t start, const A*) {
                                            const int64_t own = y - start;
                                            return Labels<A>{on, off, own < 0 || own > kSumBlock ? -1 : int32_t(own)};
@@ -152,10 +166,10 @@ void bce_rows(const BalancedBceArguments& a) {
       const A* soft = static_cast<const A*>(a.soft_target) + row * a.soft_target_stride;
       const A threshold = A(a.threshold);
       if (a.threshold != a.threshold)
-        loss = bce_row<Weighted, Gradient>(a, logits, gradient, soft,
+        loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, soft,
                                            [](int64_t, const A* values) { return Soft<A>{values}; });
       else
-        loss = bce_row<Weighted, Gradient>(a, logits, gradient, soft,
+        loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, soft,
                                            [=](int64_t, const A* values) { return Cut<A>{values, threshold}; });
     }
     static_cast<A*>(a.loss)[row] = A(loss);

@@ -105,7 +105,8 @@ LTFAST_INLINE double climb_down(double v, double x, const Point& at, const Step&
   return ratio;
 }
 
-template <class D>
+// In the functions that follow, IsHigh says that no order needs the recurrence.
+template <class D, bool IsHigh>
 LTFAST_INLINE double log_iv(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
   const double x = climbed_x<D>(nu, whole_x);
@@ -127,6 +128,7 @@ LTFAST_INLINE double log_iv(double nu, double whole_x) {
   log1p_pair(near_step, near_rise, log_step, log_rise);
   const double close = rise + at.v * (log_step - log_rise);
   const double direct = (near ? close : at.s + at.v * (log_x - log_sum)) * unscaled + tail;
+  if (IsHigh) return direct;
 
   double product = 1;  // of the denominators, each divided by s to stay in range
   climb_down<D>(v, x, at, [&](double, double, double denominator) LTFAST_LAMBDA { product *= denominator * at.p; });
@@ -135,18 +137,19 @@ LTFAST_INLINE double log_iv(double nu, double whole_x) {
   return nu >= order ? direct : nu == 0 && x == 0 ? 0 : lowered;
 }
 
-template <class D>
+template <class D, bool IsHigh>
 LTFAST_INLINE double bessel_ratio(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
   const double x = climbed_x<D>(nu, whole_x);
   const double v = nu < order ? nu + order : nu;
   const Point at = point_of(v, x);
+  const double ratio = ratio_over_x<D>(at), high = x > 1 ? at.x * ratio : x * (ratio * at.scale);
+  if (IsHigh) return high;
   const double lowered = climb_down<D>(v, x, at, [](double, double, double) LTFAST_LAMBDA {});
-  const double ratio = ratio_over_x<D>(at);
-  return nu < order ? x * lowered : x > 1 ? at.x * ratio : x * (ratio * at.scale);
+  return nu < order ? x * lowered : high;
 }
 
-template <class D>
+template <class D, bool IsHigh>
 LTFAST_INLINE double bessel_ratio_grad(double nu, double whole_x) {
   constexpr int order = Debye<D>::order;
   const double x = climbed_x<D>(nu, whole_x);
@@ -156,6 +159,7 @@ LTFAST_INLINE double bessel_ratio_grad(double nu, double whole_x) {
   const double first = debye_series<D, 1>(at.p, at.q), second = debye_series<D, 2>(at.p, at.q);
   const double slope =
       v * at.p * (at.scale / at.sum) + at.p * at.p * (0.5 - at.q - first + square * (2 * first + second));
+  if (IsHigh) return slope;
   double lowered = slope;  // the derivative of A_{j-1} = 1 / (2j / x + A_j)
   climb_down<D>(v, x, at, [&](double j, double ratio, double) LTFAST_LAMBDA {
     lowered = 2 * j * (ratio * ratio) - (x * ratio) * (x * ratio) * lowered;
@@ -163,27 +167,39 @@ LTFAST_INLINE double bessel_ratio_grad(double nu, double whole_x) {
   return nu < order ? lowered : slope;
 }
 
-template <class T, class Function>
-void elementwise(const BesselArguments& a, const Function& function) {
+// Calls high(order, x) for a block whose orders are all high, and any(order, x) for others.
+template <class T, class High, class Any>
+void elementwise(const BesselArguments& a, const High& high, const Any& any) {
   constexpr int64_t block = 512;
   const T* x = static_cast<const T*>(a.x);
   T* out = static_cast<T*>(a.out);
   parallel_rows((a.count + block - 1) / block, a.threads, [&](int64_t index, int) {
     const int64_t start = index * block, stop = std::min(start + block, a.count);
+    double lowest = a.nu[start * a.nu_stride];
+    for (int64_t i = start; i < stop && a.nu_stride; ++i) lowest = a.nu[i] >= lowest ? lowest : a.nu[i];  // or NaN
+    if (lowest >= Debye<typename Arithmetic<T>::type>::order) {
 #pragma omp simd
-    for (int64_t i = start; i < stop; ++i) out[i] = T(function(a.nu[i * a.nu_stride], double(x[i])));
+      for (int64_t i = start; i < stop; ++i) out[i] = T(high(a.nu[i * a.nu_stride], double(x[i])));
+    } else {
+#pragma omp simd
+      for (int64_t i = start; i < stop; ++i) out[i] = T(any(a.nu[i * a.nu_stride], double(x[i])));
+    }
   });
 }
+
+#define LTFAST_BESSEL(function)                                                              \
+  elementwise<T>(                                                                            \
+      a, [](double nu, double x) LTFAST_LAMBDA { return function<D, true>(nu, x); },         \
+      [](double nu, double x) LTFAST_LAMBDA { return function<D, false>(nu, x); })
 
 template <class T>
 void bessel(const BesselArguments& a) {
   using D = typename Arithmetic<T>::type;
-  const auto log = [](double nu, double x) LTFAST_LAMBDA { return log_iv<D>(nu, x); };
-  const auto ratio = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio<D>(nu, x); };
-  const auto slope = [](double nu, double x) LTFAST_LAMBDA { return bessel_ratio_grad<D>(nu, x); };
-  if (a.function == BesselFunction::log_iv) return elementwise<T>(a, log);
-  if (a.function == BesselFunction::ratio) return elementwise<T>(a, ratio);
-  return elementwise<T>(a, slope);
+  switch (a.function) {
+    case BesselFunction::log_iv: return LTFAST_BESSEL(log_iv);
+    case BesselFunction::ratio: return LTFAST_BESSEL(bessel_ratio);
+    case BesselFunction::ratio_grad: return LTFAST_BESSEL(bessel_ratio_grad);
+  }
 }
 
 }  // namespace

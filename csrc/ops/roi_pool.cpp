@@ -37,6 +37,7 @@ inline int64_t roi_scratch(const RoiPoolArguments& a) {
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "../kernel.h"
 
@@ -120,22 +121,90 @@ void roi_add(A* __restrict to, const A* __restrict from, A weight, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] += weight * from[i];
 }
 
-// kRoiLanes values, in vectors that fit in a register of AVX2. (Of an array the compiler would keep the sums in memory.)
+// Vectors that fit in a register. (Of an array the compiler would keep the sums in memory.)
+#ifdef __AVX__
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+template <class A>
+constexpr int64_t kVectorLanes = kVectorBytes / sizeof(A);
+
+template <class A>
+struct RoiVector;
+template <>
+struct RoiVector<float> {
+  typedef float Type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct RoiVector<double> {
+  typedef double Type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+
+// Functions take vectors by reference: without AVX, they cannot be values in a call.
+template <class A, class Vector>
+LTFAST_INLINE void read_vector(const A* from, Vector& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+
+// kRoiLanes values.
 template <class A>
 struct RoiSums {
-  static constexpr int64_t kLanes = 32 / sizeof(A), kVectors = kRoiLanes / kLanes;
-  typedef A Vector __attribute__((vector_size(32)));
-  Vector sums[kVectors] = {};
+  static constexpr int64_t kVectors = kRoiLanes / kVectorLanes<A>;
+  typename RoiVector<A>::Type sums[kVectors] = {};
 
   LTFAST_INLINE void add(A factor, const A* from) {
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
-      Vector x;
-      std::memcpy(&x, from + v * kLanes, sizeof(x));
+      typename RoiVector<A>::Type x;
+      read_vector(from + v * kVectorLanes<A>, x);
       sums[v] += factor * x;
     }
   }
 };
+
+template <class Bits>
+LTFAST_INLINE bool any_lane(const Bits& bits) {
+  uint64_t words[kVectorBytes / 8], any = 0;
+  std::memcpy(words, &bits, sizeof(words));
+  for (const uint64_t word : words) any |= word;
+  return any;
+}
+
+// to[i] is the sum over the lanes of the i-th vector.
+template <class A, class Vector>
+LTFAST_INLINE void sum_lanes(const Vector* x, A* to) {
+  for (int64_t i = 0; i < kVectorLanes<A>; ++i) {
+    A sum = 0;
+    for (int64_t lane = 0; lane < kVectorLanes<A>; ++lane) sum += x[i][lane];
+    to[i] = sum;
+  }
+}
+
+#ifdef __AVX__
+#ifdef __clang__
+#define LTFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LTFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, RoiVector<float>::Bits{__VA_ARGS__})
+#endif
+
+LTFAST_INLINE void sum_lanes(const RoiVector<float>::Type* x, float* to) {
+  RoiVector<float>::Type pairs[4], fours[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    pairs[i] = LTFAST_SHUFFLE(x[2 * i], x[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+               LTFAST_SHUFFLE(x[2 * i], x[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    fours[i] = LTFAST_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+               LTFAST_SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  const auto sums = LTFAST_SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+                    LTFAST_SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  std::memcpy(to, &sums, sizeof(sums));
+}
+#endif
 
 // The memory of a task of `columns` channels. weights is (boxes, padded) and 0 in the padding; block is
 // (boxes, kRoiChannels) and has the pooled values; rows has room for kRoiLanes rows of pixels or one of channels.
@@ -167,23 +236,35 @@ void roi_channels_last(const RoiPoolArguments& a, const RoiTask<A>& t, T* featur
   }
 }
 
-// Pixels are contiguous. kRoiLanes channels are transposed, so that a box's sum needs no sums across a vector.
+// Pixels are contiguous. Vectors of them are multiplied by a box's weights, for as many channels as a vector has lanes.
 template <class T, class A>
 void roi_channels_first(const RoiPoolArguments& a, const RoiTask<A>& t, const T* features) {
+  using Vector = typename RoiVector<A>::Type;
+  using Bits = typename RoiVector<A>::Bits;
+  constexpr int64_t lanes = kVectorLanes<A>;
   const int64_t pixels = a.height * a.width;
-  std::fill_n(t.rows, pixels * kRoiLanes, A(0));
-  for (int64_t channel = 0; channel < t.columns; channel += kRoiLanes) {
-    const int64_t lanes = std::min(kRoiLanes, t.columns - channel);
+  for (int64_t channel = 0; channel < t.columns; channel += lanes) {
     const T* own = features + channel * pixels;
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        t.rows[pixel * kRoiLanes + lane] = load(own[lane * pixels + pixel]);
+    // The last vector of a channel reaches into the next channel, so the last channels are read from a copy.
+    const int64_t left = t.columns - channel;
+    const bool is_copied = !std::is_same<T, A>::value || left <= lanes;
+    if (is_copied) roi_widen(own, t.rows, std::min(left, lanes) * pixels);
+    const A* from = is_copied ? t.rows : reinterpret_cast<const A*>(own);
     for (int64_t box = 0; box < a.boxes; ++box) {
-      const A* weights = t.weights + box * t.padded;
-      RoiSums<A> sum;
-      for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        if (weights[pixel] != 0) sum.add(weights[pixel], t.rows + pixel * kRoiLanes);
-      std::memcpy(t.block + box * kRoiChannels + channel, sum.sums, lanes * sizeof(A));
+      Vector sums[lanes] = {};
+      for (int64_t pixel = 0; pixel < pixels; pixel += lanes) {
+        Vector weights;
+        read_vector(t.weights + box * t.padded + pixel, weights);
+        const Bits used = weights != 0;  // where it is not, the value may be NaN
+        if (!any_lane(used)) continue;
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < lanes; ++i) {
+          Bits x;
+          read_vector(from + i * pixels + pixel, x);
+          sums[i] += weights * (Vector)(x & used);
+        }
+      }
+      sum_lanes(sums, t.block + box * kRoiChannels + channel);
     }
   }
 }

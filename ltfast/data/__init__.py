@@ -12,6 +12,7 @@ from ltfast.data.datasets import (
     ReaderDataset,
 )
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
+from ltfast.data.device_views import device_views
 from ltfast.data.groups import class_groups
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews
@@ -49,6 +50,7 @@ __all__ = [
     "check_images",
     "class_balanced_probabilities",
     "class_groups",
+    "device_views",
     "effective_number_probabilities",
     "eval_transform",
     "exponential_counts",

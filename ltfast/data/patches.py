@@ -2,23 +2,28 @@
 
 import random
 from collections.abc import Callable, Sequence
+from copy import copy
+from math import floor, sqrt
 from typing import Any, Literal, get_args
 
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import Compose
 
+from ltfast.data import device_steps
 from ltfast.data.bundle import DataBundle
+from ltfast.data.steps import Augmentation, DevicePart, Part, Pixels, Step
 from ltfast.data.transforms import (
     ColorJitter,
+    Flip,
+    Grey,
     NormalizedTensor,
     PaddedCrop,
     Sometimes,
     fit_steps,
     output_format,
-    to_grey,
 )
 from ltfast.errors import InputError, SettingError
 
@@ -69,34 +74,46 @@ class PatchViews:
             raise InputError(f"scale: expected two ascending fractions in (0, 1], got {tuple(scale)}")
         size, convert, mean, std = output_format(bundle, image_size, None)
         self.patches, self.patch_size, self.scale = patches, patch_size, tuple(scale)
-        self.finish = NormalizedTensor(mean, std)
-        flip = Sometimes(0.5, ImageOps.mirror)
+        finish = NormalizedTensor(mean, std)
+        flip = Sometimes(0.5, Flip())
         crop: list[Callable[[Any], Any]] = [*fit_steps(bundle, size), PaddedCrop(size)]
         if policy == "dscl":
             crop = [RandomResizedCropAndInterpolation(size, interpolation="bilinear")]
         flips = [] if policy == "basic" else [flip]
         self.crop_query = Compose([convert, *crop, *flips])
         self.crop_key = Compose([convert, *crop])
-        colours = []
+        colours: list[Step] = []
         if policy == "dscl":
-            colours = [Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, to_grey)]
+            colours = [Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, Grey())]
             if size > 64:
-                colours.append(Sometimes(0.5, _blur))
-        self.colour_query = Compose([*colours, self.finish])
-        self.colour_patch = Compose([*flips, *colours, self.finish])
-        self.colour_key = Compose([*([ColorJitter(0.4)] if policy == "dscl" else []), *flips, self.finish])
+                colours.append(Sometimes(0.5, Blur()))
+        self.colour_query: Any = Augmentation([*colours, finish])
+        self.colour_patch: Any = Augmentation([*flips, *colours, finish])
+        self.colour_key: Any = Augmentation([*([ColorJitter(0.4)] if policy == "dscl" else []), *flips, finish])
+        self.stack: Callable[[Any], Any] = torch.stack
+        self.no_patches: Any = torch.empty(0, len(mean), patch_size, patch_size)
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def split(self) -> "tuple[PatchViews, DevicePatchViews]":
+        """The same views in two parts. The host's gives pixels and numbers, from which a device makes query, key and
+        patches; see `ltfast.data.steps`."""
+        host = copy(self)
+        host.colour_query, query = self.colour_query.split()
+        host.colour_key, key = self.colour_key.split()
+        host.colour_patch, patch = self.colour_patch.split()
+        host.stack = _stack_parts
+        pixels = self.no_patches.new_empty(0, *self.no_patches.shape[2:], self.no_patches.shape[1], dtype=torch.uint8)
+        host.no_patches = pixels, torch.empty(0, sum(patch.widths))
+        return host, DevicePatchViews(query, key, patch)
+
+    def __call__(self, image: Image.Image) -> tuple[Any, Any, Any, Tensor]:
         query, key = self.crop_query(image), self.crop_key(image)
         boxes = [self._box(query) for _ in range(self.patches)]
         size = (self.patch_size, self.patch_size)
         patches = [self.colour_patch(query.resize(size, Image.Resampling.BILINEAR, box)) for box in boxes]
-        finished = self.colour_query(query)
-        empty = finished.new_empty(0, len(finished), *size)
         return (
-            finished,
+            self.colour_query(query),
             self.colour_key(key),
-            torch.stack(patches) if patches else empty,
+            self.stack(patches) if patches else self.no_patches,
             torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         )
 
@@ -105,5 +122,44 @@ class PatchViews:
         return left, top, left + width, top + height
 
 
-def _blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+class DevicePatchViews(nn.Module):
+    """Applies the steps that are left for query, key and patches to a batch."""
+
+    def __init__(self, query: DevicePart, key: DevicePart, patch: DevicePart) -> None:
+        super().__init__()
+        self.query, self.key, self.patch = query, key, patch
+
+    def forward(self, parts: tuple[Part, Part, Part, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query, key, (pixels, numbers), boxes = parts
+        patches = self.patch((pixels.flatten(0, 1), numbers.flatten(0, 1)))
+        return self.query(query), self.key(key), patches.unflatten(0, pixels.shape[:2]), boxes
+
+
+class Blur(Step):
+    """Pillow's GaussianBlur with a random standard deviation."""
+
+    idle = (0, 0)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(self._deviation()))
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        """The weights of Pillow's box blur, three of which make a Gaussian blur (Gwosdek et al., "Theoretical
+        Foundations of Gaussian Convolution by Extended Box Filtering", 2011)."""
+        variance = self._deviation() ** 2 / 3
+        whole = floor((sqrt(12 * variance + 1) - 1) / 2)  # pixels on each side that have the full weight, at most 1
+        part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+        full = 1 / (2 * (whole + part) + 1)
+        last = (1 - (2 * whole + 1) * full) / 2
+        return (full, last) if whole else (last, 0)
+
+    def batched(self) -> nn.Module:
+        return device_steps.Blur()
+
+    def _deviation(self) -> float:
+        return random.uniform(0.1, 2.0)
+
+
+def _stack_parts(parts: Sequence[Part]) -> Part:
+    pixels, numbers = map(torch.stack, zip(*parts, strict=True))
+    return pixels, numbers

@@ -5,8 +5,7 @@ same distributions and probabilities.
 """
 
 import random
-from collections.abc import Callable
-from operator import methodcaller
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,20 +13,22 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch import Tensor
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, CenterCrop, Compose, Resize
+from torch import Tensor, nn
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, CenterCrop, Resize
 
+from ltfast.data import device_steps
 from ltfast.data.bundle import DataBundle
 from ltfast.data.datasets import ArrayDataset
+from ltfast.data.steps import Augmentation, Pixels, Step
 
 Policy = Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "mae", "randaugment"]
-Transform = Callable[[Image.Image], Tensor]
 
 
 def train_transform(
     bundle: DataBundle, policy: Policy, image_size: int | None = None, channels: int | None = None
-) -> Transform:
+) -> Augmentation:
     """The training transform of an augmentation policy.
 
     Args:
@@ -62,23 +63,23 @@ def train_transform(
     finish = NormalizedTensor(mean, std)
     crop = PaddedCrop(size)
     resized_crop = RandomResizedCropAndInterpolation(size, interpolation="bilinear")  # scale 0.08 to 1
-    flip = Sometimes(0.5, ImageOps.mirror)
+    flip = Sometimes(0.5, Flip())
     if policy == "none":
         return eval_transform(bundle, image_size, channels)
     if policy == "basic":
-        return Compose([convert, *fit, crop, finish])
+        return Augmentation([convert, *fit, crop, finish])
     if policy == "cifar":
-        return Compose([convert, *fit, crop, flip, finish])
+        return Augmentation([convert, *fit, crop, flip, finish])
     if policy == "cifar_autoaugment":
-        return Compose([convert, *fit, crop, flip, _autoaugment, _cutout, finish])
+        return Augmentation([convert, *fit, crop, flip, _autoaugment, Cutout(), finish])
     if policy == "simclr":
-        jitter, grey = Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, to_grey)
-        return Compose([convert, resized_crop, flip, jitter, grey, finish])
+        jitter, grey = Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, Grey())
+        return Augmentation([convert, resized_crop, flip, jitter, grey, finish])
     if policy == "imagenet":
-        return Compose([convert, resized_crop, flip, ColorJitter(0.4), finish])
+        return Augmentation([convert, resized_crop, flip, ColorJitter(0.4), finish])
     if policy == "mae":
         gentle_crop = RandomResizedCropAndInterpolation(size, scale=(0.2, 1.0), interpolation="bicubic")
-        return Compose([convert, gentle_crop, flip, finish])
+        return Augmentation([convert, gentle_crop, flip, finish])
     if policy == "randaugment":
         augment = create_transform(
             (len(mean), size, size),
@@ -90,15 +91,16 @@ def train_transform(
             re_prob=0.25,
             re_mode="pixel",
         )
-        (rand_augment,) = (step for step in augment.transforms if isinstance(step, RandAugment))
-        for op in rand_augment.ops:
+        steps = augment.transforms
+        (place,) = (place for place, step in enumerate(steps) if isinstance(step, RandAugment))
+        for op in steps[place].ops:
             if op.aug_fn is posterize:
                 op.aug_fn = _posterize
-        return Compose([convert, augment])
+        return Augmentation([convert, *steps[: place + 1], ErasedTensor(steps[place + 1 :], finish)])
     raise ValueError(f"policy: expected one of {', '.join(get_args(Policy))}, got {policy!r}")
 
 
-def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: int | None = None) -> Transform:
+def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: int | None = None) -> Augmentation:
     """The evaluation transform, which is deterministic.
 
     Images in arrays are resized if their size differs. Images in files are resized so that the short side is 256 / 224
@@ -106,12 +108,12 @@ def eval_transform(bundle: DataBundle, image_size: int | None = None, channels: 
     see `train_transform`.
     """
     size, convert, mean, std = output_format(bundle, image_size, channels)
-    return Compose([convert, *fit_steps(bundle, size), NormalizedTensor(mean, std)])
+    return Augmentation([convert, *fit_steps(bundle, size), NormalizedTensor(mean, std)])
 
 
 def output_format(
     bundle: DataBundle, image_size: int | None, channels: int | None
-) -> tuple[int, methodcaller, tuple[float, ...], tuple[float, ...]]:
+) -> tuple[int, "Convert", tuple[float, ...], tuple[float, ...]]:
     """The size of the output, the conversion to its channels, and its mean and std."""
     size = bundle.image_size if image_size is None else image_size
     if size < 1:
@@ -119,9 +121,8 @@ def output_format(
     channels = bundle.channels if channels is None else channels
     if channels not in (bundle.channels, 3):
         raise ValueError(f"channels: expected one of {sorted({bundle.channels, 3})}, got {channels}")
-    convert = methodcaller("convert", "RGB" if channels == 3 else "L")
     copies = channels // bundle.channels
-    return size, convert, bundle.mean * copies, bundle.std * copies
+    return size, Convert(channels), bundle.mean * copies, bundle.std * copies
 
 
 def fit_steps(bundle: DataBundle, size: int) -> list[Any]:
@@ -155,44 +156,102 @@ class CentreCrop:
         return first * side / resized, (first + self.size) * side / resized
 
 
-class Sometimes:
+class Convert(Step):
+    """Converts to a number of channels, 1 or 3."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert("RGB" if self.channels == 3 else "L")
+
+    def batched(self) -> nn.Module:
+        return device_steps.Channels(self.channels)
+
+
+class Sometimes(Step):
     """Applies a step with probability `p`."""
 
-    def __init__(self, p: float, step: Callable[[Image.Image], Image.Image]) -> None:
+    def __init__(self, p: float, step: Step) -> None:
         self.p = p
         self.step = step
+        self.idle = step.idle
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return self.step(image) if random.random() < self.p else image
 
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        return self.step.draw(pixels) if random.random() < self.p else self.idle
 
-class PaddedCrop:
+    def batched(self) -> nn.Module:
+        return self.step.batched()
+
+
+class PaddedCrop(Step):
     """A random crop of (size, size) after black padding of size // 8, equivalent to torchvision's RandomCrop."""
+
+    idle = (0, 0)
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        padding = self.size // 8
-        x, y = (random.randint(-padding, padding) for _ in range(2))
+        x, y = self._corner()
         return image.crop((x, y, x + self.size, y + self.size))  # black outside the image
 
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        return self._corner()
 
-class ColorJitter:
+    def batched(self) -> nn.Module:
+        return device_steps.Crop(self.size, self.size // 8)
+
+    def _corner(self) -> Sequence[int]:
+        padding = self.size // 8
+        return [random.randint(-padding, padding) for _ in range(2)]
+
+
+class Flip(Step):
+    idle = (0,)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return ImageOps.mirror(image)
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        return (1,)
+
+    def batched(self) -> nn.Module:
+        return device_steps.Flip()
+
+
+class ColorJitter(Step):
     """torchvision's ColorJitter: changes brightness, contrast and saturation by up to `strength` and the hue by up to
     `hue` turns, in random order."""
 
     def __init__(self, strength: float, hue: float = 0.0) -> None:
         self.strength = strength
         self.hue = hue
+        self.idle = (*_NO_BLENDS, 0, *_NO_BLENDS) if hue else _NO_BLENDS
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        for step in random.sample(_JITTERS, len(_JITTERS)):
-            if step is _shift_hue:
-                image = _shift_hue(image, random.uniform(-self.hue, self.hue))
-            else:
-                image = step(image, random.uniform(1 - self.strength, 1 + self.strength))
+        for kind, amount in self._steps():
+            image = _JITTERS[kind](image, amount)
         return image
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        steps = self._steps()
+        (turn,) = (place for place, (kind, _) in enumerate(steps) if kind == _HUE)
+        before, after = ([number for step in part for number in step] for part in (steps[:turn], steps[turn + 1 :]))
+        if not self.hue:
+            return before + after
+        return [*before, *_NO_BLENDS[len(before) :], _hue_shift(steps[turn][1]), *after, *_NO_BLENDS[len(after) :]]
+
+    def batched(self) -> nn.Module:
+        return device_steps.Jitter(hue=self.hue > 0)
+
+    def _steps(self) -> list[tuple[int, float]]:
+        """Pairs of a place in `_JITTERS` and an amount."""
+        ranges = [(1 - self.strength, 1 + self.strength)] * 3 + [(-self.hue, self.hue)]
+        return [(kind, random.uniform(*ranges[kind])) for kind in random.sample(range(len(_JITTERS)), len(_JITTERS))]
 
 
 def _brightness(image: Image.Image, factor: float) -> Image.Image:
@@ -210,15 +269,22 @@ def _saturation(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
-    shift = int(turns * 255)  # torchvision's rounding
+    shift = _hue_shift(turns)
     if shift == 0 or image.mode == "L":
         return image
     pixels = np.array(image.convert("HSV"))
-    pixels[..., 0] += np.uint8(shift % 256)  # a turn is 256, so uint8 wraps around
+    pixels[..., 0] += np.uint8(shift)  # a turn is 256, so uint8 wraps around
     return Image.frombytes("HSV", image.size, pixels.tobytes()).convert("RGB")
 
 
+def _hue_shift(turns: float) -> int:
+    """The change of an 8-bit hue, modulo 256."""
+    return int(turns * 255) % 256  # torchvision's rounding
+
+
 _JITTERS = (_brightness, _contrast, _saturation, _shift_hue)
+_HUE = 3
+_NO_BLENDS = (0, 1) * 3  # brightness unchanged, three times
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
@@ -226,8 +292,17 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
-def to_grey(image: Image.Image) -> Image.Image:
-    return image.convert("L").convert(image.mode)
+class Grey(Step):
+    idle = (0,)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert("L").convert(image.mode)
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        return (1,)
+
+    def batched(self) -> nn.Module:
+        return device_steps.Grey()
 
 
 def _autoaugment(image: Image.Image) -> Image.Image:
@@ -265,19 +340,34 @@ def _autoaugment_step(image: Image.Image, name: str, level: float) -> Image.Imag
 _CIFAR_POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies  # torchvision has the table of the paper
 
 
-def _cutout(image: Image.Image) -> Image.Image:
-    """Draw a black square of half the image size around a random pixel, clipped at the border (DeVries and Taylor,
+class Cutout(Step):
+    """Draws a black square of half the image size around a random pixel, clipped at the border (DeVries and Taylor,
     "Improved Regularization of Convolutional Neural Networks with Cutout", 2017). torchvision's erasing never crosses
     the border."""
-    image = image.copy()
-    width, height = image.size
-    half = width // 4
-    x, y = random.randrange(width), random.randrange(height)
-    image.paste(0, (max(x - half, 0), max(y - half, 0), min(x + half, width), min(y + half, height)))
-    return image
+
+    idle = (0, 0, 0, 0)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        image = image.copy()
+        width, height = image.size
+        left, top, right, bottom = self._square(width, height)
+        image.paste(0, (max(left, 0), max(top, 0), min(right, width), min(bottom, height)))
+        return image
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        height, width, _ = pixels.shape
+        return self._square(width, height)
+
+    def batched(self) -> nn.Module:
+        return device_steps.Cutout()
+
+    def _square(self, width: int, height: int) -> tuple[int, int, int, int]:
+        half = width // 4
+        x, y = random.randrange(width), random.randrange(height)
+        return x - half, y - half, x + half, y + half
 
 
-class NormalizedTensor:
+class NormalizedTensor(Step):
     """torchvision's PILToTensor, ToDtype and Normalize in one step, which is much faster on small images."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -291,3 +381,61 @@ class NormalizedTensor:
         values *= self.scale
         values += self.shift
         return torch.from_numpy(values)
+
+    def batched(self) -> nn.Module:
+        return device_steps.Normalize(self.scale, self.shift)
+
+
+class ErasedTensor(Step):
+    """timm's steps to a normalised tensor, and its random erasing with normal noise.
+
+    For a device, the noise is drawn here too, and rounded to a 32nd of its standard deviation, about two grey levels:
+    the numbers would be four times as large, and a device's generator would give others.
+    """
+
+    idle = (0, 0, 0, 0)
+
+    def __init__(self, steps: Sequence[Any], finish: NormalizedTensor) -> None:
+        """
+        Args:
+            steps: timm's, one of which is a RandomErasing.
+            finish: has the mean and standard deviation.
+        """
+        self.steps, self.finish = steps, finish
+        (self.erasing,) = (step for step in steps if isinstance(step, RandomErasing))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        result: Any = image
+        for step in self.steps:
+            result = step(result)
+        return result
+
+    def draw(self, pixels: Pixels) -> Sequence[float]:
+        height, width, channels = pixels.shape
+        erased = _Erased((channels, height, width))
+        self.erasing(erased)
+        if erased.noise is None:
+            return self.idle
+        levels = erased.noise.mul(device_steps.NOISE_LEVELS).add_(128).round_().clamp_(0, 255)
+        pixels[erased.rows, erased.columns] = levels.byte().permute(1, 2, 0).numpy()
+        return erased.columns.start, erased.rows.start, erased.columns.stop, erased.rows.stop
+
+    def batched(self) -> nn.Module:
+        return device_steps.NormalizeErased(self.finish.scale, self.finish.shift)
+
+
+class _Erased:
+    """Takes the place of the tensor from which timm's RandomErasing erases a rectangle, and keeps what it writes."""
+
+    dtype = torch.float32
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self.noise: Tensor | None = None
+
+    def size(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def __setitem__(self, place: tuple[slice, slice, slice], noise: Tensor) -> None:
+        _, self.rows, self.columns = place
+        self.noise = noise

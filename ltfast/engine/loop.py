@@ -241,7 +241,7 @@ class _Run:
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(window):
             parts = sum(sizes) / sizes[i]  # not its inverse: for equal batches this is exactly their number
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            batch = stage.batches.finish(send_to_device(batch, self.accelerator.device, non_blocking=True))
             seed_everything(self.run.seed, self.position.stage, _STEP, done, i, self.accelerator.process_index)
             with nullcontext() if i + 1 == len(window) else self.accelerator.no_sync(model):
                 loss, logged = model(stage.prepare(batch))

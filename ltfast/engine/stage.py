@@ -20,6 +20,11 @@ class Batches(Protocol):
     def epoch(self, epoch: int, skip: int) -> Iterator[Any]:
         """The batches of epoch `epoch` without the first `skip`. Each call gives the same ones."""
 
+    def finish(self, batch: Any) -> Any:
+        """The batch that the stage gets, from a batch of `epoch` on the training device: views are augmented further
+        there. It draws no random numbers."""
+        return batch
+
     def close(self) -> None:
         """Called when the stage ends, to end the processes that load images. `epoch` may still be called afterwards."""
 

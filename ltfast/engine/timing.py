@@ -16,7 +16,8 @@ from ltfast.engine.stage import Stage, freeze_untrained
 
 @dataclass(frozen=True)
 class LossTime:
-    """Times of the forward and backward pass of a training step, without the optimiser and the loading of images."""
+    """Times of the forward and backward pass of a training step, without the optimiser and without the loading and
+    augmentation of images."""
 
     loss_ms: float  # the loss modules alone
     step_ms: float  # the networks and the losses
@@ -45,7 +46,7 @@ def time_last_losses(
             stage = timed[-1]
             freeze_untrained(stage)
             stage.to(accelerator.device)
-            batch = send_to_device(next(stage.batches.epoch(0, 0)), accelerator.device)
+            batch = stage.batches.finish(send_to_device(next(stage.batches.epoch(0, 0)), accelerator.device))
             stage.batches.close()
             seed_everything(*seed)
             times = time_losses(stage, batch, accelerator)

@@ -4,33 +4,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from ltfast.data import DataBundle, NumberedBatches, SeededViews, eval_transform, make_sampler
+from ltfast.data import DataBundle, NumberedBatches, PatchViews, SeededViews, device_views, eval_transform, make_sampler
 from ltfast.data.seeding import derive_seed
+from ltfast.data.steps import Augmentation
+from ltfast.engine import Batches
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.loader import Loader
 
 
-class TrainBatches:
+class TrainBatches(Batches):
     """Training batches `(view_1, ..., view_k, labels)`, whose randomness depends on the seed, the epoch and the place
     in the epoch alone.
 
     Args:
-        views: the augmented images.
+        views: the augmented images, from `SeededViews` or `device_views`.
         batches: this process's (draw, index) pairs.
         workers: processes that load images; with 0, this process loads them.
+        on_device: makes the views of a batch from its parts without the labels, on their device; None means that the
+            loaded batches have the views.
 
     Raises:
         ValueError: an epoch has no full batch.
     """
 
-    def __init__(self, views: SeededViews, batches: NumberedBatches, *, workers: int) -> None:
+    def __init__(
+        self, views: Dataset[Any], batches: NumberedBatches, *, workers: int, on_device: nn.Module | None = None
+    ) -> None:
         if len(batches) == 0:
             share = len(batches.sampler)
             raise SettingError("batch_size", f"at most {share}, the images of an epoch", batches.batch_size)
         self.batches = batches
+        self.on_device = on_device
         self.loader = Loader(
             views,
             batch_sampler=batches,
@@ -47,6 +55,12 @@ class TrainBatches:
         self.batches.set_epoch(epoch, skip=skip)
         return iter(self.loader)
 
+    def finish(self, batch: Any) -> Any:
+        if self.on_device is None:
+            return batch
+        *parts, labels = batch
+        return [*self.on_device.to(labels.device)(parts), labels]
+
     def close(self) -> None:
         """End the worker processes."""
         self.loader._iterator = None  # it holds the processes, and there is no public way to end them
@@ -54,7 +68,7 @@ class TrainBatches:
 
 def train_batches(
     bundle: DataBundle,
-    transforms: Sequence[Callable[..., Any]],
+    transforms: Sequence[Augmentation | PatchViews],
     *,
     batch_size: int,
     context: BuildContext,
@@ -68,7 +82,7 @@ def train_batches(
         bundle: the data.
         transforms: one for each view.
         batch_size: images per batch and process.
-        context: has the run's seed and workers, and this process's rank.
+        context: has the run's seed, workers and place of augmentation, and this process's rank.
         sampler, sampler_options: see `ltfast.data.make_sampler`.
         start_draw: the number of draws of all stages before; see `NumberedBatches`.
 
@@ -84,9 +98,12 @@ def train_batches(
         world_size=context.world_size,
         **(sampler_options or {}),
     )
-    views = SeededViews(bundle.train, transforms, seed=context.run.seed)
     batches = NumberedBatches(indices, batch_size, drop_last=True, start_draw=start_draw)
-    return TrainBatches(views, batches, workers=context.run.workers)
+    run = context.run
+    if run.augment_on == "device":
+        views, on_device = device_views(bundle.train, transforms, seed=run.seed)
+        return TrainBatches(views, batches, workers=run.workers, on_device=on_device)
+    return TrainBatches(SeededViews(bundle.train, transforms, seed=run.seed), batches, workers=run.workers)
 
 
 def evaluation_batches(

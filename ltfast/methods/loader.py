@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,18 @@ class Loader(DataLoader[Any]):
             return
         # every worker loads batches ahead; the size of one image gives theirs
         ahead = min(self.num_workers * (self.prefetch_factor or 1), len(self))
-        parts = [part for part in self.dataset[keys[0]] if isinstance(part, Tensor)]
+        parts = list(_tensors(self.dataset[keys[0]]))
         check_files(self.num_workers, 4 * self.num_workers + ahead * (len(parts) + 1))
         check_shared_memory(self.num_workers, ahead * len(keys) * sum(part.nbytes for part in parts) + _SPARE_MEMORY)
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples."""
+    if isinstance(item, tuple):
+        for part in item:
+            yield from _tensors(part)
+    elif isinstance(item, Tensor):
+        yield item
 
 
 def check_files(workers: int, needed: int) -> None:

@@ -15,11 +15,11 @@ from ltfast.data.transforms import (
     _CIFAR_POLICIES,
     CentreCrop,
     ColorJitter,
+    Cutout,
     PaddedCrop,
     Policy,
     _autoaugment_step,
     _contrast,
-    _cutout,
     _shift_hue,
 )
 
@@ -158,7 +158,7 @@ def test_cutout_is_a_black_square_around_any_pixel():
     torch.manual_seed(0), random.seed(0)
     seen = set()
     for _ in range(3000):
-        black = np.asarray(_cutout(white))[..., 0] == 0
+        black = np.asarray(Cutout()(white))[..., 0] == 0
         rows, columns = np.flatnonzero(black.any(1)), np.flatnonzero(black.any(0))
         assert black.sum() == len(rows) * len(columns)
         assert len(rows) == rows[-1] - rows[0] + 1

@@ -22,6 +22,7 @@ EACH = {  # the different value of the second process
     "seed": {"seed": 1},
     "precision": {"precision": "bf16"},
     "accumulate": {"accumulate": 2},
+    "augment_on": {"augment_on": "device"},
     "checkpoint_minutes": {"checkpoint_minutes": 0.0},
     "batch_size": {"batch_size": 2},
     "images": {},
@@ -88,6 +89,7 @@ def test_what_differs_is_named_in_all_processes(tmp_path):
         "seed": "seed: 0 in process 0, 1 in process 1",
         "precision": "precision: 'fp32' in process 0, 'bf16' in process 1",
         "accumulate": "accumulate: 1 in process 0, 2 in process 1",
+        "augment_on": "augment_on: 'cpu' in process 0, 'device' in process 1",
         "checkpoint_minutes": "checkpoint_minutes: 10.0 in process 0, 0.0 in process 1",
         "batch_size": "batch_size: 4 in process 0, 2 in process 1",
     }

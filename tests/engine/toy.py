@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ltfast.engine import Optimisation, Plan, RunSettings, Stage
+from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
@@ -28,7 +28,7 @@ def points(counts, seed):
     return noise + 4 * nn.functional.one_hot(labels, 5), labels
 
 
-class ToyBatches:
+class ToyBatches(Batches):
     def __init__(self, size, shuffle=True, rank=0):
         self.size, self.shuffle, self.rank = size, shuffle, rank
         self.closed = 0

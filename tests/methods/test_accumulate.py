@@ -23,6 +23,7 @@ MINIMA = (10, 6)
 RUNS = {
     "ce": {"loss": "balanced_bce", "sampler": "class_balanced"},
     "ce agcl": {"loss": "agcl"},
+    "ce fused": {"loss": "logit_adjusted"},
     "do": {"epochs": 1, "prune_epochs": 1, "group_minima": MINIMA},
     "livt": {"warmup_epochs": 0, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "pretrain_epochs": 1,
              "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
@@ -52,10 +53,10 @@ def make_plan(name, accumulate, **values):
     values |= {"livt": {"pretrain_batch_size": size}, "dscl": {"classifier_batch_size": size}}.get(method, {})
     seed_everything(0)
     torch.set_default_dtype(torch.float64)
+    fused = "on" if name.endswith("fused") else "off"
+    context = BuildContext(RunSettings(accumulate=accumulate, fused_classifier=fused))
     try:
-        plan = METHODS[method].build(
-            settings_of(method, values), tiny_bundle(COUNTS), BuildContext(RunSettings(accumulate=accumulate))
-        )
+        plan = METHODS[method].build(settings_of(method, values), tiny_bundle(COUNTS), context)
     finally:
         torch.set_default_dtype(torch.float32)
     for module in nn.ModuleList(plan.stages).modules():
@@ -96,7 +97,7 @@ def close(actual, expected, tolerance=1e-9):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
+    ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("ce fused", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
 )
 def test_batches_train_as_one_of_all_their_images(name, accumulate, tmp_path):
     expected = run(make_plan(name, 1), 1, tmp_path / "one")

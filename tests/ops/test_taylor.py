@@ -223,7 +223,7 @@ def test_threshold(place, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_threshold_on_every_instruction_set(native_isa, dtype):
-    tensors = [randn((size,), dtype) for size in (5000, 30001)]
+    tensors = [randn((size,), dtype) for size in (5000, 30001, 2**19)]  # the native kernel samples so many
     for fraction in (0.01, 0.3, 1.0):
         check_threshold(tensors, fraction)
         check_threshold(tensors, fraction, [tensor > 0.1 for tensor in tensors])
@@ -274,13 +274,35 @@ def test_threshold_of_equal_values_and_ties(place):
             check_threshold([values.to(place.device)], fraction)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["random", "sorted", "equal", "half are zero", "the sample misleads", "NaN"])
+def test_threshold_of_long_lists(kind, dtype):
+    # Of more than 2^19 values the native kernel takes a sample first. It falls back where the sample misleads.
+    values = randn((700_001,), dtype)
+    if kind == "sorted":
+        values = values.sort().values
+    elif kind == "equal":
+        values.fill_(2.5)
+    elif kind == "half are zero":
+        values = values.clamp(min=0)
+    elif kind == "the sample misleads":
+        values[:: len(values) // 2**16] -= 100
+    elif kind == "NaN":
+        values[values > 1] = math.nan
+    tensors = [values[:100], values[100:400_000], values[400_000:]]
+    for fraction in (1e-9, 0.1, 0.5, 0.999, 1.0):
+        check_threshold(tensors, fraction)
+    for share in (0.5, 0.001):
+        check_threshold(tensors, 0.3, [torch.rand(len(tensor)) < share for tensor in tensors])
+
+
 def test_threshold_follows_the_thread_count():
-    tensors = [torch.rand(100_003).pow(8), torch.rand(17)]
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            check_threshold(tensors, 0.61)
+        for tensors in ([torch.rand(100_003).pow(8), torch.rand(17)], [torch.rand(600_000), torch.rand(17)]):
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                check_threshold(tensors, 0.61)
     finally:
         torch.set_num_threads(before)
 

@@ -9,7 +9,7 @@ import torch._dynamo
 import torch._inductor.config
 from torch import nn
 
-from ltfast.engine import Optimisation, Plan, RunSettings, Stage
+from ltfast.engine import Batches, Optimisation, Plan, RunSettings, Stage
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
@@ -19,7 +19,7 @@ from ltfast.losses import BalancedBCELoss
 COUNTS = [8, 4, 4]
 
 
-class Batches:
+class PointBatches(Batches):
     def __len__(self):
         return 4
 
@@ -37,7 +37,7 @@ class DroppedLinear(Stage):
     next."""
 
     def __init__(self, on_step):
-        super().__init__("train", Batches(), Optimisation(epochs=2, batch_size=6, lr=0.1))
+        super().__init__("train", PointBatches(), Optimisation(epochs=2, batch_size=6, lr=0.1))
         self.dropout, self.linear, self.loss = nn.Dropout(0.5), nn.Linear(5, 3), BalancedBCELoss(COUNTS)
         self.on_step = on_step
 
@@ -54,7 +54,7 @@ class DroppedLinear(Stage):
 
 def run(out, on_step=lambda: None, **settings):
     seed_everything(0)
-    plan = Plan([DroppedLinear(on_step)], [next(Batches().epoch(9, 0))])
+    plan = Plan([DroppedLinear(on_step)], [next(PointBatches().epoch(9, 0))])
     return train(
         plan,
         run=RunSettings(**settings),

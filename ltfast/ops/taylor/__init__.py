@@ -62,7 +62,8 @@ def importance_threshold(
 ) -> Tensor:
     """The k-th smallest of all values, k = round(fraction * N) and at least 1: ``torch.kthvalue`` of all of them.
 
-    The result is exact, also for negative and infinite values. NaN counts as the largest. It takes almost no memory.
+    The result is exact, also for negative and infinite values. NaN counts as the largest. It takes memory for
+    2 % of the values at most.
 
     Args:
         accumulators: float32 or float64, all of one dtype, of any shapes and strides; N elements in all, 1 or more.
