@@ -29,6 +29,7 @@ from ltfast.losses import (
     LDAMLoss,
     LinearAGCLLoss,
     LinearBalancedBCELoss,
+    LinearCompensationLoss,
     LinearCrossEntropyLoss,
     LinearLogitAdjustedLoss,
     LogitAdjustedLoss,
@@ -323,6 +324,11 @@ LINEAR = [
         of_layer(**from_options),
     ),
     linear("logit_adjusted", LinearLogitAdjustedLoss, of_layer(tau=d.number(-2, 2, 1.0, 0.0), **from_options)),
+    linear(
+        "compensation",
+        LinearCompensationLoss,
+        of_layer(stage=st.sampled_from((1, 2, 3)), rho=d.number(0.05, 0.95, 0.8), **from_options),
+    ),
     linear(
         "balanced_bce",
         LinearBalancedBCELoss,
