@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 
 from ltfast import ops
 from ltfast.ops.catalog import OPS
-from machine_code import MACHINES, usage
+from machine_code import MACHINES, usages
 from stand_in_driver import Launch, launches_on
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +76,7 @@ def count(target: str, word: str = "") -> Iterator[dict[str, Any]]:
     machine = MACHINES[target]
     hip = mock.patch.object(torch.version, "hip", "7") if machine.target.backend == "hip" else nullcontext()
     known, launched, names = set(), set(), Counter[str]()
+    found: dict[str, Launch] = {}
     with launches_on(machine.target) as launches, hip:
         for label in cases():
             for started in launches:
@@ -85,12 +86,14 @@ def count(target: str, word: str = "") -> Iterator[dict[str, Any]]:
                 known.add(id(started.compiled))
                 name = f"{label.strip()}: {started.kernel.__name__}"
                 names[name] += 1
-                facts: dict[str, Any] = {"kernel": name if names[name] == 1 else f"{name} {names[name]}"}
-                facts |= asdict(usage(started.compiled, machine)) | {"floats": floats_without_type(started)}
-                if number := elements(started):
-                    facts["per_element"] = round(facts["instructions"] * facts["threads"] / number, 1)
-                yield facts
+                found[name if names[name] == 1 else f"{name} {names[name]}"] = started
             launches.clear()
+    used = usages([started.compiled for started in found.values()], machine)
+    for (name, started), usage in zip(found.items(), used, strict=True):
+        facts = {"kernel": name, **asdict(usage), "floats": floats_without_type(started)}
+        if number := elements(started):
+            facts["per_element"] = round(usage.instructions * usage.threads / number, 1)
+        yield facts
     yield {"never launched": sorted(x.__name__ for x in kernels() - launched)}
 
 

@@ -1,6 +1,6 @@
-"""Counts what a step of an op launches on a GPU that is not here and prints it, a JSON object.
+"""Counts what a step of each op launches on a GPU that is not here and prints it, a JSON object a line.
 
-python count_launches.py NAME
+python count_launches.py NAME...
 
 A step is the loss of 256 x 1000 inputs and its gradient. The tensors are fake. Triton's kernels are compiled and not
 run; their machine code is looked at too. Each operator of PyTorch counts as one launch, but for those that only make a
@@ -122,4 +122,5 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for name in sys.argv[1:]:
+        main(name)

@@ -79,7 +79,7 @@ NCU = (
 
 # an op at a time, since each file is written at the end
 TUNE = (
-    "bad=0; for op in queue_softmax agcl balanced_bce vmf_cross_entropy; do "
+    "bad=0; for op in queue_softmax agcl balanced_bce vmf_cross_entropy cross_entropy; do "
     "{python} -m ltfast tune --ops $op --out {out}/$op.json || bad=1; done; exit $bad"
 )
 

@@ -3,7 +3,7 @@
     python bench/gpu_check_bench.py {compile,goals,torch.compile,rest,longest,step,profile} {cuda,cpu} OUT
 
 `compile` compiles ltfast's kernels for all cases, and for the examples of `gpu_check_kernels.py`, in parallel. `goals`
-times the cases that have a goal, the queue with every attention. `torch.compile` times it on four cases, `rest` all
+times the cases that have a goal, the queue with every attention. `torch.compile` times it on five cases, `rest` all
 other cases, `longest` the longest queue, and `step` training steps. `profile` runs the main kernels once for Nsight
 Compute. Results are appended to OUT/results.jsonl, those of `step` to OUT/steps.jsonl. On "cpu" the sizes are tiny:
 this checks the programs, and measures nothing.
@@ -28,14 +28,14 @@ from ltfast.ops.core.bench import Case
 from ltfast.ops.core.cases import Sizes
 from ltfast.ops.queue_softmax import bench as queue_bench
 
-AGCL, BALANCED_BCE = "agcl 16384 x 8142 float32", "balanced_bce 16384 x 8142 float32"
+LOSSES = tuple(f"{op} 16384 x 8142 float32" for op in ("agcl", "balanced_bce", "cross_entropy"))
 VMF = "vmf_cross_entropy 2048 x 8142 x 128 float32"
 QUEUE, LONGEST = (f"queue_softmax 4096 x {length} x 128, forward bfloat16" for length in (2**20, 2**24))
-COMPILED = (AGCL, BALANCED_BCE, VMF, "queue_softmax 256 x 65536 x 128, forward + backward float32")
-PROFILED = (AGCL, BALANCED_BCE, QUEUE, VMF)
+COMPILED = (*LOSSES, VMF, "queue_softmax 256 x 65536 x 128, forward + backward float32")
+PROFILED = (*LOSSES, QUEUE, VMF)
 PEERS = (
-    "eager", "copy", "linear + cross_entropy", "liger cross_entropy", "liger fused linear", "cut-cross-entropy, bf16",
-    "attention, flash, split", "attention, cudnn, split",
+    "eager", "copy", "linear + cross_entropy", "linear, then ltfast", "liger cross_entropy", "liger fused linear",
+    "cut-cross-entropy, bf16", "attention, flash, split", "attention, cudnn, split",
 )  # fmt: skip
 PROCESSES = 12
 
@@ -45,7 +45,7 @@ def every_case(device: torch.device) -> dict[str, Case]:
     """The cases by name, those with a goal first."""
     if device.type == "cuda":
         return {case.name: case for case in run.select(device)}
-    growths = run.growths(device, ("agcl", "balanced_bce", "vmf_cross_entropy", "taylor_importance_"))
+    growths = run.growths(device, ("agcl", "balanced_bce", "cross_entropy", "vmf_cross_entropy", "taylor_importance_"))
     tiny = [growth.case(**{name: sizes[0] for name, sizes in growth.ranges.items()}) for growth in growths]
     tiny.append(queue_bench.forward(device, "growth", 32, 256, 16, torch.float32))
     return {case.name: case for case in tiny}

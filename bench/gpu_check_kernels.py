@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 import ltfast
-from ltfast.ops import apply_masks_, importance_threshold, patch_roi_pool, queue_softmax, taylor_importance_
+from ltfast.ops import (
+    apply_masks_,
+    balanced_bce,
+    cross_entropy,
+    importance_threshold,
+    patch_roi_pool,
+    queue_softmax,
+    taylor_importance_,
+)
 from ltfast.ops.catalog import OPS
 from ltfast.ops.core import backends
 from ltfast.ops.core.cases import Sizes
@@ -46,7 +54,7 @@ def calls(*, small: bool) -> Iterator[tuple[str, Sizes]]:
             yield "queue_softmax, keys", Sizes(304, 1998, width, dtype)
     # a launch that counts the labels before the kernel, and one that adds the losses after it
     for rows in (MOST_COUNTED + 1, MOST_ADDED + 1):
-        for name in ("agcl", "balanced_bce", "vmf_cross_entropy"):
+        for name in ("agcl", "balanced_bce", "cross_entropy", "vmf_cross_entropy"):
             yield name, Sizes(rows, 1500, 8, torch.float32)
     yield "vmf_cross_entropy", Sizes(300, 10, 600, torch.float32)  # features wider than a program handles at once
 
@@ -62,12 +70,18 @@ def kernels_of_functions(device: torch.device, *, small: bool) -> None:
     """Every op that returns a result, and its gradient."""
     for name, sizes in calls(small=small):
         run_example(device, name, sizes)
-    if not small:  # what no size of an example reaches: more boxes and channels, and keys that end inside a tile
+    if not small:  # what no example reaches: more boxes and channels, keys that end inside a tile, other targets
         with ltfast.backend("triton"), device:
             features, corners = torch.randn(2, 150, 20, 20, requires_grad=True), 10 * torch.rand(2, 20, 2)
             patch_roi_pool(features, torch.cat([corners, corners + 5], 2)).sum().backward()
             keys = torch.randn(2000, 128, requires_grad=True)
             queue_softmax(torch.randn(304, 128), keys, valid=torch.tensor(1501))[0].sum().backward()
+            for classes in (1500, 9001):
+                logits = torch.randn(300, classes, requires_grad=True)
+                bias, weight, soft = torch.randn(classes), torch.rand(classes), logits.detach().softmax(1)
+                balanced_bce(logits, soft, bias, weight=weight).backward()
+                cross_entropy(logits, soft, bias, weight=weight).backward()
+                cross_entropy(logits, torch.randint(classes, (300,)), None).backward()
 
 
 def kernels_of_lists(device: torch.device) -> None:

@@ -1,10 +1,13 @@
 """What a compiled Triton kernel needs of a GPU, read from its machine code. No GPU is needed."""
 
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +84,16 @@ class Instruction:
     jump: int | None  # the address of the next instruction if a branch is taken
 
 
-def usage(compiled: Any, machine: Machine) -> Usage:
-    """The usage of a ``CompiledKernel`` of Triton."""
+def usages(kernels: Sequence[Any], machine: Machine) -> list[Usage]:
+    """The usage of each of several ``CompiledKernel`` of Triton."""
+    if machine.target.backend == "hip":
+        codes = [_amd_instructions(kernel.asm["amdgcn"]) for kernel in kernels]
+    else:
+        codes = _nvidia_instructions([kernel.asm["cubin"] for kernel in kernels], machine.target.arch)
+    return [_usage(kernel, code, machine) for kernel, code in zip(kernels, codes, strict=True)]
+
+
+def _usage(compiled: Any, code: Sequence[Instruction], machine: Machine) -> Usage:
     shared = compiled.metadata.shared
     threads = compiled.metadata.num_warps * machine.target.warp_size
     if machine.target.backend == "hip":
@@ -91,20 +102,18 @@ def usage(compiled: Any, machine: Machine) -> Usage:
             int(re.search(rf"\.{field}:\s+(\d+)", text)[1])
             for field in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
         )
-        instructions = _amd_instructions(text)
     else:
-        report, listing = _dump(compiled.asm["cubin"], "-res-usage"), _dump(compiled.asm["cubin"], "-sass")
+        report = _run_tool("cuobjdump", "-res-usage", content=compiled.asm["cubin"])
         registers, stack, memory = (
             int(re.search(rf"\b{field}:(\d+)", report)[1]) for field in ("REG", "STACK", "LOCAL")
         )
         local, spills = stack + memory, 0  # a spilled register is in local memory
-        instructions = _nvidia_instructions(listing)
     step = machine.register_step
     limits = [machine.blocks, machine.threads // threads]
     limits.append(machine.registers // (-(-registers // step) * step * threads))
     if shared:
         limits.append(machine.shared // (shared + machine.reserved))
-    return Usage(threads, registers, local, shared, spills, min(limits), hot_instructions(instructions))
+    return Usage(threads, registers, local, shared, spills, min(limits), hot_instructions(code))
 
 
 def hot_instructions(code: Sequence[Instruction]) -> int:
@@ -135,25 +144,46 @@ def _with(names: tuple[str, ...], loops: Sequence[Loop], code: Sequence[Instruct
     return [loop for loop in loops if any(loop[0] <= place <= loop[1] for place in places)]
 
 
-def _dump(cubin: bytes, flag: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+def _run_tool(tool: str, *options: str, content: bytes) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
         file.flush()
-        return subprocess.run([TOOLS / "cuobjdump", flag, file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([TOOLS / tool, *options, file.name], check=True, capture_output=True, text=True).stdout
 
 
-def _nvidia_instructions(listing: str) -> list[Instruction]:
-    found, called = [], []
+def _nvidia_instructions(cubins: Sequence[bytes], arch: int) -> list[list[Instruction]]:
+    """The instructions of each kernel. The disassembler takes most of a second to start, so it gets the code of all at
+    once. The addresses are those in the whole."""
+    codes = [_machine_code(cubin) for cubin in cubins]
+    starts = list(accumulate(map(len, codes), initial=0))
+    model = f"SM{arch}a" if arch >= 90 else f"SM{arch}"
+    listing = _run_tool("nvdisasm", "--binary", model, content=b"".join(codes)) if codes else ""
+    found: list[list[Instruction]] = [[] for _ in codes]
+    called: list[list[int]] = [[] for _ in codes]
     for line in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", listing):
         address, name, operands = int(line[1], 16), line[2], line[3]
+        kernel = bisect_right(starts, address) - 1
         place = re.search(r"\b0x([0-9a-f]+)\s*$", operands)
         if name.startswith("CALL") and place:
-            called.append(int(place[1], 16))
+            called[kernel].append(int(place[1], 16))
         jump = int(place[1], 16) if name.split(".")[0] == "BRA" and place else None
         if name != "NOP" and jump != address:  # the end of the code is filled with NOPs behind a branch to itself
-            found.append(Instruction(address, name, jump))
+            found[kernel].append(Instruction(address, name, jump))
     # functions, for the rare cases of roots and divisions, are behind the kernel
-    return [x for x in found if x.address < min(called, default=x.address + 1)]
+    return [
+        [x for x in code if x.address < min(functions, default=x.address + 1)]
+        for code, functions in zip(found, called, strict=True)
+    ]
+
+
+def _machine_code(cubin: bytes) -> bytes:
+    """The content of the section .text of a kernel's ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, number, of_names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(number)]
+    names = sections[of_names][4]
+    (code,) = [s for s in sections if cubin.startswith(b".text.", names + s[0])]
+    return cubin[code[4] : code[4] + code[5]]
 
 
 def _amd_instructions(text: str) -> list[Instruction]:

@@ -22,6 +22,17 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def undrawn_pictures():
+    """The picture of a run takes as long to draw as a small training. `engine/test_picture.py` draws it."""
+    from ltfast.engine import loop, report
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loop, report):
+            patch.setattr(module, "plot_per_class", lambda path, *_: path.write_bytes(b"picture"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_random_numbers():
     """Each test draws new numbers; the seed is shown if the test fails."""

@@ -257,13 +257,18 @@ def test_the_sanitizer_sees_the_queue_in_each_launch(launches):
 @no_gpu
 def test_the_sanitizer_sees_every_reduction(launches):
     """Labels counted in the kernel and before, losses added in the kernel and after; rows read in one block or more."""
-    kernels = {"agcl": "_row_kernel", "balanced_bce": "_row_kernel", "vmf": "_cross_entropy_kernel"}
+    rows = dict.fromkeys(("agcl", "balanced_bce", "cross_entropy"), "_row_kernel")
+    kernels = {**rows, "vmf": "_cross_entropy_kernel"}
     seen = {op: [x for _, x in launches[f"ltfast.ops.{op}.triton", name]] for op, name in kernels.items()}
     count, load = reduction.COUNT.value, reduction.LOAD.value
     for calls in seen.values():
         assert {(x["SHARE"], x["ADD"]) for x in calls} >= {(count, True), (load, True), (load, False)}
     assert {x["ONE_BLOCK"] for x in seen["agcl"]} == {True, False}
-    assert all(x["classes"] * x["WIDTH"] > x["BLOCK"] for x in seen["balanced_bce"])
+    targets = {(x["SOFT"], x["SMOOTH"], x["WEIGHTED"], x["ONE_BLOCK"]) for x in seen["cross_entropy"]}
+    kinds = [(False, False, False), (False, True, False), (True, False, True)]
+    assert targets >= {(*kind, one_block) for kind in kinds for one_block in (True, False)}
+    assert {(x["SOFT"], x["WEIGHTED"]) for x in seen["balanced_bce"]} >= {(False, False), (True, True)}
+    assert {x["classes"] * x["WIDTH"] > x["BLOCK"] for x in seen["balanced_bce"]} == {True, False}
     assert {(x["FIRST"], x["LAST"]) for x in seen["vmf"]} == set(itertools.product((True, False), repeat=2))
     assert {x["WHOLE"] for x in seen["vmf"]} == {x["STEPS"] > 0 for x in seen["vmf"]} == {True, False}
     grids = [grid for grid, _ in launches["ltfast.ops.vmf.triton", "_cross_entropy_kernel"]]
@@ -279,7 +284,7 @@ def test_every_group_of_the_bench_has_its_cases(monkeypatch):
     gpu_check_bench.every_case.cache_clear()
     names = [case.name for group in ("goals", "rest", "longest") for case in groups[group]]
     assert len(names) == len(set(names)) > 50
-    assert {gpu_check_bench.QUEUE, gpu_check_bench.AGCL} <= {case.name for case in groups["goals"]}
+    assert {gpu_check_bench.QUEUE, *gpu_check_bench.LOSSES} <= {case.name for case in groups["goals"]}
     assert [case.name for case in groups["torch.compile"]] == list(gpu_check_bench.COMPILED)
     assert all(list(case.implementations) == ["ltfast", "torch.compile"] for case in groups["torch.compile"])
     queue = next(case for case in groups["goals"] if case.name == gpu_check_bench.QUEUE)

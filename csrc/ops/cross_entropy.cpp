@@ -32,8 +32,11 @@ LTFAST_KERNEL(CrossEntropyArguments);
 
 namespace {
 
-constexpr int32_t kScoreBlock = 1024;  // columns whose sums are in the arithmetic type before they go to a double
+constexpr int32_t kScoreBlock = 1024;  // columns whose scores are stored
 constexpr int32_t kScoreTail = 16;     // the end of a row is padded to whole vectors
+// Columns that are summed in the arithmetic type before the sum is added to a double: 16 a lane of a vector of floats. Of
+// equal terms, which are all rounded the same way, a float32 sum is then off by 15 / 2^24 (9e-7) at most.
+constexpr int32_t kScoreSpan = 16 * (kIsa == Isa::avx512 ? 16 : kIsa == Isa::avx2 ? 8 : 4);
 constexpr double kScoreLimit = 1e30;   // a score counts as at most this far below the largest, for a finite loss
 
 LTFAST_INLINE float softmax_exp(float d) {
@@ -66,6 +69,12 @@ struct ScoreBlock {
   }
 };
 
+// Calls body(start, stop) for the spans of a block's columns.
+template <class Body>
+LTFAST_INLINE void for_spans(int32_t count, const Body& body) {
+  for (int32_t start = 0; start < count; start += kScoreSpan) body(start, std::min(start + kScoreSpan, count));
+}
+
 // Calls body(block) for the blocks of a row.
 template <class T, class A, class Body>
 LTFAST_INLINE void for_score_blocks(const CrossEntropyArguments& a, const T* logits, const A* soft, const Body& body) {
@@ -88,19 +97,20 @@ LTFAST_INLINE void for_score_blocks(const CrossEntropyArguments& a, const T* log
   body(ScoreBlock<T, A>{whole, kScoreTail, left, last, vectors[0], vectors[1], vectors[2]});
 }
 
-// The shares a_c of the classes in the loss, in a block of columns: of the label, whose index in the block is own or
-// else -1, or of soft targets. All are 0 but the label's, without smoothing: then the code takes it by itself.
-template <class A>
-struct LabelShares {
-  A on, off;
-  int32_t own;
-  A operator()(int32_t c) const { return c == own ? on : off; }
-};
+// The shares a_c of the classes in the loss, in a block of columns and without weights: of soft targets, or of a smoothed
+// label, where all are equal but the label's, which the code takes by itself.
 template <class A>
 struct SoftShares {
+  static constexpr bool kEqual = false;
   const A* values;
   A on, off;
   A operator()(int32_t c) const { return values[c] * on + off; }
+};
+template <class A>
+struct EqualShares {
+  static constexpr bool kEqual = true;
+  A off;
+  A operator()(int32_t) const { return off; }
 };
 
 // What the first walk over a row finds: the largest score, the sum of e^(z - peak), the sum of the shares, and that of
@@ -113,7 +123,8 @@ struct RowSums {
   void move_peak(A higher) {
     const double shift = double(peak) - double(higher);
     mass *= std::exp(shift);
-    terms += (shift < -kScoreLimit ? -kScoreLimit : shift) * shares;
+    // every score so far is further down than the limit
+    terms = shift < -kScoreLimit ? -kScoreLimit * shares : terms + shift * shares;
     peak = higher;
   }
   // NaN if all scores are -inf: else the mass is at least 1.
@@ -129,11 +140,13 @@ double cross_entropy_row(const CrossEntropyArguments& a, const T* logits, T* gra
   for_score_blocks(a, logits, no_soft, [&](const ScoreBlock<T, A>& block) {
     A z[kScoreBlock];
     row.move_peak(block.scores(z, row.peak));
-    A mass = 0;
     const A peak = row.peak;
+    for_spans(block.count, [&](int32_t start, int32_t stop) LTFAST_LAMBDA {
+      A mass = 0;
 #pragma omp simd reduction(+ : mass)
-    for (int32_t c = 0; c < block.count; ++c) mass += softmax_exp(z[c] - peak);
-    row.mass += mass;
+      for (int32_t c = start; c < stop; ++c) mass += softmax_exp(z[c] - peak);
+      row.mass += mass;
+    });
   });
   const A* weight = static_cast<const A*>(a.weight);
   const A z_own = load(logits[y]) + static_cast<const A*>(a.bias)[y];
@@ -155,9 +168,9 @@ double cross_entropy_row(const CrossEntropyArguments& a, const T* logits, T* gra
   return own_weight * (row.log_mass() - bounded);
 }
 
-// The row of a smoothed label or of soft targets. shares_of(block) returns the shares of its columns, without weights.
+// The row of soft targets, or of the smoothed label y (else -1). shares_of(block) returns the shares of its columns.
 template <bool Weighted, bool Gradient, class T, class A, class SharesOf>
-double cross_entropy_shared_row(const CrossEntropyArguments& a, const T* logits, T* gradient, const A* soft,
+double cross_entropy_shared_row(const CrossEntropyArguments& a, const T* logits, T* gradient, const A* soft, int64_t y,
                                 SharesOf shares_of) {
   RowSums<A> row;
   const A limit = A(-kScoreLimit);
@@ -165,24 +178,39 @@ double cross_entropy_shared_row(const CrossEntropyArguments& a, const T* logits,
     A z[kScoreBlock];
     row.move_peak(block.scores(z, row.peak));
     const auto share_of = shares_of(block);
+    constexpr bool kEqual = !Weighted && decltype(share_of)::kEqual;
     const A* __restrict weight = block.weight;
     const A peak = row.peak;
     const int32_t valid = block.valid;
-    A mass = 0, shares = 0, terms = 0;
+    double block_terms = 0;
+    for_spans(block.count, [&](int32_t start, int32_t stop) LTFAST_LAMBDA {
+      A mass = 0, shares = 0, terms = 0;
 #pragma omp simd reduction(+ : mass, shares, terms)
-    for (int32_t c = 0; c < block.count; ++c) {
-      const A d = z[c] - peak;
-      A share = share_of(c);
-      if constexpr (Weighted) share *= weight[c];
-      share = c < valid ? share : A(0);
-      mass += softmax_exp(d);
-      shares += share;
-      terms += share * (d < limit ? limit : d);
-    }
-    row.mass += mass;
-    row.shares += shares;
-    row.terms += terms;
+      for (int32_t c = start; c < stop; ++c) {
+        const A d = z[c] - peak;
+        mass += softmax_exp(d);
+        A share = kEqual ? A(1) : share_of(c);
+        if constexpr (Weighted) share *= weight[c];
+        share = c < valid ? share : A(0);
+        if constexpr (!kEqual) shares += share;
+        terms += share * (d < limit ? limit : d);
+      }
+      row.mass += mass;
+      row.shares += shares;
+      block_terms += terms;
+    });
+    if constexpr (kEqual) row.shares += double(share_of(0)) * valid;
+    row.terms += kEqual ? double(share_of(0)) * block_terms : block_terms;
   });
+  double d_own = 0, share_own = 0;
+  if (y >= 0) {
+    const double own_weight = Weighted ? double(static_cast<const A*>(a.weight)[y]) : 1.0;
+    const double extra = own_weight * (1 - a.label_smoothing);
+    d_own = double(load(logits[y]) + static_cast<const A*>(a.bias)[y]) - double(row.peak);
+    share_own = extra + own_weight * (a.label_smoothing / double(a.classes));
+    row.shares += extra;
+    row.terms += extra * (d_own < -kScoreLimit ? -kScoreLimit : d_own);
+  }
   if constexpr (Gradient) {
     const A pull = A(row.shares / row.mass * a.gradient_scale), unit = A(a.gradient_scale), peak = row.peak;
     for_score_blocks(a, logits, soft, [&](const ScoreBlock<T, A>& block) {
@@ -198,6 +226,7 @@ double cross_entropy_shared_row(const CrossEntropyArguments& a, const T* logits,
       }
       if (block.valid < block.count) std::memcpy(gradient + block.start, last, block.valid * sizeof(T));
     });
+    if (y >= 0) store(gradient[y], A((row.shares * (std::exp(d_own) / row.mass) - share_own) * a.gradient_scale));
   }
   return row.shares * row.log_mass() - row.terms;
 }
@@ -206,7 +235,6 @@ template <bool Weighted, bool Gradient, class T>
 void cross_entropy_rows(const CrossEntropyArguments& a) {
   using A = typename Arithmetic<T>::type;
   const A off = A(a.label_smoothing / double(a.classes)), on = A(1 - a.label_smoothing);
-  const A on_label = A(1 - a.label_smoothing + a.label_smoothing / double(a.classes));
   parallel_rows(a.rows, a.threads, [&](int64_t row, int) {
     const T* logits = static_cast<const T*>(a.logits) + row * a.row_stride;
     T* gradient = Gradient ? static_cast<T*>(a.gradient) + row * a.classes : nullptr;
@@ -214,7 +242,7 @@ void cross_entropy_rows(const CrossEntropyArguments& a) {
     if (!a.target) {
       const A* soft = static_cast<const A*>(a.soft_target) + row * a.soft_target_stride;
       loss = cross_entropy_shared_row<Weighted, Gradient>(
-          a, logits, gradient, soft,
+          a, logits, gradient, soft, -1,
           [=](const ScoreBlock<T, A>& block) { return SoftShares<A>{block.soft, on, off}; });
     } else if (const int64_t y = a.target[row]; y == a.ignore_index) {
       if (Gradient) std::memset(gradient, 0, a.classes * sizeof(T));
@@ -222,10 +250,8 @@ void cross_entropy_rows(const CrossEntropyArguments& a) {
       loss = cross_entropy_row<Gradient>(a, logits, gradient, y);
     } else {
       loss = cross_entropy_shared_row<Weighted, Gradient>(
-          a, logits, gradient, static_cast<const A*>(nullptr), [=](const ScoreBlock<T, A>& block) {
-            const int64_t own = y - block.start;
-            return LabelShares<A>{on_label, off, own < 0 || own >= block.count ? -1 : int32_t(own)};
-          });
+          a, logits, gradient, static_cast<const A*>(nullptr), y,
+          [=](const ScoreBlock<T, A>&) { return EqualShares<A>{off}; });
     }
     static_cast<A*>(a.loss)[row] = A(loss);
   });

@@ -15,7 +15,8 @@ from ltfast.terminal import say
 
 # not the docstring, which `python -OO` strips
 ABOUT = "train a method on a data set; repeat the command to resume an interrupted run"
-_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes")  # these do not affect the result
+# these do not affect the result (`fused_classifier` beyond rounding)
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier")
 
 
 def train(argv: Sequence[str]) -> int:
@@ -97,6 +98,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS, BuildContext
+    from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
@@ -130,6 +132,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
     )
+    if accelerator.is_main_process and run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
+        say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file

@@ -13,7 +13,7 @@ from ltfast.ops.core.tensors import accumulator
 
 
 def parameter_importance(
-    scores: Callable[[Tensor], Tensor],
+    output: Callable[[Tensor], Tensor],
     parameters: Sequence[nn.Parameter],
     batches: Iterable[Sequence[Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -27,11 +27,11 @@ def parameter_importance(
     does not change; in evaluation mode BatchNorm's statistics do not change either.
 
     Args:
-        scores: images (B, channels, H, W) -> class scores (B, C).
-        parameters: the parameters, all on one device. One that the scores do not depend on has importance zero.
+        output: images (B, channels, H, W) -> the first argument of `loss`, for example class scores (B, C).
+        parameters: the parameters, all on one device. One that the loss does not depend on has importance zero.
         batches: `(images, labels)`. Under several processes each passes its shares, which may have any sizes, and a
             batch is the joined shares of all processes.
-        loss: scores and labels -> the mean loss of the batch.
+        loss: the output for a batch and its labels -> the mean loss of the batch.
         accumulate: this many consecutive batches count as one, as in an optimiser step.
 
     Returns:
@@ -57,7 +57,7 @@ def parameter_importance(
             for batch in window:
                 images, labels = send_to_device(batch, device, non_blocking=True)
                 with torch.enable_grad():
-                    value = loss(scores(images), labels) * (len(labels) / rows)
+                    value = loss(output(images), labels) * (len(labels) / rows)
                 more = list(torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True))
                 gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
             gradients = gradients or [torch.zeros_like(p) for p in parameters]

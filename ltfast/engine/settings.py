@@ -51,6 +51,11 @@ class RunSettings:
         "where training images are augmented: on the CPU; or in batches on the training device, as far as possible. "
         "Both give the same views up to rounding",
     )
+    fused_classifier: Literal["auto", "on", "off"] = option(
+        "auto",
+        "compute classifier and loss in one, without the class scores of a batch; auto: from 2**24 scores on (images "
+        "times classes of a call of the loss)",
+    )
     compile: bool = option(False, "compile each stage's forward and backward pass whole, by torch.compile")
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
 
@@ -58,6 +63,8 @@ class RunSettings:
         check_finite(self)
         check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
         check(self.precision in ("fp32", "bf16", "fp16"), "precision", "fp32, bf16 or fp16", self.precision)
+        fused = self.fused_classifier
+        check(fused in ("auto", "on", "off"), "fused_classifier", "auto, on or off", fused)
         check(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
         clip = self.clip_norm  # JSON has no infinity
         check(clip is None or 0 < clip < math.inf, "clip_norm", "a positive finite number or none", clip)

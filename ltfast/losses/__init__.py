@@ -5,7 +5,13 @@ from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.dscl import DSCLLoss, SupConQueueLoss
 from ltfast.losses.ldam import LDAMLoss
-from ltfast.losses.linear import LinearAGCLLoss, LinearBalancedBCELoss, LinearCrossEntropyLoss, LinearLogitAdjustedLoss
+from ltfast.losses.linear import (
+    LinearAGCLLoss,
+    LinearBalancedBCELoss,
+    LinearCompensationLoss,
+    LinearCrossEntropyLoss,
+    LinearLogitAdjustedLoss,
+)
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.pbsd import PBSDLoss
@@ -19,6 +25,7 @@ __all__ = [
     "LDAMLoss",
     "LinearAGCLLoss",
     "LinearBalancedBCELoss",
+    "LinearCompensationLoss",
     "LinearCrossEntropyLoss",
     "LinearLogitAdjustedLoss",
     "LogitAdjustedLoss",

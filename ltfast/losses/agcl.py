@@ -88,12 +88,18 @@ class AGCLLoss(nn.Module):
         self.watch = Watch()
 
     def clouds(self) -> Tensor | None:
-        """The noise width of each class, (C,); None if there is no noise (in evaluation mode, or all widths are 0)."""
-        return self.class_noise if self.noisy and self.training else None
+        """The noise width of each class, (C,), or with ``class_parallel`` of each of this process's classes, (C_r,).
+        None if there is no noise (in evaluation mode, or all widths are 0)."""
+        if not self.noisy or not self.training:
+            return None
+        if not self.class_parallel:
+            return self.class_noise
+        classes = class_ranges(len(self.class_noise))[rank()]
+        return self.class_noise[classes.start : classes.stop]
 
-    def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        class_noise = self.clouds()
-        options: dict[str, Any] = {
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the op."""
+        return {
             "scale": self.scale,
             "margin": self.margin,
             "weight_pos": self.weight_pos,
@@ -102,17 +108,15 @@ class AGCLLoss(nn.Module):
             "gamma_neg": self.gamma_neg,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
-            "generator": generator,
         }
-        if not self.class_parallel:
-            check_classes(cosine, len(self.class_noise), "cosine")
-            loss = ops.agcl(cosine, target, class_noise, **options)
+
+    def forward(self, cosine: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        num_classes, clouds, options = len(self.class_noise), self.clouds(), self.options()
+        if self.class_parallel:
+            loss = ops.class_parallel_agcl(cosine, target, num_classes, clouds, generator=generator, **options)
         else:
-            num_classes = len(self.class_noise)
-            if class_noise is not None:
-                classes = class_ranges(num_classes)[rank()]
-                class_noise = class_noise[classes.start : classes.stop]
-            loss = ops.class_parallel_agcl(cosine, target, num_classes, class_noise, **options)
+            check_classes(cosine, num_classes, "cosine")
+            loss = ops.agcl(cosine, target, clouds, generator=generator, **options)
         if self.watch.due(cosine):
             self.watch.cosines("AGCLLoss", "cosine", cosine)
         return loss

@@ -1,6 +1,7 @@
 """A classifier's last layer and its loss in one, for batches whose (B, C) logits take too much memory."""
 
-from typing import Literal
+from copy import deepcopy
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,10 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
+from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
+from ltfast.ops.core.class_counts import ClassCounts
+from ltfast.ops.core.collectives import class_ranges, rank
 from ltfast.ops.cross_entropy.settings import CrossEntropySettings, check_settings
 
 
@@ -66,8 +70,15 @@ class LinearCrossEntropyLoss(nn.Module):
 class LinearLogitAdjustedLoss(LogitAdjustedLoss):
     """``LogitAdjustedLoss`` of a linear layer, without its logits.
 
-    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows. Arguments
-    of the constructor: those of ``LogitAdjustedLoss``.
+    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows.
+
+    Args:
+        class_counts: (C,), training images of each class, in the order of the labels.
+        class_parallel: whether the classes are split over the processes of ``torch.distributed``: weight and bias are
+            those of this process's classes, (C_r, D) and (C_r,), and each process gets their gradients for the sum of
+            all processes' losses. The target is then (B,) labels, and there is no class weight. See
+            ``ltfast.ops.class_parallel_linear_cross_entropy``.
+        options: the other arguments of ``LogitAdjustedLoss``.
 
     Shapes: features (B, D), any float dtype; weight (C, D) and bias (C,) or None, of that dtype, or of any under
     autocast; target (B,) integer labels or (B, C) probabilities. The loss is float32 (float64 for float64).
@@ -81,14 +92,57 @@ class LinearLogitAdjustedLoss(LogitAdjustedLoss):
         >>> loss = criterion(torch.randn(8, 16), layer.weight, layer.bias, torch.randint(3, (8,)))
     """
 
+    class_parallel = False
+
+    def __init__(self, class_counts: ClassCounts, *, class_parallel: bool = False, **options: Any) -> None:
+        super().__init__(class_counts, **options)
+        if class_parallel and self.weight is not None:
+            raise ValueError("weight is not None: expected None with class_parallel=True")
+        self.class_parallel = class_parallel
+
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
-        _check_classes(weight, len(self.adjustment))
+        options: dict[str, Any] = {
+            "label_smoothing": self.label_smoothing,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+        }
+        classes = len(self.adjustment)
+        if self.class_parallel:
+            return ops.class_parallel_linear_cross_entropy(
+                features, weight, bias, target, classes, adjustment=_own(self.adjustment), **options
+            )
+        _check_classes(weight, classes)
+        return ops.linear_cross_entropy(
+            features, weight, bias, target, adjustment=self.adjustment, class_weight=self.weight, **options
+        )
+
+
+class LinearCompensationLoss(CompensationLoss):
+    """``CompensationLoss`` of a linear layer, without its logits.
+
+    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows. Arguments
+    of the constructor: those of ``CompensationLoss``.
+
+    Shapes: features (B, D), any float dtype; weight (C, D) and bias (C,) or None, of that dtype, or of any under
+    autocast; target (B,) integer labels or (B, C) probabilities. The loss is float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+
+    Examples:
+        >>> layer = torch.nn.Linear(16, 3)
+        >>> criterion = LinearCompensationLoss(class_counts=[500, 50, 5], stage=2)
+        >>> loss = criterion(torch.randn(8, 16), layer.weight, layer.bias, torch.randint(3, (8,)))
+    """
+
+    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
+        _check_classes(weight, len(self.log_alpha))
         return ops.linear_cross_entropy(
             features,
             weight,
             bias,
             target,
-            adjustment=self.adjustment,
+            adjustment=-self.log_alpha,
             class_weight=self.weight,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
@@ -99,8 +153,15 @@ class LinearLogitAdjustedLoss(LogitAdjustedLoss):
 class LinearBalancedBCELoss(BalancedBCELoss):
     """``BalancedBCELoss`` of a linear layer, without its logits.
 
-    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows. Arguments
-    of the constructor: those of ``BalancedBCELoss``.
+    It takes the layer's input and parameters. The memory beside their gradients is that of a block of rows.
+
+    Args:
+        class_counts: (C,), training images of each class, in the order of the labels; at least two classes.
+        class_parallel: whether the classes are split over the processes of ``torch.distributed``: weight and bias are
+            those of this process's classes, (C_r, D) and (C_r,), and each process gets their gradients for the sum of
+            all processes' losses. The target is then (B,) labels. See
+            ``ltfast.ops.class_parallel_linear_balanced_bce``.
+        options: the other arguments of ``BalancedBCELoss``.
 
     Shapes: features (B, D), any float dtype; weight (C, D) and bias (C,) or None, of that dtype, or of any under
     autocast; target (B,) integer labels or (B, C) probabilities. The loss is float32 (float64 for float64). The
@@ -115,26 +176,35 @@ class LinearBalancedBCELoss(BalancedBCELoss):
         >>> loss = criterion(torch.randn(8, 16), layer.weight, layer.bias, torch.randint(3, (8,)))
     """
 
+    class_parallel = False
+
+    def __init__(self, class_counts: ClassCounts, *, class_parallel: bool = False, **options: Any) -> None:
+        super().__init__(class_counts, **options)
+        self.class_parallel = class_parallel
+
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
-        _check_classes(weight, len(self.bias))
-        return ops.linear_balanced_bce(
-            features,
-            weight,
-            bias,
-            target,
-            self.bias,
-            label_smoothing=self.label_smoothing,
-            target_threshold=self.target_threshold,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        options: dict[str, Any] = {
+            "label_smoothing": self.label_smoothing,
+            "target_threshold": self.target_threshold,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+        }
+        classes = len(self.bias)
+        if self.class_parallel:
+            return ops.class_parallel_linear_balanced_bce(
+                features, weight, bias, target, classes, _own(self.bias), **options
+            )
+        _check_classes(weight, classes)
+        return ops.linear_balanced_bce(features, weight, bias, target, self.bias, **options)
 
 
 class LinearAGCLLoss(AGCLLoss):
     """``AGCLLoss`` of a cosine classifier, without its cosines.
 
     It takes the classifier's input and weight, and divides both by their lengths. The memory beside their gradients is
-    that of a block of rows. Arguments of the constructor: those of ``AGCLLoss``, without ``class_parallel``.
+    that of a block of rows. Arguments of the constructor: those of ``AGCLLoss``. With ``class_parallel=True`` the
+    weight is that of this process's classes, (C_r, D), and each process gets its gradient for the sum of all processes'
+    losses; see ``ltfast.ops.class_parallel_linear_agcl``.
 
     Shapes: features (B, D), any float dtype; weight (C, D), of that dtype, or of any under autocast; bias None; target
     (B,) integer labels. The loss is float32 (float64 for float64). The gradients of features and weight are those of
@@ -159,26 +229,44 @@ class LinearAGCLLoss(AGCLLoss):
     ) -> Tensor:
         if bias is not None:
             raise ValueError("bias is not None: expected None, because a cosine classifier has no bias")
+        classes, clouds, options = len(self.class_noise), self.clouds(), self.options()
         if self.class_parallel:
-            raise ValueError(
-                "class_parallel is True: expected False, because this loss needs the weight of all classes"
+            return ops.class_parallel_linear_agcl(
+                features, weight, target, classes, clouds, generator=generator, **options
             )
-        _check_classes(weight, len(self.class_noise))
-        return ops.linear_agcl(
-            features,
-            weight,
-            target,
-            self.clouds(),
-            scale=self.scale,
-            margin=self.margin,
-            weight_pos=self.weight_pos,
-            weight_neg=self.weight_neg,
-            gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            generator=generator,
-        )
+        _check_classes(weight, classes)
+        return ops.linear_agcl(features, weight, target, clouds, generator=generator, **options)
+
+
+_FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.CrossEntropyLoss: LinearCrossEntropyLoss,
+    LogitAdjustedLoss: LinearLogitAdjustedLoss,
+    CompensationLoss: LinearCompensationLoss,
+    BalancedBCELoss: LinearBalancedBCELoss,
+    AGCLLoss: LinearAGCLLoss,
+}
+
+
+def linear_form(loss: nn.Module) -> nn.Module | None:
+    """A loss of class scores in its form without them: with the same settings, and the same names in its state dict.
+    None if it has no such form."""
+    form = _FORMS.get(type(loss))
+    if form is None:
+        return None
+    linear = deepcopy(loss)
+    linear.__class__ = form  # both have the same attributes; only `forward` differs
+    return linear
+
+
+def is_linear(loss: nn.Module) -> bool:
+    """Whether a loss takes the features, weight and bias of a linear layer instead of its output."""
+    return isinstance(loss, tuple(_FORMS.values()))
+
+
+def _own(vector: Tensor) -> Tensor:
+    """The values of this process's classes, (C_r,), of a vector of all classes."""
+    classes = class_ranges(len(vector))[rank()]
+    return vector[classes.start : classes.stop]
 
 
 def _check_classes(weight: Tensor, classes: int) -> None:

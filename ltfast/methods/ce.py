@@ -52,6 +52,7 @@ def build(
     from ltfast.data import train_transform
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.fused_classifier import fused_loss
     from ltfast.models import ImageClassifier
 
     settings = settings.chosen(bundle)
@@ -73,8 +74,8 @@ def build(
     )
     images = context.normalised_together(settings.batch_size)
     check_batch_norm(network, (bundle.channels, size, size), images, "batch_size")
-    stage = SupervisedStage(
-        "train", batches, settings, network=network, loss=make_loss(settings.loss, bundle.class_counts)
-    )
+    loss = make_loss(settings.loss, bundle.class_counts)
+    loss = fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes)
+    stage = SupervisedStage("train", batches, settings, network=network, loss=loss)
     test = evaluation_batches(bundle, size, context=context)
     return Plan([stage], test)

@@ -9,6 +9,7 @@ augmented views of the image agree best.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, check
 from ltfast.methods.context import BuildContext
+from ltfast.methods.fused_classifier import classifier_loss, fused_loss
 from ltfast.methods.settings import unless_auto
 from ltfast.methods.settings.decoupled_optimisation import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
@@ -50,7 +52,7 @@ class SubModelStage(SupervisedStage):
             name, batches, optimisation: see `Stage`.
             network: has the sub-model `number`, which is trained.
             number: the number of the stage, from 1.
-            loss: takes class scores and labels.
+            loss: from `fused_loss`.
             fresh: makes a newly initialised network.
         """
         super().__init__(name, batches, optimisation, network=network, loss=loss)
@@ -126,10 +128,10 @@ class PruningStage(SubModelStage):
 
         self.network.eval()
         return parameter_importance(
-            self.network,
+            self.network.features,
             list(self.network.weights.values()),
             self.images(self.classes),
-            self.loss,
+            partial(classifier_loss, self.loss, self.network.head),
             accumulate=self.accumulate,
         )
 
@@ -285,7 +287,7 @@ def build(
         options: dict[str, Any] = {
             "network": sub_models,
             "number": number + 1,
-            "loss": loss,
+            "loss": fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
             "fresh": lambda: network(False),
         }
         last = number + 1 == len(names)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Stage, check
 from ltfast.errors import InputError
 from ltfast.methods.context import BuildContext
+from ltfast.methods.fused_classifier import fused_loss
 from ltfast.methods.settings.dscl import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -141,7 +142,7 @@ class ClassifierStage(SupervisedStage):
     """Trains the linear classifier only."""
 
     def trained(self) -> Iterable[nn.Parameter]:
-        return self.network.head.parameters()  # type: ignore[union-attr]
+        return self.network.head.parameters()
 
     def losses(self) -> Sequence[nn.Module]:
         return []  # the times of a run are those of the first stage
@@ -231,7 +232,7 @@ def build(
         classifier_batches,
         settings.of_classifier(batch_size, images),
         network=network,
-        loss=nn.CrossEntropyLoss(),
+        loss=fused_loss(nn.CrossEntropyLoss(), context, rows=batch_size, num_classes=bundle.num_classes),
     )
     test = evaluation_batches(bundle, size, context=context)
     return Plan([contrast, classifier], test)

@@ -20,6 +20,7 @@ from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
+from ltfast.methods.fused_classifier import fused_loss
 from ltfast.methods.settings.livt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -91,7 +92,7 @@ class FineTuningStage(SupervisedStage):
         Args:
             name, batches, optimisation: see `Stage`.
             network: the network with its head.
-            loss: takes scores and dense targets.
+            loss: from `fused_loss`; takes dense targets.
             mix: mixes images and makes their targets; None leaves images unchanged.
             label_smoothing: the smoothing of targets if `mix` is None.
             layer_decay: the factor of the learning rate from a block to the one before it.
@@ -111,6 +112,9 @@ class FineTuningStage(SupervisedStage):
     def start(self) -> None:
         if self.initial is not None:
             load_encoder(self.network, self.initial())
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
 
     def prepare(self, batch: Sequence[Tensor]) -> Sequence[Tensor]:
         from timm.data.mixup import mixup_target
@@ -192,13 +196,14 @@ def build(
     mix = Mixup(
         settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
     )
+    loss = make_soft_target_loss(settings, bundle.class_counts)
     stages.append(
         FineTuningStage(
             "finetune",
             batches,
             settings,
             network=_transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path),
-            loss=make_soft_target_loss(settings, bundle.class_counts),
+            loss=fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
             mix=mix if settings.mixes else None,
             label_smoothing=settings.label_smoothing,
             layer_decay=settings.layer_decay,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.encoders import load_encoder, pretrained_encoder
+from ltfast.methods.fused_classifier import fused_loss, loss_inputs
 from ltfast.methods.settings.lpt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -41,6 +42,9 @@ class SharedPromptStage(SupervisedStage):
 
     def start(self) -> None:
         self.recall()
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network.query(images)
 
     def trained(self) -> Iterable[nn.Parameter]:
         yield self.network.transformer.prompts
@@ -77,7 +81,7 @@ class GroupPromptStage(Stage):
         Args:
             name, batches, optimisation: see `Stage`; the two halves of a batch alternate, see `DualSampler`.
             network: has the first phase's prompts.
-            balanced, instance: the losses of the halves.
+            balanced, instance: the losses of the halves, from `fused_loss`.
             eta: see above.
             first: its first batch has the images that initialise the keys, the same in every process.
         """
@@ -112,9 +116,10 @@ class GroupPromptStage(Stage):
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
-        scores, _, cosines = self.network.grouped(images)
-        balanced = self.balanced(scores[0::2], labels[0::2])
-        instance = self.instance(scores[1::2], labels[1::2])
+        features, _, cosines = self.network.grouped_features(images)
+        rows, *layer = loss_inputs(self.balanced, self.network.head, features)  # both losses take the same
+        balanced = self.balanced(rows[0::2], *layer, labels[0::2])
+        instance = self.instance(rows[1::2], *layer, labels[1::2])
         matching = 1 - cosines.mean()
         parts = {"balanced": balanced, "instance": instance, "matching": matching}
         return balanced + self.share * instance + matching, parts
@@ -169,6 +174,11 @@ def build(
         if settings.init is not None:
             load_encoder(network.transformer.backbone, pretrained_encoder(Path(settings.init)))
 
+    def loss(rows: int, *, gamma_pos: float = 0.0, gamma_neg: float) -> nn.Module:
+        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
+        return fused_loss(with_scores, context, rows=rows, num_classes=bundle.num_classes)
+
+    half = settings.batch_size // 2
     transforms = [train_transform(bundle, settings.augment, size)]
     first_batches = train_batches(
         bundle, transforms, batch_size=settings.batch_size, sampler=settings.sampler, context=context
@@ -178,7 +188,7 @@ def build(
         first_batches,
         settings,
         network=network,
-        loss=AGCLLoss(counts, gamma_neg=4.0),
+        loss=loss(settings.batch_size, gamma_neg=4.0),
         recall=recall,
     )
     second_batches = train_batches(
@@ -194,8 +204,8 @@ def build(
         second_batches,
         settings.of_group_phase(),
         network=network,
-        balanced=AGCLLoss(counts, gamma_neg=4.0),
-        instance=AGCLLoss(counts, gamma_pos=0.5, gamma_neg=8.0),
+        balanced=loss(half, gamma_neg=4.0),
+        instance=loss(half, gamma_pos=0.5, gamma_neg=8.0),
         eta=settings.eta,
         first=train_batches(
             bundle,

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.methods.context import BuildContext
+from ltfast.methods.fused_classifier import classifier_loss, fused_loss
 from ltfast.methods.settings.proco import Settings
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
-    from ltfast.losses import LogitAdjustedLoss, ProCoLoss
+    from ltfast.losses import ProCoLoss
     from ltfast.models import TwoBranchClassifier
 
 _COSINE_SCALE = 30.0  # the authors' choice
@@ -45,7 +46,7 @@ class ProCoStage(Stage):
         optimisation: Optimisation,
         *,
         network: "TwoBranchClassifier",
-        classifier_loss: "LogitAdjustedLoss",
+        classifier_loss: nn.Module,
         contrast_loss: "ProCoLoss",
         contrast_weight: float = 1.0,
         scale: float = 1.0,
@@ -54,7 +55,7 @@ class ProCoStage(Stage):
         Args:
             name, batches, optimisation: see `Stage`; the batches have three views.
             network: both branches.
-            classifier_loss, contrast_loss: their losses.
+            classifier_loss, contrast_loss: their losses; the first one is from `fused_loss`.
             contrast_weight: the weight of the second loss in the sum.
             scale: a factor of the classifier's scores.
         """
@@ -74,10 +75,10 @@ class ProCoStage(Stage):
     def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         *views, labels = batch
         # one batch, as in the authors' code, so that BatchNorm's statistics cover all views in both branches
-        scores, features = self.network.branches(torch.cat(views))
-        n = len(labels)
-        classifier = self.classifier_loss(self.scale * scores[:n], labels)
-        contrast = self.contrast_loss(features[n:], labels.repeat(2))
+        features = self.network.features(torch.cat(views))
+        n, head = len(labels), self.network.head
+        classifier = classifier_loss(self.classifier_loss, head, features[:n], labels, scale=self.scale)
+        contrast = self.contrast_loss(self.network.projection(features)[n:], labels.repeat(2))
         return classifier + self.contrast_weight * contrast, {"classifier_loss": classifier, "contrast_loss": contrast}
 
     def predict(self, *views: Tensor) -> Tensor:
@@ -123,12 +124,13 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
+    loss = LogitAdjustedLoss(bundle.class_counts)
     stage = ProCoStage(
         "train",
         batches,
         settings,
         network=network,
-        classifier_loss=LogitAdjustedLoss(bundle.class_counts),
+        classifier_loss=fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
         contrast_loss=ProCoLoss(
             bundle.num_classes,
             settings.feature_dim,

@@ -56,7 +56,11 @@ class ImageClassifier(nn.Module):
         self.head = classifier(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The features (B, D), which are the input of `head`."""
+        return self.backbone(images)
 
 
 def make_backbone(

@@ -34,12 +34,16 @@ class CosineClassifier(nn.Module):
         self.weight.data = F.normalize(self.weight.data, dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
+        # Rounding can exceed [-1, 1] by one ulp; the clamp keeps functions such as acos finite.
+        return F.linear(*self.unit(features)).clamp(-1.0, 1.0)
+
+    def unit(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The features and the weight (C, D), each row divided by its length, in the features' dtype."""
         if features.shape[-1] != self.in_features:
             raise ValueError(f"features must have {self.in_features} columns, got shape {tuple(features.shape)}")
         # Norms need float32 at least: under autocast, half-precision features would lose precision or overflow.
-        unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1).to(features.dtype)
-        # Rounding can exceed [-1, 1] by one ulp; the clamp keeps functions such as acos finite.
-        return F.linear(unit, F.normalize(self.weight, dim=-1).to(features.dtype)).clamp(-1.0, 1.0)
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        return F.normalize(wide, dim=-1).to(features.dtype), F.normalize(self.weight, dim=-1).to(features.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"

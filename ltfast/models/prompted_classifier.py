@@ -78,11 +78,21 @@ class PromptedClassifier(nn.Module):
     def grouped(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the cosines with shared and group prompts.
 
-        The blocks before the group prompts run once, for both the query and the features. Only the pool and the head
-        receive gradients.
+        Returns:
+            The cosines (B, C), and the indices and cosines of `grouped_features`.
+        """
+        features, indices, cosines = self.grouped_features(images)
+        return self.head(features), indices, cosines
+
+    def grouped_features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the features with shared and group prompts.
+
+        The blocks before the group prompts run once, for both the query and the features. Only the pool receives
+        gradients.
 
         Returns:
-            The cosines (B, C), the indices of the keys that each image matches, (B, k), and their cosines, (B, k).
+            The features (B, D), which are the input of `head`; the indices of the keys that each image matches, (B, k);
+            and the cosines of these keys, (B, k).
         """
         with torch.no_grad():
             tokens, ropes = self.transformer.embed(images)
@@ -90,4 +100,4 @@ class PromptedClassifier(nn.Module):
             query = self.norm(self.transformer.features(self.transformer.run(below, self._first, ropes=ropes)))
         indices, cosines = self.pool.match(query)
         tokens = self.transformer.run(below, self._first, group=self.pool.select(indices), ropes=ropes)
-        return self.head(self.group_norm(self.transformer.features(tokens))), indices, cosines
+        return self.group_norm(self.transformer.features(tokens)), indices, cosines

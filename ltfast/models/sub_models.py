@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class SubModels(nn.Module):
     """
 
     _stage: Tensor
+    network: Any  # nn.Module's attributes have no types
 
     def __init__(self, network: nn.Module, stages: int) -> None:
         super().__init__()
@@ -165,6 +167,16 @@ class SubModels(nn.Module):
         if stage is None or stage == self.stage:  # the weights it has pruned are already zero
             return self.network(images)
         return functional_call(self.network, self.tensors(stage), (images,))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The input (B, D) of `head` in the current sub-model, for a network that has `features`, such as
+        `ImageClassifier`."""
+        return self.network.features(images)
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier of the network, for a network that has one."""
+        return self.network.head
 
     def scores(self, images: Tensor) -> Tensor:
         """The class scores of all sub-models up to the current stage, (B, T, C)."""

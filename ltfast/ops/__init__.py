@@ -8,6 +8,8 @@ from ltfast.ops.cross_entropy import cross_entropy
 from ltfast.ops.linear import linear_agcl, linear_balanced_bce, linear_cross_entropy
 from ltfast.ops.parallel import (
     class_parallel_agcl,
+    class_parallel_linear_agcl,
+    class_parallel_linear_balanced_bce,
     class_parallel_linear_cross_entropy,
     class_parallel_vmf_cross_entropy,
 )
@@ -22,6 +24,8 @@ __all__ = [
     "balanced_bce",
     "bessel_ratio",
     "class_parallel_agcl",
+    "class_parallel_linear_agcl",
+    "class_parallel_linear_balanced_bce",
     "class_parallel_linear_cross_entropy",
     "class_parallel_vmf_cross_entropy",
     "class_sums",

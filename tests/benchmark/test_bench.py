@@ -277,10 +277,12 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, capsys):
 def test_every_op_has_cases():
     from ltfast import ops
 
-    # part of vmf_cross_entropy; the other two equal the ops of one process plus communication
+    # part of vmf_cross_entropy; the others equal the ops of one process plus communication
     timed = {
         "vmf_logits",
         "class_parallel_agcl",
+        "class_parallel_linear_agcl",
+        "class_parallel_linear_balanced_bce",
         "class_parallel_linear_cross_entropy",
         "class_parallel_vmf_cross_entropy",
     }

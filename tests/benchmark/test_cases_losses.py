@@ -14,6 +14,7 @@ from ltfast.ops.class_sums import bench as class_sums
 from ltfast.ops.core.bench import Unavailable
 from ltfast.ops.core.torch_internals import flash_attention
 from ltfast.ops.cross_entropy import bench as cross_entropy
+from ltfast.ops.linear import bench as linear
 from ltfast.ops.queue_softmax import bench as queue_softmax
 from ltfast.ops.vmf import bench as vmf
 
@@ -64,6 +65,27 @@ def test_balanced_bce_in_bfloat16():
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 def test_cross_entropy(soft):
     check(cross_entropy.case(CPU, "small", 7, 5, torch.float32, soft), "eager", rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cases", "peers"),
+    [
+        (linear.cross_entropy_cases, {"linear, then ltfast", "eager", "liger's chunks"}),
+        (linear.balanced_bce_cases, {"linear, then ltfast", "eager"}),
+        (linear.agcl_cases, {"linear, then ltfast"}),
+    ],
+)
+def test_linear(monkeypatch, cases, peers):
+    monkeypatch.setattr(linear, "SIZES", {"small": (37, 6, 5)})
+    (case,) = cases(CPU)
+    *layer, target, vector = case.inputs()
+    inputs = *layer, target, 0 * vector if case.op == "linear_agcl" else vector  # whose noise differs
+    steps = {name: make for name, make in case.implementations.items() if "compile" not in name}
+    steps.pop("F.linear_cross_entropy", None)  # not in every PyTorch
+    expected = steps.pop("ltfast")()(inputs)
+    assert set(steps) == peers
+    for make in steps.values():
+        torch.testing.assert_close(make()(inputs), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_proco():

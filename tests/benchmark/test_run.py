@@ -161,6 +161,7 @@ assert not [name for name in sys.modules if name.startswith("ltfast.cli")]
 """
 
 
+@pytest.mark.slow
 def test_the_bench_needs_no_command_line(tmp_path):
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], check=True)
     rows = results.read(tmp_path)["rows"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixtures import fresh_accelerator, one_thread  # noqa: F401
+from fixtures import fresh_accelerator, one_thread, undrawn_pictures  # noqa: F401
 
 
 @pytest.fixture

@@ -169,6 +169,7 @@ def test_a_reader_that_leaves_is_no_error():
         assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_standard_output_is_one_line(tmp_path):
     """Python itself would fail again when it flushes the remaining output. The rule of each command is tested above."""

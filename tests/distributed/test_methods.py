@@ -80,14 +80,14 @@ def recorded(stage, record):
     stage.losses = list  # with one process, they would be timed, which updates BatchNorm's statistics by one step
 
 
-def train_all(rank, processes, folder, names):
+def train_all(rank, processes, folder, names, fused):
     """Train methods in float64. For each, return the losses, gradients, weights and accuracies of this process."""
     report.plot_per_class = lambda *_: None  # this takes as long as the training
     decoupled_optimisation.CANDIDATES = (0.0, 0.3, 0.6, 0.9)
     to_float32 = NormalizedTensor.__call__
     NormalizedTensor.__call__ = lambda self, image: to_float32(self, image).double()
     accelerator = make_accelerator("fp32")
-    run = RunSettings(sync_batchnorm=True)
+    run = RunSettings(sync_batchnorm=True, fused_classifier=fused)
     results = {}
     for method in names:
         values = dict(RUNS[method])
@@ -147,10 +147,12 @@ def sorted_queue(state):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_as_one_with_the_joined_batch(processes, tmp_path):
-    (alone,) = run_processes(train_all, 1, 1, str(tmp_path / "alone"), list(RUNS))
-    together = run_processes(train_all, processes, processes, str(tmp_path / "together"), list(RUNS), timeout=240)
+@pytest.mark.parametrize(("processes", "fused"), [(2, "off"), (4, "off"), (2, "on")])
+def test_processes_train_as_one_with_the_joined_batch(processes, fused, tmp_path):
+    (alone,) = run_processes(train_all, 1, 1, str(tmp_path / "alone"), list(RUNS), "off")
+    together = run_processes(
+        train_all, processes, processes, str(tmp_path / "together"), list(RUNS), fused, timeout=240
+    )
     for method, (record, state, accuracies, _) in alone.items():
         parts = [results[method] for results in together]
         for stage, (losses, gradients) in record.items():

@@ -6,6 +6,7 @@ import toy
 from safetensors.torch import load_file
 from torch import nn
 
+from fixtures import undrawn_pictures  # noqa: F401
 from ltfast.engine import Adapted, Plan
 from ltfast.engine.checkpoint import CheckpointError, load_checkpoint, load_weights
 

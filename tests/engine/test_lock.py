@@ -6,14 +6,14 @@ import shutil
 import pytest
 import toy
 
-from ltfast.engine import report, timing
+from fixtures import undrawn_pictures  # noqa: F401
+from ltfast.engine import timing
 from ltfast.engine.lock import FolderError, locked
 from ltfast.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(report, "plot_per_class", lambda path, *_: path.write_bytes(b"picture"))
     monkeypatch.setattr(timing, "time_losses", lambda *_: None)
 
 
@@ -61,7 +61,8 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("second", ["runs", "has finished", "has not begun"])
-@pytest.mark.parametrize("step", [7, 20, 60])  # within an epoch, at its end, at the end of all
+# within an epoch, at its end, at the end of all
+@pytest.mark.parametrize("step", [7, pytest.param(20, marks=pytest.mark.slow), 60])
 def test_a_run_whose_folder_was_deleted_stops_and_writes_nothing_more(step, second, tmp_path):
     out, steps, holders, before = tmp_path / "run", [], [], {}
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 import toy
 
+from fixtures import undrawn_pictures  # noqa: F401
 from ltfast.engine import Optimisation, Plan, Predictor, RunSettings
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from ltfast.engine.finite import TrainingError
 from ltfast.engine.lock import _lock, locked
+from ltfast.engine.plot import plot_per_class
 from ltfast.engine.seeding import seed_everything
 
 
@@ -21,7 +23,8 @@ def weights(out):
     return load_checkpoint(out)["model"]["0.classifier.weight"]
 
 
-def test_training_learns_and_reports(tmp_path):
+def test_training_learns_and_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr("ltfast.engine.report.plot_per_class", plot_per_class)
     metrics = toy.toy_train(tmp_path)
     assert metrics["top1"] > 60  # three classes some standard deviations apart
     assert metrics["class_counts"] == toy.COUNTS

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import toy
 
+from fixtures import undrawn_pictures  # noqa: F401
 from ltfast.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint
 
 

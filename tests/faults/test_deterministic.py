@@ -47,6 +47,13 @@ def test_runs_on_two_threads_end_with_the_same_bits_and_the_flag_changes_none(me
     assert torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_two_threads")
+def test_runs_without_class_scores_end_with_the_same_bits(encoder, tmp_path):
+    fused = ["--fused-classifier", "on"]
+    check_runs("ce", encoder, tmp_path, [fused, [*fused, "--deterministic"]])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_on_a_gpu_end_with_the_same_bits(method, encoder, tmp_path):

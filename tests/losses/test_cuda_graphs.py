@@ -19,6 +19,7 @@ from ltfast.losses import (
     LDAMLoss,
     LinearAGCLLoss,
     LinearBalancedBCELoss,
+    LinearCompensationLoss,
     LinearCrossEntropyLoss,
     LinearLogitAdjustedLoss,
     LogitAdjustedLoss,
@@ -106,6 +107,20 @@ class OfLayer(nn.Module):
         return self.loss(features, weight, None, labels)
 
 
+class OfRows(OfLayer):
+    """The same with the losses of the rows, whose gradients only the backward pass computes."""
+
+    def forward(self, labels, features, weight):
+        return super().forward(labels, features, weight).sum()
+
+
+class OfLayerAndSoftTargets(OfLayer):
+    shapes = (*OfLayer.shapes, (ROWS, CLASSES))
+
+    def forward(self, labels, features, weight, target):
+        return self.loss(features, weight, None, target.detach().softmax(1))
+
+
 STEPS = {
     "agcl": lambda: OfLogits(AGCLLoss(COUNTS, noise_mul=0.0)),
     "balanced_bce": lambda: OfLogits(BalancedBCELoss(COUNTS, label_smoothing=0.1)),
@@ -114,10 +129,15 @@ STEPS = {
     "logit_adjusted soft": lambda: OfSoftTargets(LogitAdjustedLoss(COUNTS)),
     "logit_adjusted weighted": lambda: OfLogits(LogitAdjustedLoss(COUNTS, weight=torch.rand(CLASSES))),
     "compensation": lambda: OfLogits(CompensationLoss(COUNTS, 3)),
+    "compensation smoothed": lambda: OfLogits(CompensationLoss(COUNTS, 2, label_smoothing=0.1)),
     "ldam": lambda: OfLogits(LDAMLoss(COUNTS, weight=torch.rand(CLASSES))),
     "linear agcl": lambda: OfLayer(LinearAGCLLoss(COUNTS, noise_mul=0.0)),
     "linear logit_adjusted": lambda: OfLayer(LinearLogitAdjustedLoss(COUNTS)),
+    "linear compensation": lambda: OfLayer(LinearCompensationLoss(COUNTS, 3)),
     "linear cross_entropy": lambda: OfLayer(LinearCrossEntropyLoss()),
+    "linear cross_entropy weighted": lambda: OfLayer(LinearCrossEntropyLoss(torch.rand(CLASSES))),
+    "linear cross_entropy, each row": lambda: OfRows(LinearCrossEntropyLoss(reduction="none")),
+    "linear cross_entropy soft": lambda: OfLayerAndSoftTargets(LinearCrossEntropyLoss()),
     "linear balanced_bce": lambda: OfLayer(LinearBalancedBCELoss(COUNTS)),
     "proco": OfStatistics,
     "supcon": lambda: OfQueue(SupConQueueLoss()),

@@ -9,7 +9,7 @@ from torch import nn
 
 from ltfast.data import class_groups
 from ltfast.data.transforms import NormalizedTensor
-from ltfast.engine import Plan, RunSettings, report
+from ltfast.engine import Plan, RunSettings
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
@@ -23,6 +23,7 @@ MINIMA = (10, 6)
 RUNS = {
     "ce": {"loss": "balanced_bce", "sampler": "class_balanced"},
     "ce agcl": {"loss": "agcl"},
+    "ce fused": {"loss": "logit_adjusted"},
     "do": {"epochs": 1, "prune_epochs": 1, "group_minima": MINIMA},
     "livt": {"warmup_epochs": 0, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "pretrain_epochs": 1,
              "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
@@ -41,7 +42,6 @@ def _exact(monkeypatch):
     to_float32 = NormalizedTensor.__call__
     monkeypatch.setattr(NormalizedTensor, "__call__", lambda self, image: to_float32(self, image).double())
     monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False))
-    monkeypatch.setattr(report, "plot_per_class", lambda *_: None)
     monkeypatch.setattr(decoupled_optimisation, "CANDIDATES", (0.0, 0.3, 0.6, 0.9))
 
 
@@ -53,10 +53,10 @@ def make_plan(name, accumulate, **values):
     values |= {"livt": {"pretrain_batch_size": size}, "dscl": {"classifier_batch_size": size}}.get(method, {})
     seed_everything(0)
     torch.set_default_dtype(torch.float64)
+    fused = "on" if name.endswith("fused") else "off"
+    context = BuildContext(RunSettings(accumulate=accumulate, fused_classifier=fused))
     try:
-        plan = METHODS[method].build(
-            settings_of(method, values), tiny_bundle(COUNTS), BuildContext(RunSettings(accumulate=accumulate))
-        )
+        plan = METHODS[method].build(settings_of(method, values), tiny_bundle(COUNTS), context)
     finally:
         torch.set_default_dtype(torch.float32)
     for module in nn.ModuleList(plan.stages).modules():
@@ -97,7 +97,7 @@ def close(actual, expected, tolerance=1e-9):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
+    ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("ce fused", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
 )
 def test_batches_train_as_one_of_all_their_images(name, accumulate, tmp_path):
     expected = run(make_plan(name, 1), 1, tmp_path / "one")

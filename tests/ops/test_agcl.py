@@ -229,7 +229,7 @@ def test_shifting_a_row_changes_nothing(data, gamma_pos, gamma_neg):
 @pytest.mark.parametrize("exponents", EXPONENTS, ids=str)
 def test_gradcheck(backend, exponents):
     gamma_pos, gamma_neg = exponents
-    cosine, target, class_noise = problem(4, 6, torch.float64)
+    cosine, target, class_noise = problem(3, 5, torch.float64)
     cosine.requires_grad_()
 
     def loss(x):
@@ -242,7 +242,7 @@ def test_gradcheck(backend, exponents):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_opcheck(place, reduction, dtype):
     cosine, target, class_noise = problem(5, 12, dtype, place.device)
     seed = torch.tensor([3], device=place.device)

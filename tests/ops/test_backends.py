@@ -307,6 +307,7 @@ print(threads() - before)
     assert python(THREADS + script).stdout.strip() == str(count - 1)
 
 
+@pytest.mark.slow
 def test_native_and_pytorch_share_one_thread_pool():
     script = """
 torch.set_num_threads(4)
@@ -318,6 +319,7 @@ print(threads() - before)
     assert python(THREADS + script).stdout.strip() == "0"
 
 
+@pytest.mark.slow
 def test_a_triton_that_is_too_old_is_not_used():
     script = """
 import torch

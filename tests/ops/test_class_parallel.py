@@ -5,9 +5,22 @@ import torch
 from torch.nn import functional as F
 
 import ltfast
-from ltfast.ops import agcl, class_parallel_agcl, class_parallel_vmf_cross_entropy, vmf_cross_entropy
+from ltfast.ops import (
+    agcl,
+    class_parallel_agcl,
+    class_parallel_linear_agcl,
+    class_parallel_linear_balanced_bce,
+    class_parallel_linear_cross_entropy,
+    class_parallel_vmf_cross_entropy,
+    linear_agcl,
+    linear_balanced_bce,
+    linear_cross_entropy,
+    vmf_cross_entropy,
+)
 from ltfast.ops.agcl import agcl_share_gradient_op, agcl_share_op, reference
 from ltfast.ops.agcl.settings import AgclShareSettings
+from ltfast.ops.linear import agcl_share
+from ltfast.ops.linear.agcl_share import linear_agcl_share
 from ops.compare import loss_and_gradient, opcheck, relative_error, row_error, tolerances
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -61,6 +74,83 @@ def test_one_process_is_the_whole(place, exponents, reduction):
     assert loss.dtype == whole_loss.dtype
     assert relative_error(loss, whole_loss) < 4e-6
     assert row_error(gradient, whole_gradient) < 2e-5
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    """Blocks of 10 classes, which do not begin where the noise does."""
+    monkeypatch.setattr(agcl_share, "block_classes", lambda rows, classes, device: min(classes, 10))
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", [0, 1023])
+def test_a_share_without_its_cosines(place, start, dtype):
+    """Its statistics and gradients are those of the share of the cosines."""
+    features, weight = (F.normalize(torch.randn(n, 8, dtype=torch.float64), dim=1) for n in (6, 67))
+    features, weight = (x.to(dtype).to(place.device).requires_grad_() for x in (features, weight))
+    target = torch.tensor([0, 66, -1, 67, 10, 33], device=place.device)
+    seed, noise = torch.tensor([12345], device=place.device), torch.rand(67, device=place.device)
+    incoming = torch.randn(6, 5, dtype=torch.float64, device=place.device)
+    incoming[:, 0] = 0
+    for class_noise, gamma in ((noise, 4.0), (None, 1.7)):
+        tensors = (target, class_noise, None if class_noise is None else seed)
+        settings = AgclShareSettings(start, 20.0, 0.1, gamma)
+        actual = linear_agcl_share(features, weight, *tensors, settings)
+        expected = reference.agcl_share(F.linear(features, weight), *tensors, settings)
+        tolerance, of_gradient = tolerances(dtype)
+        error = tolerance if dtype.itemsize > 2 else of_gradient  # the reference's cosines are summed in another order
+        assert row_error(actual, expected) < 10 * error + NOISE_ERROR * (class_noise is not None)
+        found, exact = (torch.autograd.grad(x, [features, weight], incoming) for x in (actual, expected))
+        for one, other, x in zip(found, exact, (features, weight), strict=True):
+            assert one.dtype == dtype
+            assert one.shape == x.shape
+            assert row_error(one, other) < 10 * of_gradient + NOISE_ERROR * (class_noise is not None)
+
+
+def test_blocks_of_classes():
+    assert agcl_share.block_classes(4096, 1_000_000, "cpu") == 1024
+    assert agcl_share.block_classes(1000, 1_000_000, "cuda") == 8384  # a multiple of 8
+    assert agcl_share.block_classes(10**6, 1_000_000, "cpu") == 128
+    assert agcl_share.block_classes(256, 10, "cpu") == 10
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_one_process_is_the_whole_without_logits(place, reduction, dtype):
+    rows = place.rows(13)
+    features, weight, bias = (
+        torch.randn(*shape, dtype=dtype, device=place.device).requires_grad_() for shape in ((rows, 8), (67, 8), (67,))
+    )
+    _, target, vector = problem(rows, 67, device=place.device)
+    target[::5] = -100
+
+    def noise():
+        return torch.Generator(place.device).manual_seed(2)
+
+    calls = {
+        "agcl": (
+            lambda **o: class_parallel_linear_agcl(features, weight, target, 67, vector, generator=noise(), **o),
+            lambda **o: linear_agcl(features, weight, target, vector, generator=noise(), **o),
+        ),
+        "balanced_bce": (
+            lambda **o: class_parallel_linear_balanced_bce(features, weight, bias, target, 67, vector, **o),
+            lambda **o: linear_balanced_bce(features, weight, bias, target, vector, **o),
+        ),
+        "cross_entropy": (
+            lambda **o: class_parallel_linear_cross_entropy(features, weight, bias, target, 67, adjustment=vector, **o),
+            lambda **o: linear_cross_entropy(features, weight, bias, target, adjustment=vector, **o),
+        ),
+    }
+    for name, (split, whole) in calls.items():
+        options = {"reduction": reduction, **({} if name == "agcl" else {"label_smoothing": 0.2})}
+        tensors = [features, weight] if name == "agcl" else [features, weight, bias]
+        loss, expected = split(**options), whole(**options)
+        assert loss.dtype == expected.dtype
+        assert relative_error(loss, expected) < 1e-5
+        for one, other in zip(*(torch.autograd.grad(x.sum(), tensors) for x in (loss, expected)), strict=True):
+            assert row_error(one.view(len(one), -1), other.view(len(one), -1)) < 1e-4, name
 
 
 @pytest.mark.parametrize("magnitude", [1e4, 3.4e38])
@@ -154,6 +244,18 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.ltfast.vmf_cross_entropy.default, (*arguments, 0.1, -100, "none", True))
 
 
+def test_opcheck_of_a_share_without_its_cosines():
+    features, weight = (F.normalize(torch.randn(n, 8), dim=1).requires_grad_() for n in (5, 12))
+    _, target, noise = problem(5, 12)
+    arguments = (features, weight, target, noise, torch.tensor([3]), 7, 20.0, 0.1, 4.0)
+    opcheck(agcl_share.linear_agcl_share_op, arguments, rtol=1e-2, atol=1e-3)
+    tensors = [None if x is None else x.detach() for x in arguments[:5]]
+    statistics, incoming = agcl_share.linear_agcl_share_op(*arguments).detach(), torch.rand(5, 5, dtype=torch.float64)
+    torch.library.opcheck(
+        agcl_share.linear_agcl_share_gradient_op, (*tensors, statistics, incoming, "native", *arguments[5:])
+    )
+
+
 def test_gradients_can_be_differentiated():
     cosine, target, class_noise = problem(1, 4, torch.float64)
     features, directions = torch.randn(1, 3, dtype=torch.float64), F.normalize(torch.randn(4, 3, dtype=torch.float64))
@@ -165,8 +267,14 @@ def test_gradients_can_be_differentiated():
     def vmf_loss(x):
         return class_parallel_vmf_cross_entropy(x, target, directions, 9 * class_noise, 4)
 
+    def linear_agcl_loss(x):
+        generator = torch.Generator().manual_seed(0)
+        options = {"scale": 3.0, "gamma_pos": 2.0, "generator": generator}
+        return class_parallel_linear_agcl(x, 2 * directions, target, 4, class_noise, **options)
+
     with ltfast.backend("reference"):  # the kernels' noise has its own last bits
         torch.autograd.gradgradcheck(agcl_loss, cosine.requires_grad_())
+        torch.autograd.gradgradcheck(linear_agcl_loss, features.clone().requires_grad_())
     with ltfast.backend("native"):
         torch.autograd.gradgradcheck(vmf_loss, features.requires_grad_())
 
@@ -203,3 +311,23 @@ def test_bad_input_of_vmf():
     ):
         with pytest.raises(ValueError, match=message):
             class_parallel_vmf_cross_entropy(**{**arguments, **change})
+
+
+def test_bad_input_without_logits():
+    arguments = {
+        "features": torch.rand(2, 3), "weight": torch.rand(4, 3), "target": torch.tensor([0, 1]), "num_classes": 4,
+    }  # fmt: skip
+    bce = {"bias": None, "adjustment": torch.rand(4)}
+    for function, more, change, message in (
+        (class_parallel_linear_agcl, {}, {"num_classes": 5}, "weight is for 4 classes: expected 5, this process's"),
+        (class_parallel_linear_agcl, {}, {"class_noise": torch.rand(3)}, r"class_noise has shape \(3,\)"),
+        (class_parallel_linear_agcl, {}, {"scale": 0.0}, r"scale is 0\.0: expected a number over 0"),
+        (class_parallel_linear_agcl, {}, {"target": torch.tensor([0, 4])}, r"target\[1\] is 4: expected a label"),
+        (class_parallel_linear_balanced_bce, bce, {"num_classes": 5}, "weight is for 4 classes: expected 5"),
+        (class_parallel_linear_balanced_bce, bce, {"adjustment": torch.rand(3)}, r"adjustment has shape \(3,\)"),
+        (class_parallel_linear_balanced_bce, bce, {"target": torch.tensor([4, 1])}, r"target\[0\] is 4: expected a"),
+        (class_parallel_linear_balanced_bce, bce, {"label_smoothing": 1.0}, r"label_smoothing is 1\.0"),
+        (class_parallel_linear_balanced_bce, bce, {"weight": torch.rand(4, 2)}, r"weight has shape \(4, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(**{**arguments, **more, **change})

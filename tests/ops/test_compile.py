@@ -23,6 +23,9 @@ GOALS = {
     "agcl fp32 8142, large batch: _row_kernel": (66, 2),
     "agcl fp32 8142 without noise, large batch: _row_kernel": (36, 2),
     "balanced_bce fp32 8142 labels: _row_kernel": (36, 4),
+    "cross_entropy fp32 8142 labels, large batch: _row_kernel": (24, 2),
+    "cross_entropy fp32 8142 smoothed, weighted, large batch: _row_kernel": (42, 1),
+    "cross_entropy fp32 8142 soft, large batch: _row_kernel": (39, 1),
     "vmf_cross_entropy fp32 128 1000: _cross_entropy_kernel": (140, 4),
     "queue_softmax bf16 128: _attend_kernel": (12, 2),
 }

@@ -118,6 +118,16 @@ def test_every_instruction_set(native_isa, dtype):
     check(native_isa, logits, soft_target(5, 1031, dtype), bias)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.9}, {"weight": torch.full((4096,), 0.7)}], ids=str)
+def test_equal_terms_keep_their_digits(native_isa, options):
+    """A sum of equal numbers is rounded the same way each time."""
+    depth = torch.linspace(1, 12, 500)[:, None]
+    logits = -depth.repeat(1, 4096)
+    logits[:, 0] = 0
+    for target in (torch.ones(500).long(), torch.full((500, 4096), 1 / 4096)):
+        check(native_isa, logits, target, reduction="none", **options)
+
+
 def test_non_contiguous(place):
     wide, target, _ = problem(11, 60, device=place.device)
     for logits in (wide[:, ::3], wide[:, 7:41], wide.t()[:11], wide[:1].expand(11, -1)):
@@ -203,6 +213,17 @@ def test_a_label_far_below_saturates(place):
     loss, gradient = loss_and_gradient(lambda x: cross_entropy(x, torch.tensor([1], device=place.device)), logits)
     assert loss.item() == pytest.approx(LIMIT)
     assert gradient.tolist() == [[1, -1, 0]]  # that of the unsaturated loss
+
+
+def test_a_score_beyond_the_limit_counts_once(place):
+    """Although the largest score of a row becomes larger in several of its blocks."""
+    logits = torch.zeros(2, 30_000, device=place.device)
+    logits[:, :10_000], logits[:, 20_000:] = -1e38, 1e38
+    soft = torch.zeros_like(logits)
+    soft[:, 5], soft[:, 15_000], soft[:, -1] = 0.25, 0.25, 0.5
+    loss, gradient = loss_and_gradient(lambda x: cross_entropy(x, soft, reduction="none"), logits)
+    torch.testing.assert_close(loss, torch.full_like(loss, 0.5 * LIMIT))
+    torch.testing.assert_close(gradient, logits.softmax(1) - soft)
 
 
 @pytest.mark.parametrize("classes", [5, 30_000])

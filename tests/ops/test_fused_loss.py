@@ -38,6 +38,7 @@ class VmfLoss(nn.Module):
 LOSSES = [
     pytest.param(lambda **k: AGCLLoss(COUNTS, gamma_pos=0.5, **k), id="agcl"),
     pytest.param(lambda **k: BalancedBCELoss(COUNTS, label_smoothing=0.1, **k), id="balanced_bce"),
+    pytest.param(lambda **k: LogitAdjustedLoss(COUNTS, **k), id="logit_adjusted"),
     pytest.param(VmfLoss, id="vmf"),
 ]
 
@@ -179,6 +180,7 @@ def test_torch_compile_fullgraph(backend, make):
             )
 
 
+@pytest.mark.slow
 def test_torch_compile_draws_fresh_noise():
     model = nn.Linear(16, len(COUNTS))
     loss_of = AGCLLoss(COUNTS)

@@ -152,7 +152,7 @@ def test_any_block_gives_the_same(kind, monkeypatch):
 @kinds
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(kind, reduction):
-    arguments = problem(kind, 5, 4, 3)
+    arguments = problem(kind, 4, 3, 2)  # two blocks
     layer = [x.requires_grad_() for x in arguments[:3] if x is not None]
     if kind == "agcl":
         arguments[4] = None

@@ -45,14 +45,19 @@ STAGES = {
     "do many": ("do", "many", {}),
     "do pruned": ("do", "many_pruned", {}),
     "do few": ("do", "few", {}),
+    "ce fused": ("ce", "train", {"fused_classifier": "on", "loss": "logit_adjusted"}),
+    "proco fused": ("proco", "train", {"fused_classifier": "on", "classifier": "cosine"}),
+    "livt fused": ("livt", "finetune", {"fused_classifier": "on"}),
+    "lpt fused": ("lpt", "group", {"fused_classifier": "on"}),
 }
 
 
-def make_plan(method, **values):
+def make_plan(method, fused_classifier="auto", **values):
     """The plan of a tiny run; it is the same each time."""
     torch.manual_seed(0)
     settings = settings_of(method, {"epochs": 2, "lr": 0.01, **SETTINGS[method], **values})
-    return METHODS[method].build(settings, tiny_bundle(), BuildContext(RunSettings(seed=3)))
+    run = RunSettings(seed=3, fused_classifier=fused_classifier)
+    return METHODS[method].build(settings, tiny_bundle(), BuildContext(run))
 
 
 def make_stage(name):

@@ -17,6 +17,7 @@ from whole_steps.stages import make_plan
 METHODS = {
     "ce": ("ce", {}),
     "ce agcl": ("ce", {"loss": "agcl"}),
+    "ce fused": ("ce", {"loss": "agcl", "fused_classifier": "on"}),
     "proco": ("proco", {"classifier": "cosine"}),
     "dscl": ("dscl", {}),
     "livt": ("livt", {}),

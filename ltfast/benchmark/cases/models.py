@@ -65,8 +65,8 @@ def aggregation(device: torch.device, shape: str, images: int, models: int, clas
     )
 
 
-def published_phase(model: PromptedClassifier, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts among the tokens, in two whole passes."""
+def published_features(model: PromptedClassifier, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`PromptedClassifier.grouped_features` with prompts among the tokens, in two whole passes."""
     transformer, pool, blocks = model.transformer, model.pool, model.transformer.backbone.blocks
     first = len(blocks) - pool.prompts.shape[1]  # with group prompts
 
@@ -83,7 +83,13 @@ def published_phase(model: PromptedClassifier, images: Tensor) -> tuple[Tensor, 
     with torch.no_grad():
         query = features(None)
     indices, cosines = pool.match(query)
-    return model.head(features(pool.select(indices))), indices, cosines
+    return features(pool.select(indices)), indices, cosines
+
+
+def published_phase(model: PromptedClassifier, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`PromptedClassifier.grouped` in the same way."""
+    features, indices, cosines = published_features(model, images)
+    return model.head(features), indices, cosines
 
 
 def prompts(device: torch.device, shape: str, backbone: str, images: int, dtype: torch.dtype) -> Case:

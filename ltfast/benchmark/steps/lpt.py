@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from ltfast.benchmark.cases.models import published_phase
+from ltfast.benchmark.cases.models import published_features
 from ltfast.benchmark.steps.pair import PublishedLoss, StepPair, make_pair, own_stage
 from ltfast.benchmark.steps.size import Size
 from ltfast.methods.lpt import GroupPromptStage
@@ -16,7 +16,7 @@ from ltfast.ops.agcl.bench import published
 def pair(size: Size, device: torch.device) -> StepPair:
     stage = cast(GroupPromptStage, own_stage("lpt", "group", size, device))
     network: Any = copy(stage.network)  # the same modules, with the published forward pass
-    network.grouped = partial(published_phase, stage.network)
+    network.grouped_features = partial(published_features, stage.network)
     halves = {}
     for name in ("balanced", "instance"):
         loss: Any = getattr(stage, name)

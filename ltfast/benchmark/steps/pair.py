@@ -81,7 +81,8 @@ def own_stage(method: str, name: str, size: Size, device: torch.device, **values
         method,
         {"backbone": size.backbone, "image_size": size.pixels, "batch_size": size.images, "lr": LR, **values},
     )
-    plan = METHODS[method].build(settings, noise_bundle(size), BuildContext(RunSettings()))
+    run = RunSettings(fused_classifier="off")  # the published losses take class scores
+    plan = METHODS[method].build(settings, noise_bundle(size), BuildContext(run))
     (stage,) = (stage for stage in plan.stages if stage.name == name)
     freeze_untrained(stage)
     stage.to(device).start()

@@ -109,7 +109,7 @@ AGCL = FusedLoss("agcl", reference.agcl, KERNELS, _TENSORS, AgclSettings, _gradi
 CLASS_PARALLEL_AGCL = Op("class_parallel_agcl", reference.agcl_share, KERNELS)
 
 
-def _run_share(
+def run_share(
     backend: str,
     logits: Tensor,
     target: Tensor,
@@ -119,6 +119,7 @@ def _run_share(
     statistics: Tensor,
     incoming: Tensor | None,
 ) -> Any:
+    """Write the statistics of a share; or, with the ``incoming`` gradient in them, return that in the logits."""
     if class_noise is not None:
         class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
     arguments = (logits, target.long().contiguous(), class_noise, seed, settings, statistics, incoming)
@@ -135,7 +136,7 @@ def _share(logits: Tensor, target: Tensor, class_noise: Tensor | None, seed: Ten
     """
     statistics = torch.empty(len(logits), 5, dtype=torch.float64, device=logits.device)
     backend = CLASS_PARALLEL_AGCL.resolve(logits.device)
-    _run_share(backend, logits, target, class_noise, seed, AgclShareSettings(*settings), statistics, None)
+    run_share(backend, logits, target, class_noise, seed, AgclShareSettings(*settings), statistics, None)
     return statistics
 
 
@@ -162,7 +163,7 @@ def _share_gradient(
 ) -> Tensor:
     """The gradient of sum(incoming * statistics) in the logits: of their shape and dtype, contiguous."""
     share = AgclShareSettings(*settings)
-    return _run_share(backend, logits, target, class_noise, seed, share, statistics, incoming.contiguous())
+    return run_share(backend, logits, target, class_noise, seed, share, statistics, incoming.contiguous())
 
 
 agcl_share_gradient_op = torch.library.custom_op(

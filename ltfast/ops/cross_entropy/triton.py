@@ -110,7 +110,8 @@ def _row_kernel(
             mass = mass * tl.exp2(shift * LOG2_E) + tl.sum(e)
             if SOFT or SMOOTH:
                 a = _shares(target, weight, zero, column, read, y, on, off, SOFT, WEIGHTED, ACC)
-                terms += shift * shares + tl.sum(a * tl.maximum(d, -LIMIT))
+                # every score so far is further down than the limit
+                terms = tl.where(shift > -LIMIT, terms, 0.0) + shift * shares + tl.sum(a * tl.maximum(d, -LIMIT))
                 shares += tl.sum(a)
 
     log_sum = tl.where(mass == 0.0, float("nan"), tl.log(mass))  # it is at least 1, unless all scores are -inf

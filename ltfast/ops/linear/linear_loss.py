@@ -74,7 +74,7 @@ class LinearLoss:
             return self.reference(features, weight, bias, *inputs)
         *others, settings = inputs
         wanted = Wanted(*(x is not None and wants_gradient(x) for x in (features, weight, bias)))
-        dtype = _product_dtype(features)
+        dtype = product_dtype(features)
         return self.registered(features, weight, bias, *others, *settings, dtype, *wanted)[0]
 
     def reference(self, features: Tensor, weight: Tensor, bias: Tensor | None, *inputs: Any) -> Tensor:
@@ -174,7 +174,7 @@ class LinearLoss:
         return tuple(next(found) if is_wanted else incoming for is_wanted in ctx.wanted)
 
 
-def _product_dtype(features: Tensor) -> torch.dtype:
+def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype in which ``F.linear`` would compute."""
     device = features.device.type
     if features.dtype != torch.float64 and torch.is_autocast_enabled(device):

@@ -20,7 +20,14 @@ processes must call the function, with batches of the same size.
 """
 
 from ltfast.ops.parallel.agcl import class_parallel_agcl
-from ltfast.ops.parallel.linear import class_parallel_linear_cross_entropy
+from ltfast.ops.parallel.linear import class_parallel_linear_balanced_bce, class_parallel_linear_cross_entropy
+from ltfast.ops.parallel.linear_agcl import class_parallel_linear_agcl
 from ltfast.ops.parallel.vmf import class_parallel_vmf_cross_entropy
 
-__all__ = ["class_parallel_agcl", "class_parallel_linear_cross_entropy", "class_parallel_vmf_cross_entropy"]
+__all__ = [
+    "class_parallel_agcl",
+    "class_parallel_linear_agcl",
+    "class_parallel_linear_balanced_bce",
+    "class_parallel_linear_cross_entropy",
+    "class_parallel_vmf_cross_entropy",
+]

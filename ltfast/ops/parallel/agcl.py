@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast.ops.agcl import CLASS_PARALLEL_AGCL, agcl_share_op, reference
+from ltfast.ops.agcl.merge import merged_shares
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings, check_settings
 from ltfast.ops.core import checks
 from ltfast.ops.core.collectives import gather, hand_back, world_size
@@ -51,36 +52,50 @@ def class_parallel_agcl(
             on the CPU; on a GPU they make the row NaN.
     """
     checks.check_logits(cosine, "cosine")
-    check_settings(AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction))
+    settings = AgclSettings(scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction)
+    check_settings(settings)
     classes = own_classes(num_classes, cosine.shape[1], "cosine")
     check_rows(cosine, target, num_classes, "cosine", ignore_index)
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
-    seed = target.new_zeros(1, dtype=torch.int64) if class_noise is None else draw_seed(cosine.device, generator)
+    place, seed = places_and_seed(target, classes, num_classes, class_noise, ignore_index, generator)
+    tensors = (cosine, place, class_noise, seed)
+    share_settings = AgclShareSettings(classes.start, scale, margin, gamma_neg)
+    if CLASS_PARALLEL_AGCL.choose(cosine) == "reference":
+        share = reference.agcl_share(*tensors, share_settings)
+    else:
+        share = agcl_share_op(*tensors, *share_settings)
+    rows = loss_of_shares(hand_back(share), settings)
+    return close(rows, target, num_classes, cosine.dtype, ignore_index, reduction)
+
+
+def places_and_seed(
+    target: Tensor,
+    classes: range,
+    num_classes: int,
+    class_noise: Tensor | None,
+    ignore_index: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The places of the joined batch's labels among this process's classes, (W B,), or -1; and the seed of the first
+    process, or None for no noise. One exchange sends both."""
+    seed = target.new_zeros(1, dtype=torch.int64) if class_noise is None else draw_seed(target.device, generator)
     labels = gather(torch.cat([target.long(), seed.to(target.device)])).view(world_size(), -1)
     shared_seed = labels[0, -1:] if class_noise is not None else None
     targets = joined_labels(labels[:, :-1].flatten(), num_classes, ignore_index)
     place = torch.where((targets >= classes.start) & (targets < classes.stop), targets - classes.start, -1)
-    tensors = (cosine, place, class_noise, shared_seed)
-    settings = AgclShareSettings(classes.start, scale, margin, gamma_neg)
-    if CLASS_PARALLEL_AGCL.choose(cosine) == "reference":
-        share = reference.agcl_share(*tensors, settings)
-    else:
-        share = agcl_share_op(*tensors, *settings)
-    parts = hand_back(share)
+    return place, shared_seed
 
-    peaks, own, masses, weights, weighted = parts.unbind(2)
-    peaks = peaks.detach()
-    peak = peaks.amax(0)
-    shift = (scale * (peaks - peak)).clamp(min=reference.LOWEST)
-    t_own = (scale * (own.sum(0) - peak)).clamp(min=reference.LOWEST)
-    faded = torch.where(shift > reference.LOWEST, torch.exp(gamma_neg * shift), 0)
-    mass = (shift.exp() * masses).sum(0)
+
+def loss_of_shares(parts: Tensor, settings: AgclSettings) -> Tensor:
+    """The losses (B,) of this process's rows, from the contributions of the W shares of the classes, (W, B, 5)."""
+    scale, gamma_neg = settings.scale, settings.gamma_neg
+    peak, own, mass, weight, weighted = merged_shares(parts, scale, gamma_neg).unbind(1)
+    t_own = (scale * (own - peak)).clamp(min=reference.LOWEST)
     total = mass + t_own.exp()
     log_sum = total.log()
     # as the reference does: kept from 0, where the derivative of a power under 1 is infinite
     rest = (mass / total).clamp(min=torch.finfo(torch.float32).tiny)
-    positive = rest**gamma_pos * (t_own - log_sum)
-    negative = torch.exp(-gamma_neg * log_sum) * (faded * (weighted + (shift - log_sum) * weights)).sum(0)
-    rows = -(weight_pos * positive + weight_neg * negative)
-    return close(rows, target, num_classes, cosine.dtype, ignore_index, reduction)
+    positive = rest**settings.gamma_pos * (t_own - log_sum)
+    negative = torch.exp(-gamma_neg * log_sum) * (weighted - log_sum * weight)
+    return -(settings.weight_pos * positive + settings.weight_neg * negative)
