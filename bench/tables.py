@@ -45,7 +45,6 @@ COLUMNS = """The columns:
 - **memory, others'**: the peak memory of a step without its inputs, for ltfast and for the implementation that needs
   most."""
 STEPS = """Complete training steps, measured by `ltfast bench step` with ltfast's losses and with the published ones.
-These figures were measured before the command timed the methods' own stages; they were not measured again.
 "In the loss" is the share of the step that the loss takes:"""
 EXPECTED = """Goals that were set before the measurement. `eager` is plain PyTorch. "Every case" asks of the worst:"""
 METHOD = """## Measurement method

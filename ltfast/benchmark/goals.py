@@ -119,15 +119,17 @@ GOALS = (
     faster("cpu", "patch_roi_pool 64 x 2048 x 7 x 7, 5 boxes, contiguous float32", "torchvision", 8),
     # 1.9 times the time of a copy of the parameters; the peer copies twice as much
     faster("cpu", "taylor_importance_ ResNet-50 float32", "copy", 2 / 1.9),
-    faster("cpu", _PROMPTS, "published", 1.8),
+    # 95 % of what is possible by count: 1,521 GFLOP as published, 1,010 where prompts are only keys and values and
+    # the blocks before them run once
+    faster("cpu", _PROMPTS, "published", 0.95 * 1521 / 1010),
     smaller("cpu", _PROMPTS, "published", 1),
     # less memory costs at most a twentieth of the time
     *(faster("cpu", f"linear_{op} 1024 x 8142 x 512 float32", "linear, then ltfast", 1 / 1.05) for op in _OF_LOGITS),
     faster("cpu", "linear_cross_entropy 1024 x 8142 x 512 float32", "eager", 1.3),
-    *(faster("cpu", f"{op} 256 x 10 float32", "eager", 2) for op in _OF_LOGITS),
+    *(faster("cpu", f"{op} 256 x 10 float32", "eager", bound) for op, bound in (("agcl", 4), ("balanced_bce", 2))),
     *(
         Goal("cpu", f"{op} 256 x 10 float32", "time", partial(own, "median_ms"), 0.1, " ms", at_most=True)
-        for op in _OF_LOGITS
+        for op in ("agcl", "balanced_bce")
     ),
     faster("cpu", EVERY_CASE, "torch.compile", 1),
     # the noise of agcl costs more instructions than the memory has time for
