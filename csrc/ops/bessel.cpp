@@ -176,7 +176,8 @@ void elementwise(const BesselArguments& a, const High& high, const Any& any) {
   parallel_rows((a.count + block - 1) / block, a.threads, [&](int64_t index, int) {
     const int64_t start = index * block, stop = std::min(start + block, a.count);
     double lowest = a.nu[start * a.nu_stride];
-    for (int64_t i = start; i < stop && a.nu_stride; ++i) lowest = a.nu[i] >= lowest ? lowest : a.nu[i];  // or NaN
+    // The result of a NaN is NaN either way.
+    for (int64_t i = start; i < stop && a.nu_stride; ++i) lowest = a.nu[i] < lowest ? a.nu[i] : lowest;
     if (lowest >= Debye<typename Arithmetic<T>::type>::order) {
 #pragma omp simd
       for (int64_t i = start; i < stop; ++i) out[i] = T(high(a.nu[i * a.nu_stride], double(x[i])));

@@ -33,11 +33,21 @@ def device_views(
     Returns:
         The part of the host, and a module that makes the views of a batch from its parts without the labels, a sequence
         of one element for each transform. The views equal those of `SeededViews` up to rounding.
+
+    Raises:
+        TypeError: a transform is neither from `train_transform` or `eval_transform` nor a `PatchViews`.
+        ValueError: see `SeededViews`.
     """
-    hosts, devices = zip(*(transform.split() for transform in transforms), strict=True)
-    if isinstance(dataset, ArrayDataset) and all(isinstance(host, HostPart) and not host.steps for host in hosts):
-        return HeldViews(dataset.labels, hosts, seed=seed), DeviceViews(devices, _held(dataset))
-    return SeededViews(dataset, hosts, seed=seed), DeviceViews(devices)
+    for transform in transforms:
+        if not isinstance(transform, Augmentation | PatchViews):
+            raise TypeError(f"transforms: expected results of train_transform, or PatchViews, got {transform!r}")
+    parts = [transform.split() for transform in transforms]
+    hosts, devices = [host for host, _ in parts], [device for _, device in parts]
+    views = SeededViews(dataset, hosts, seed=seed)
+    whole = [host for host in hosts if isinstance(host, HostPart) and not host.steps]  # the device applies all steps
+    if isinstance(dataset, ArrayDataset) and len(whole) == len(hosts):
+        return HeldViews(dataset.labels, whole, seed=seed), DeviceViews(devices, _held(dataset))
+    return views, DeviceViews(devices)
 
 
 class HeldViews(Dataset[tuple[Any, ...]]):

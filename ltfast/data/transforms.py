@@ -211,6 +211,8 @@ class PaddedCrop(Step):
 
 
 class Flip(Step):
+    """Mirrors an image horizontally."""
+
     idle = (0,)
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -293,6 +295,8 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
 
 
 class Grey(Step):
+    """Makes an image grey, with as many channels as before."""
+
     idle = (0,)
 
     def __call__(self, image: Image.Image) -> Image.Image:

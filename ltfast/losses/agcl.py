@@ -8,7 +8,7 @@ from ltfast.losses.watch import Watch
 from ltfast.ops.agcl.settings import AgclSettings, check_settings
 from ltfast.ops.core.checks import check_classes, check_label_smoothing, check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
-from ltfast.ops.core.collectives import class_ranges, rank
+from ltfast.ops.core.collectives import own_share
 
 
 class AGCLLoss(nn.Module):
@@ -92,10 +92,7 @@ class AGCLLoss(nn.Module):
         None if there is no noise (in evaluation mode, or all widths are 0)."""
         if not self.noisy or not self.training:
             return None
-        if not self.class_parallel:
-            return self.class_noise
-        classes = class_ranges(len(self.class_noise))[rank()]
-        return self.class_noise[classes.start : classes.stop]
+        return own_share(self.class_noise) if self.class_parallel else self.class_noise
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the op."""

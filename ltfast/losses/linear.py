@@ -12,7 +12,7 @@ from ltfast.losses.balanced_bce import BalancedBCELoss
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.ops.core.class_counts import ClassCounts
-from ltfast.ops.core.collectives import class_ranges, rank
+from ltfast.ops.core.collectives import own_share
 from ltfast.ops.cross_entropy.settings import CrossEntropySettings, check_settings
 
 
@@ -109,7 +109,7 @@ class LinearLogitAdjustedLoss(LogitAdjustedLoss):
         classes = len(self.adjustment)
         if self.class_parallel:
             return ops.class_parallel_linear_cross_entropy(
-                features, weight, bias, target, classes, adjustment=_own(self.adjustment), **options
+                features, weight, bias, target, classes, adjustment=own_share(self.adjustment), **options
             )
         _check_classes(weight, classes)
         return ops.linear_cross_entropy(
@@ -192,7 +192,7 @@ class LinearBalancedBCELoss(BalancedBCELoss):
         classes = len(self.bias)
         if self.class_parallel:
             return ops.class_parallel_linear_balanced_bce(
-                features, weight, bias, target, classes, _own(self.bias), **options
+                features, weight, bias, target, classes, own_share(self.bias), **options
             )
         _check_classes(weight, classes)
         return ops.linear_balanced_bce(features, weight, bias, target, self.bias, **options)
@@ -261,12 +261,6 @@ def linear_form(loss: nn.Module) -> nn.Module | None:
 def is_linear(loss: nn.Module) -> bool:
     """Whether a loss takes the features, weight and bias of a linear layer instead of its output."""
     return isinstance(loss, tuple(_FORMS.values()))
-
-
-def _own(vector: Tensor) -> Tensor:
-    """The values of this process's classes, (C_r,), of a vector of all classes."""
-    classes = class_ranges(len(vector))[rank()]
-    return vector[classes.start : classes.stop]
 
 
 def _check_classes(weight: Tensor, classes: int) -> None:

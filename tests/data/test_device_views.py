@@ -266,3 +266,13 @@ def test_images_that_cannot_be_written_are_held():
     bundle = of_arrays(squares(32, "RGB"))
     bundle.train.images.setflags(write=False)
     check(bundle, [train_transform(bundle, "cifar")])
+
+
+def test_other_transforms_are_refused():
+    data = ArrayDataset(np.zeros((2, 8, 8), np.uint8), torch.arange(2), ["a", "b"])
+    with pytest.raises(TypeError, match="transforms: expected results of train_transform"):
+        device_views(data, [lambda image: image], seed=0)
+    with pytest.raises(ValueError, match="transforms: expected at least one"):
+        device_views(data, [], seed=0)
+    with pytest.raises(ValueError, match="seed: expected at least 0"):
+        device_views(data, [train_transform(DataBundle(data, data, (0.5,), (0.2,), 8, 1), "basic")], seed=-1)

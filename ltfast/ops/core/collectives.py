@@ -76,6 +76,12 @@ def class_ranges(num_classes: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(starts)]
 
 
+def own_share(vector: Tensor) -> Tensor:
+    """The values of this process's classes, (C_r,), of a vector of all classes, (C,)."""
+    classes = class_ranges(len(vector))[rank()]
+    return vector[classes.start : classes.stop]
+
+
 def _refuse_transforms(tensor: Tensor) -> None:
     """Contiguous memory without wrappers, as the other processes receive it."""
     if torch.compiler.is_compiling():
