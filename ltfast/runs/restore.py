@@ -22,6 +22,7 @@ from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
+_PARTS = ("test", "columns", "validation", "test_fraction", "seed")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def restore(
 
 def parts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with which `ltfast.data.load` divides a run's data into the same parts as for its training."""
-    return dict(facts.get("parts", {}))  # older checkpoints lack it
+    parts = facts.get("parts", {})  # older checkpoints lack it
+    return {name: parts[name] for name in _PARTS if name in parts}
 
 
 def _load_data(

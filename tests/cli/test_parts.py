@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltfast.cli import main
-from ltfast.engine.checkpoint import load_checkpoint
+from ltfast.engine.checkpoint import load_checkpoint, save_checkpoint
 
 TRAIN = ["train", "--epochs", "1", "--batch-size", "6", "--image-size", "8", "--out", "run"]
 
@@ -105,6 +105,35 @@ def test_a_table(root, pets, capsys, monkeypatch):
         )
     error = refused(capsys, *TRAIN, "--data", f"csv:{folder}/t.csv")
     assert f"{folder / 't.csv'}:1: expected a column path, got the columns 'file name', 'species', 'camera'" in error
+
+
+def test_a_run_evaluates_another_table(pets):
+    """Its paths are relative to its own folder."""
+    assert main([*TRAIN, "--data", "folder:pets", "--root", "elsewhere"]) == 0
+    paths = sorted(pets.rglob("*.png"))
+    lines = [f"{path.relative_to(pets)},{path.parent.name},{path.parent.parent.name}" for path in paths]
+    (pets / "t.csv").write_text("\n".join(("path,label,split", *lines)))
+    same_test_images("--data", "csv:pets/t.csv")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"validation": "x"}, "facts.parts.validation: expected a finite number from 0 to 1, got 'x'"),
+        ({"columns": {"path": 1}}, "facts.parts.columns.path: expected text, got 1"),
+        ({"columns": {"path": "x"}}, "facts.source: columns: expected none, since only csv: has columns"),
+        ({"class_names": "x"}, None),  # is not used
+    ],
+)
+def test_parts_in_a_checkpoint_are_checked(parts, message, pets, capsys):
+    assert main([*TRAIN, "--data", "folder:pets"]) == 0
+    saved = load_checkpoint(Path("run"))
+    saved["facts"]["parts"] = parts
+    save_checkpoint(Path("run/checkpoint.pt"), {name: value for name, value in saved.items() if name != "format"})
+    if message is None:
+        same_test_images()
+    else:
+        assert message in refused(capsys, "eval", "--checkpoint", "run")
 
 
 @pytest.mark.filterwarnings("error:.*has changed since:")
