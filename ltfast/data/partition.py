@@ -2,6 +2,7 @@
 
 import warnings
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ltfast.errors import InputError, SettingError
 
-_MOST_FOLDS = 20  # the share of the groups is a number of this many folds
+_MOST_FOLDS = 20  # the part is some of at most this many folds; more take longer
 
 
 def partition(
@@ -99,15 +100,15 @@ def _fold(classes: NDArray[np.int64], fraction: float, group_of: NDArray[np.int6
     number = len(np.unique(group_of))
     if number < 2:
         return np.arange(len(classes))
-    share = Fraction(fraction).limit_denominator(min(_MOST_FOLDS, number))
-    if share == 0:
-        share = Fraction(1, min(round(1 / fraction), number))
-    elif share == 1:
-        share = 1 - Fraction(1, min(round(1 / (1 - fraction)), number))
-    if np.bincount(classes).max() < share.denominator:
-        classes = np.zeros_like(classes)  # no class has an image for each fold, so only sizes can be balanced
+    most = min(_MOST_FOLDS, number)
+    share = min(max(Fraction(fraction).limit_denominator(most), Fraction(1, most)), 1 - Fraction(1, most))
+    # no class with an image for each fold: only sizes can be balanced
+    strata = classes if np.bincount(classes).max() >= share.denominator else np.zeros_like(classes)
     folds = StratifiedGroupKFold(share.denominator, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        parts = [part for _, part in folds.split(classes, classes, group_of)]
-    return np.concatenate(parts[: share.numerator])
+        parts = [part for _, part in islice(folds.split(strata, strata, group_of), share.numerator)]
+    taken = np.concatenate(parts)
+    if number > most and fraction < 0.9 * share:  # less than one of the folds: a part of it
+        taken = taken[_fold(classes[taken], float(fraction / share), group_of[taken], seed)]
+    return taken
