@@ -251,7 +251,7 @@ def _splits(
         given = None if test is None else Path(test).expanduser()
         return read_lists(Path(name).expanduser(), root, given, test_needed=test_needed)
     if source.startswith("torch/"):
-        return _timm_torch(source, root)
+        return _timm_torch(source, root, test_needed=test_needed)
     if source.startswith("hfds/"):
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
@@ -304,9 +304,10 @@ def _cifar(name: str, root: Path) -> Splits:
     return Splits(split(True), split(False))
 
 
-def _timm_torch(name: str, root: Path) -> Splits:
+def _timm_torch(name: str, root: Path, *, test_needed: bool) -> Splits:
     if name in ("torch/image_folder", "torch/folder"):  # read as folder:, but with timm's names of the parts
-        return read_folder(root, ("train", "training"), ("val", "valid", "eval", "evaluation", "validation"), ())
+        held_out = ("val", "valid", "eval", "evaluation", "validation")
+        return read_folder(root, ("train", "training"), held_out, (), test_needed=test_needed)
 
     def split(part: str) -> ImageDataset:
         try:

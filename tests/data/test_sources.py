@@ -546,6 +546,9 @@ def test_torch_image_folder(tmp_path):
     assert isinstance(bundle.train, FileDataset)
     assert bundle.class_names == ["ant", "bee"]
     assert (bundle.class_counts, bundle.test.class_counts) == ([4, 4], [2, 2])
+    (tmp_path / "validation").rename(tmp_path / "unused")
+    bundle = load("torch/image_folder", root=tmp_path, test_fraction=0.25)
+    assert (bundle.class_counts, bundle.test.class_counts) == ([3, 3], [1, 1])
 
 
 class FakeReader:
