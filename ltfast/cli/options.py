@@ -1,6 +1,7 @@
 """Command-line options for typed settings. Values have the same meaning as in a recipe."""
 
 import argparse
+import csv
 import dataclasses
 import types
 from collections.abc import Collection, Iterable
@@ -34,7 +35,7 @@ DATA = (
         "data",
         str,
         "digits",
-        "digits (built in), cifar10, cifar100, npz:FILE, folder:DIR, list:FILE, torch/NAME or hfds/NAME",
+        "digits (built in), cifar10, cifar100, npz:FILE, folder:DIR, csv:FILE, list:FILE, torch/NAME or hfds/NAME",
     ),
     Option(
         "imbalance",
@@ -44,12 +45,37 @@ DATA = (
         "use all images",
     ),
     Option("profile", Literal["exponential", "pareto"], "exponential", "shape of the long tail"),
-    Option("root", str, "data", "folder of downloads and of the images in lists"),
+    Option(
+        "validation",
+        float | None,
+        None,
+        "share of the training images to take for validation, stratified and with whole groups; none: the source's own",
+    ),
+    Option(
+        "test_fraction",
+        float | None,
+        None,
+        "share of the images to take for testing, where the source has no test images; the same images for any --seed",
+    ),
+    Option(
+        "root",
+        str | None,
+        None,
+        "folder of downloads and of the images in lists and tables; none: data, and for csv: the folder of FILE",
+    ),
+    Option("test", str | None, None, "test list, for list: without a test list next to FILE"),
+    Option(
+        "columns",
+        str | None,
+        None,
+        "names of the columns of csv: that are not called path, label, split and group, such as "
+        "path=filename,label=species",
+    ),
     Option(
         "class_names",
         str | None,
         None,
-        "text file with one class name per line in the order of the labels, for npz: and list:",
+        "text file with one class name per line in the order of the labels, for npz:, csv: and list:",
     ),
     Option(
         "skip_broken",
@@ -171,6 +197,20 @@ def _help(option: Option) -> str:
         fitted(value, option.type)
         facts.append(f"default: {'yes' if value is True else 'no' if value is False else as_word(option.default)}")
     return f"{option.help} ({'; '.join(facts)})" if facts else option.help
+
+
+def as_columns(text: str | None) -> dict[str, str] | None:
+    """The value of `--columns` as a mapping; a name that contains a comma or an equals sign is written in quotes.
+
+    Raises:
+        UsageError: the value is not of the form `name=column,name=column`.
+    """
+    if text is None:
+        return None
+    pairs = [word.partition("=") for word in next(csv.reader([text]), [])]
+    if not pairs or not all(name and column for name, _, column in pairs):
+        raise UsageError(f"--columns: expected name=column,name=column, got {text!r}")
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def some_of(name: str, words: str | None, known: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltfast.cli.errors import UsageError, flag
-from ltfast.cli.options import DATA, add_options, as_word, options_of
+from ltfast.cli.options import DATA, add_options, as_columns, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given, value_of
 from ltfast.errors import InputNotFoundError, UserError
@@ -102,6 +102,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
+    parts = {name: args[name] for name in ("test", "validation", "test_fraction") if args[name] is not None}
+    if args["columns"] is not None:
+        parts["columns"] = as_columns(args["columns"])
     with accelerator.main_process_first():  # only the first process downloads
         bundle = load(
             args["data"],
@@ -109,6 +112,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             profile=args["profile"],
             root=args["root"],
             class_names=args["class_names"],
+            **parts,
         )
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
     continues = (out / CHECKPOINT).exists()
@@ -122,7 +126,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     if accelerator.is_main_process:
         say(
             f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
-            f"of {max(counts)} to {min(counts)}, {len(bundle.test)} test images; {accelerator.device}, {run.precision}"
+            f"of {max(counts)} to {min(counts)}{_other_parts(bundle)}; {accelerator.device}, {run.precision}"
         )
         if bundle.left_out is not None:
             say(bundle.left_out)
@@ -144,7 +148,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         run=run,
         settings=json.loads(json.dumps(chosen)),  # normalised as when read from a checkpoint or metrics.json
         # the processes of a machine see the same files, so only one of them reads the sizes
-        facts=facts_of(bundle, args["data"], args["root"], sizes=accelerator.is_local_main_process),
+        facts=facts_of(bundle, args["data"], args["root"], parts, sizes=accelerator.is_local_main_process),
         class_counts=counts,
         groups=class_groups(counts),
         out=out,
@@ -157,6 +161,16 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()
     return 130 if accelerator.is_main_process and metrics is None else 0
+
+
+def _other_parts(bundle: Any) -> str:
+    """The validation and the test images: how many there are, and where they come from."""
+    parts = {"validation": bundle.validation, "test": bundle.test}
+    return "".join(
+        f", {len(images)} {part} images" + (f" ({bundle.origins[part]})" if part in bundle.origins else "")
+        for part, images in parts.items()
+        if images is not None
+    )
 
 
 def _chosen_by_auto(asked: Any, chosen: Any) -> str:

@@ -1,6 +1,7 @@
 """The data of a training run and its properties."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from ltfast.data.datasets import ImageDataset
@@ -8,7 +9,7 @@ from ltfast.data.datasets import ImageDataset
 
 @dataclass(frozen=True)
 class DataBundle:
-    """A training set and a test set with the same classes.
+    """The training, validation and test images of a data set, with the same classes.
 
     Attributes:
         train: the training images, long-tailed or not.
@@ -18,6 +19,9 @@ class DataBundle:
         channels: 1 (greyscale) or 3 (RGB).
         named: whether the classes have names; otherwise `class_names` are the labels as strings.
         left_out: one line about the files in the data set's folders that were left out and why; None without any.
+        validation: the validation images; None without any.
+        origins: where the test and the validation images come from, in a few words, by the name of the attribute; empty
+            for a source with fixed parts.
     """
 
     train: ImageDataset
@@ -28,6 +32,8 @@ class DataBundle:
     channels: int
     named: bool = True
     left_out: str | None = None
+    validation: ImageDataset | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -52,6 +58,7 @@ class DataBundle:
         """
         names = "\0".join(self.class_names).encode(errors="surrogateescape")
         digests = {"class names": sha256(names).hexdigest()[:16]}
-        for part, data in (("training", self.train), ("test", self.test)):
-            digests |= {f"{part} {name}": value for name, value in data.digests(sizes=sizes).items()}
+        for part, data in (("training", self.train), ("validation", self.validation), ("test", self.test)):
+            if data is not None:
+                digests |= {f"{part} {name}": value for name, value in data.digests(sizes=sizes).items()}
         return digests

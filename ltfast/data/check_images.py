@@ -19,6 +19,7 @@ from ltfast.errors import InputError
 from ltfast.terminal import shown
 
 _SHOWN = 5  # maximum number of images named in a message
+_SPLITS = {"train": "training images", "validation": "validation images", "test": "test images"}
 _BrokenImage = ImageDecodeError | ImageNotFoundError
 
 
@@ -26,7 +27,7 @@ def check_images(
     bundle: DataBundle,
     *,
     skip_broken: bool = False,
-    splits: Collection[Literal["train", "test"]] = ("train", "test"),
+    splits: Collection[Literal["train", "validation", "test"]] = ("train", "validation", "test"),
 ) -> DataBundle:
     """Check that images can be read, and either raise an error or skip those that cannot.
 
@@ -46,19 +47,20 @@ def check_images(
     Raises:
         ImageNotFoundError, ImageDecodeError: a file is missing or has an invalid header; the message gives their
             number.
-        InputError: `skip_broken` leaves a class without training images, or leaves no test image.
+        InputError: `skip_broken` leaves a class without training images, or leaves no validation or test image.
     """
-    return replace(
-        bundle,
-        train=_checked(bundle.train, "train", skip_broken) if "train" in splits else bundle.train,
-        test=_checked(bundle.test, "test", skip_broken) if "test" in splits else bundle.test,
-    )
+    checked: dict[str, Any] = {
+        split: _checked(images, split, skip_broken)
+        for split in splits
+        if (images := getattr(bundle, split)) is not None
+    }
+    return replace(bundle, **checked)
 
 
 def _checked(images: ImageDataset, split: str, skip_broken: bool) -> ImageDataset:
     if isinstance(images, ArrayDataset) or not (skip_broken or isinstance(images, FileDataset)):
         return images
-    what = "training images" if split == "train" else "test images"
+    what = _SPLITS[split]
     rank, world_size = (
         (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     )
@@ -111,10 +113,12 @@ def _refusal(errors: list[_BrokenImage], what: str) -> _BrokenImage:
 
 
 def _check_left(images: ImageDataset, kept: torch.Tensor, broken: dict[int, _BrokenImage], split: str) -> None:
-    """Check that the kept images include one of each class for training, or at least one for testing."""
-    if split == "test":
+    """Check that the kept images include one of each class for training, or at least one for validation or testing."""
+    if split != "train":
         if len(kept) == 0:
-            raise InputError(f"none of the {len(images):,} test images can be decoded: {next(iter(broken.values()))}")
+            raise InputError(
+                f"none of the {len(images):,} {_SPLITS[split]} can be decoded: {next(iter(broken.values()))}"
+            )
         return
     left = torch.bincount(images.labels[kept], minlength=len(images.class_names))
     emptied = [label for label in images.labels.unique().tolist() if left[label] == 0]

@@ -25,21 +25,25 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
     Attributes:
         labels: the labels, (N,) int64, in [0, C).
         class_names: the class names, length C.
+        groups: the group of each image (patient, camera, site), (N,) strings or integers; None without groups. The
+            images of a group are never split.
     """
 
     labels: Tensor
     class_names: list[str]
+    groups: NDArray[Any] | None
 
-    def __init__(self, labels: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(self, labels: Tensor, class_names: Sequence[str], groups: NDArray[Any] | None = None) -> None:
         """Create a data set.
 
         Args:
             labels: the labels, (N,), any integer dtype, in [0, C), N at least 1.
             class_names: the class names, length C.
+            groups: the group of each image, (N,) strings or integers.
 
         Raises:
-            TypeError: the labels are not integers.
-            ValueError: the labels are not one-dimensional, empty, or not in [0, C).
+            TypeError: the labels are not integers, or the groups neither strings nor integers.
+            ValueError: the labels are not one-dimensional, empty, or not in [0, C), or the groups have another shape.
         """
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
@@ -49,8 +53,13 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= len(class_names):
             raise ValueError(f"labels: expected values in [0, {len(class_names)}), got {low} to {high}")
+        if groups is not None and groups.dtype.kind not in "iuU":
+            raise TypeError(f"groups: expected strings or integers, got {groups.dtype}")
+        if groups is not None and groups.shape != labels.shape:
+            raise ValueError(f"groups: expected shape {tuple(labels.shape)} as the labels, got {groups.shape}")
         self.labels = labels.to(torch.int64)
         self.class_names = list(class_names)
+        self.groups = groups
 
     @property
     def class_counts(self) -> list[int]:
@@ -76,7 +85,10 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """A data set of the images at `indices`, (M,) int64, in that order, with the same classes."""
+        """A data set of the images at `indices`, (M,) int64, in that order, with the same classes and their groups."""
+
+    def _groups_at(self, indices: Tensor) -> NDArray[Any] | None:
+        return None if self.groups is None else self.groups[indices.numpy()]
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
         """Short hashes of the parts of the data: `labels`, and parts that identify the images, depending on the class.
@@ -94,19 +106,26 @@ class ArrayDataset(ImageDataset):
         images: the pixels, (N, H, W) or (N, H, W, 3) uint8.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: Tensor,
+        class_names: Sequence[str],
+        groups: NDArray[Any] | None = None,
+    ) -> None:
         """Create a data set from an array.
 
         Args:
             images: the pixels, (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8.
             labels: the labels, (N,), any integer dtype, in [0, C).
             class_names: the class names, length C.
+            groups: the group of each image, (N,) strings or integers.
 
         Raises:
-            TypeError: the images are not uint8 or the labels not integers.
+            TypeError: the images are not uint8, the labels not integers, or the groups neither strings nor integers.
             ValueError: a shape or a label is invalid.
         """
-        super().__init__(labels, class_names)
+        super().__init__(labels, class_names, groups)
         if images.dtype != np.uint8:
             raise TypeError(f"images: expected uint8 in 0..255, got {images.dtype}")
         if images.ndim == 4 and images.shape[3] == 1:
@@ -121,7 +140,8 @@ class ArrayDataset(ImageDataset):
         return Image.fromarray(self.images[index])
 
     def subset(self, indices: Tensor) -> "ArrayDataset":
-        return ArrayDataset(self.images[indices.numpy()], self.labels[indices], self.class_names)
+        pixels = self.images[indices.numpy()]
+        return ArrayDataset(pixels, self.labels[indices], self.class_names, self._groups_at(indices))
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
         """Hashes of `labels` and `images`. Hashing the pixels takes one to three seconds per gigabyte."""
@@ -139,19 +159,26 @@ class FileDataset(ImageDataset):
         paths: the paths of the files, length N.
     """
 
-    def __init__(self, paths: Sequence[str | Path], labels: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        labels: Tensor,
+        class_names: Sequence[str],
+        groups: NDArray[Any] | None = None,
+    ) -> None:
         """Create a data set from files.
 
         Args:
             paths: the paths of the files, length N.
             labels: the labels, (N,), any integer dtype, in [0, C).
             class_names: the class names, length C.
+            groups: the group of each image, (N,) strings or integers.
 
         Raises:
-            TypeError: the labels are not integers.
-            ValueError: a label is invalid, or the numbers of paths and labels differ.
+            TypeError: the labels are not integers, or the groups neither strings nor integers.
+            ValueError: a label is invalid, or the numbers of paths, labels and groups differ.
         """
-        super().__init__(labels, class_names)
+        super().__init__(labels, class_names, groups)
         if len(paths) != len(labels):
             raise ValueError(f"paths: expected as many as labels, got {len(paths)} paths and {len(labels)} labels")
         self.paths = [str(path) for path in paths]
@@ -170,7 +197,8 @@ class FileDataset(ImageDataset):
         check_header(lambda: open_regular(path), lambda: path)
 
     def subset(self, indices: Tensor) -> "FileDataset":
-        return FileDataset([self.paths[i] for i in indices.tolist()], self.labels[indices], self.class_names)
+        paths = [self.paths[i] for i in indices.tolist()]
+        return FileDataset(paths, self.labels[indices], self.class_names, self._groups_at(indices))
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
         """Hashes of `labels`, `file names` relative to the deepest common folder, and `file sizes`."""
@@ -189,7 +217,14 @@ class ReaderDataset(ImageDataset):
         positions: the index of each image in the reader, (N,) int64.
     """
 
-    def __init__(self, reader: Any, positions: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        reader: Any,
+        positions: Tensor,
+        labels: Tensor,
+        class_names: Sequence[str],
+        groups: NDArray[Any] | None = None,
+    ) -> None:
         """Create a data set from a reader.
 
         Args:
@@ -197,12 +232,13 @@ class ReaderDataset(ImageDataset):
             positions: the index of each image in the reader, (N,) int64.
             labels: the labels, (N,), any integer dtype, in [0, C).
             class_names: the class names, length C.
+            groups: the group of each image, (N,) strings or integers.
 
         Raises:
-            TypeError: the labels are not integers.
-            ValueError: a label is invalid.
+            TypeError: the labels are not integers, or the groups neither strings nor integers.
+            ValueError: a label is invalid, or the number of groups differs.
         """
-        super().__init__(labels, class_names)
+        super().__init__(labels, class_names, groups)
         self.reader = reader
         self.positions = positions
 
@@ -211,7 +247,8 @@ class ReaderDataset(ImageDataset):
         return decode(lambda: self.reader[position][0], lambda: f"{self.reader.filename(position)} (number {position})")
 
     def subset(self, indices: Tensor) -> "ReaderDataset":
-        return ReaderDataset(self.reader, self.positions[indices], self.labels[indices], self.class_names)
+        groups = self._groups_at(indices)
+        return ReaderDataset(self.reader, self.positions[indices], self.labels[indices], self.class_names, groups)
 
 
 def _digest(array: NDArray[Any]) -> str:

@@ -1,6 +1,7 @@
 """Checks the user's files, and reads text files line by line."""
 
 import codecs
+import os
 import re
 import stat
 from pathlib import Path
@@ -108,3 +109,20 @@ def read_lines(name: str, path: Path) -> list[str]:
         line = next(number for number, line in enumerate(lines, 1) if "\0" in line)
         raise InputError(f"{path}:{line}: expected text in UTF-8, got a null character; convert the file to UTF-8")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def image_path(root: Path, file: str, where: str) -> str:
+    """The path of an image that a file names.
+
+    Args:
+        root: the folder of the images.
+        file: the path of the image, relative to `root`.
+        where: the place of the path in the file; a message begins with it.
+
+    Raises:
+        InputError: the path has backslashes instead of slashes.
+    """
+    image = os.path.join(root, file)
+    if "\\" in file and os.sep != "\\" and not os.path.isfile(image):
+        raise InputError(f"{where}: expected / as separator, got {file!r}, which does not exist")
+    return image

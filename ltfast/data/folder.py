@@ -16,59 +16,92 @@ from ltfast.errors import InputError, InputNotFoundError
 _EXAMPLES = 3  # number of examples in a message
 
 
-def read_folder(root: Path, train: Sequence[str] = ("train",), held_out: Sequence[str] = ("test", "val")) -> Splits:
-    """Read the images below a folder that has a training part and a test part, each with one folder per class.
+def read_folder(
+    root: Path,
+    train: Sequence[str] = ("train",),
+    held_out: Sequence[str] = ("test", "val"),
+    validation: Sequence[str] = ("val",),
+    *,
+    test_needed: bool = True,
+) -> Splits:
+    """Read the images below a folder that has a training and a test part, each with one folder per class.
 
     The classes are the folders of the training part, sorted by name. The images of a class are the files in its folder
     and its subfolders whose extension is in `ltfast.data.formats`. Links to files are followed, wherever they lead.
-    `root` and its two parts may be links.
+    `root` and its parts may be links.
 
     Hidden files and folders (`.name`), files without an image extension, files next to the class folders, and special
     files (FIFOs, sockets, devices) are left out; `left_out` counts them.
 
     Args:
         root: the folder.
-        train, held_out: candidate names of the folders of the two parts; the first that exists is used.
+        train, held_out: candidate names of the folders of the training and the test part; the first that exists is
+            used.
+        validation: candidate names of the folder of the validation part, which may be missing. A folder that is the
+            test part is not used.
+        test_needed: whether the test part must exist. If not, the training part may also be `root` itself, where `root`
+            has none of these folders.
 
     Raises:
-        InputNotFoundError: a folder is missing, or there are no test images.
+        InputNotFoundError: a folder is missing, or there are no test or validation images.
         InputError: a class has no training images, or has images in several subfolders but none in their common parent;
-            the test part has other classes; a link leads to a folder outside `root`, or to one that is read anyway; a
+            another part has other classes; a link leads to a folder outside `root`, or to one that is read anyway; a
             folder cannot be read.
     """
-    parts = [_first_folder(root, names, train, held_out) for names in (train, held_out)]
-    walk = _Walk(root, parts)
-    names, files = walk.classes(parts[0])
-    present, test_files = walk.classes(parts[1])
+    train_folder, test_folder = _first_folder(root, train), _first_folder(root, held_out)
+    others = [name for name in validation if test_folder is None or root / name != test_folder]
+    validation_folder = _first_folder(root, others)
+    if train_folder is None and test_folder is None and not test_needed and root.is_dir():
+        train_folder = root
+    if train_folder is None or (test_folder is None and test_needed):
+        missing = (root / (train if train_folder is None else held_out)[-1]) if root.is_dir() else root
+        raise InputNotFoundError(
+            f"folder: no folder {missing}; expected {_names(train)} and {_names(held_out)} in {root}; with "
+            f"--test-fraction, {_names(train)} alone or one folder per class in {root}"
+        )
+    walk = _Walk(root, [part for part in (train_folder, test_folder, validation_folder) if part not in (None, root)])
+    names, files = walk.classes(train_folder)
     if not names:
-        raise InputError(f"{parts[0]}: expected a folder for each class, got none")
+        raise InputError(f"{train_folder}: expected a folder for each class, got none")
     empty = [name for name in names if not files[name]]
     if empty:
-        shown = ", ".join(f"{name} ({_content(parts[0] / name)})" for name in empty[:5])
+        shown = ", ".join(f"{name} ({_content(train_folder / name)})" for name in empty[:5])
         raise InputError(
             f"folder:{root}: expected training images of all {len(names)} classes, but {len(empty)} have none: {shown}"
             f"{', ...' if len(empty) > 5 else ''}; images are files of the formats {', '.join(FORMATS)}"
         )
-    unknown = sorted(set(present) - set(names))
-    if unknown:
-        raise InputError(f"{parts[1]}: expected the classes of {parts[0]}, got further classes {unknown[:5]}")
-    if not any(test_files.values()):
-        raise InputNotFoundError(f"{parts[1]}: expected test images, got none")
 
     def split(files: dict[str, list[str]]) -> FileDataset:
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
         return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
 
-    return Splits(split(files), split(test_files), left_out=walk.left_out())
+    def other(folder: Path | None, what: str) -> FileDataset | None:
+        if folder is None:
+            return None
+        present, files = walk.classes(folder)
+        if unknown := sorted(set(present) - set(names)):
+            raise InputError(f"{folder}: expected the classes of {train_folder}, got further classes {unknown[:5]}")
+        if not any(files.values()):
+            raise InputNotFoundError(f"{folder}: expected {what} images, got none")
+        return split(files)
+
+    folders = {"test": test_folder, "validation": validation_folder}
+    parts = {what: other(folder, what) for what, folder in folders.items()}
+    return Splits(
+        split(files),
+        parts["test"],
+        validation=parts["validation"],
+        left_out=walk.left_out(),
+        origins={what: f"{folder.name}/" for what, folder in folders.items() if folder is not None},
+    )
 
 
-def _first_folder(root: Path, names: Sequence[str], *all_names: Sequence[str]) -> Path:
-    folder = next((root / name for name in names if (root / name).is_dir()), root / names[-1])
-    if not folder.is_dir():
-        expected = " and ".join(" or ".join(f"{name}/" for name in part) for part in all_names)
-        missing = folder if root.is_dir() else root
-        raise InputNotFoundError(f"folder: no folder {missing}; expected {expected} in {root}")
-    return folder
+def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _names(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}/" for name in names)
 
 
 def _content(folder: Path) -> str:
@@ -84,7 +117,8 @@ class _Walk:
     def __init__(self, root: Path, parts: Sequence[Path]) -> None:
         self.root = root
         self.inside = [os.path.realpath(folder) for folder in (root, *parts)]  # where links may lead
-        self.seen = {self.inside[0]: str(root)}  # real path of each visited folder -> path by which it was reached
+        # real path of each visited folder -> path by which it was reached; without parts, the root is itself visited
+        self.seen = {self.inside[0]: str(root)} if parts else {}
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
 

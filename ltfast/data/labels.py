@@ -1,12 +1,14 @@
 """Checks labels from the user's files, and derives the classes from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltfast.errors import InputError
+
+_SHOWN = 5  # maximum number of class names in a message
 
 
 def check_labels(labels: NDArray[np.integer[Any]], limit: int, why: str, name: Callable[[int], str]) -> None:
@@ -43,3 +45,28 @@ def numbered_classes(labels: NDArray[np.integer[Any]], name: Callable[[int], str
     """
     check_labels(labels, len(labels), "the number of training images, since each class needs one", name)
     return [str(label) for label in range(int(labels.max()) + 1)]
+
+
+def named_labels(
+    labels: Sequence[str], class_names: Sequence[str], expected: str, name: Callable[[int], str]
+) -> NDArray[np.int64]:
+    """The positions of labels, which are words, among the class names.
+
+    Args:
+        labels: length N.
+        class_names: the class names, without repetition, length C.
+        expected: a description of the class names, for the message.
+        name: maps the position of a label to its name; the message begins with it.
+
+    Returns:
+        (N,) int64, in [0, C).
+
+    Raises:
+        InputError: a label is no class name.
+    """
+    numbers = {class_name: number for number, class_name in enumerate(class_names)}
+    for position, label in enumerate(labels):
+        if label not in numbers:
+            known = ", ".join(map(repr, class_names[:_SHOWN])) + (", ..." if len(class_names) > _SHOWN else "")
+            raise InputError(f"{name(position)}: expected {expected} ({known}), got {label!r}")
+    return np.array([numbers[label] for label in labels], np.int64)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltfast.data.datasets import FileDataset
-from ltfast.data.files import check_file, read_lines
+from ltfast.data.files import check_file, image_path, read_lines
 from ltfast.data.labels import check_labels, numbered_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
@@ -24,34 +24,49 @@ class _List(NamedTuple):
     lines: list[int]  # line number of each image
 
 
-def read_lists(path: Path, root: Path) -> Splits:
-    """Read the images in a training list and in the test list in the same folder.
+def read_lists(path: Path, root: Path, test: Path | None = None, *, test_needed: bool = True) -> Splits:
+    """Read the images in a training list, in a test list, and in a validation list if there is one.
 
     Args:
-        path: the training list. The test list has "test" or "val" in its name in place of "train".
+        path: the training list. If its name contains "train", lists in the same folder that have "test" or "val" in its
+            place are the test list and the validation list; if only one of them exists, it is the test list.
         root: the folder of the images.
+        test: the test list; None means the one in the same folder.
+        test_needed: whether there must be a test list.
 
     Raises:
         InputNotFoundError: a list is missing, or the first image of a list.
         InputError: a list cannot be read, or a line has no path and label; the message names the line.
     """
-    if "train" not in path.name:
-        raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
     check_file("source", path)
-    before, _, after = path.name.rpartition("train")
-    candidates = [path.with_name(before + part + after) for part in ("test", "val")]
-    held_out = next((file for file in candidates if os.path.lexists(file)), None)
-    if held_out is None:
+    before, train, after = path.name.rpartition("train")
+    neighbours = [path.with_name(before + part + after) for part in ("test", "val")] if train else []
+    if test is not None:
+        check_file("test", test)
+    elif (test := next((file for file in neighbours if os.path.lexists(file)), None)) is None and test_needed:
+        expected = f"next to {path}: {' or '.join(file.name for file in neighbours)}" if train else f"for {path}"
         raise InputNotFoundError(
-            f"list: expected a test list next to {path}: {candidates[0].name} or {candidates[1].name}"
+            f"list: expected a test list {expected}; give a list with --test, or a share of the images with "
+            "--test-fraction"
         )
-    train, test = _read(path, root), _read(held_out, root)
-    names = numbered_classes(train.labels, lambda position: f"{path}:{train.lines[position]}")
-    check_labels(test.labels, len(names), f"as in {path}", lambda position: f"{held_out}:{test.lines[position]}")
+    files = {} if test is None else {"test": test}
+    if neighbours and neighbours[1] != test and os.path.lexists(neighbours[1]):
+        files["validation"] = neighbours[1]
+    own = _read(path, root)
+    names = numbered_classes(own.labels, lambda position: f"{path}:{own.lines[position]}")
+
+    def other(file: Path) -> FileDataset:
+        read = _read(file, root)
+        check_labels(read.labels, len(names), f"as in {path}", lambda position: f"{file}:{read.lines[position]}")
+        return FileDataset(read.paths, torch.from_numpy(read.labels), names)
+
+    parts = {what: other(file) for what, file in files.items()}
     return Splits(
-        FileDataset(train.paths, torch.from_numpy(train.labels), names),
-        FileDataset(test.paths, torch.from_numpy(test.labels), names),
+        FileDataset(own.paths, torch.from_numpy(own.labels), names),
+        parts.get("test"),
         named=False,
+        validation=parts.get("validation"),
+        origins={what: file.name for what, file in files.items()},
     )
 
 
@@ -67,10 +82,7 @@ def _read(path: Path, root: Path) -> _List:
             raise InputError(f"{path}:{number}: expected a path and a label of at least 0, got {line[:200]!r}")
         if len(label) > _DIGITS:
             raise InputError(f"{path}:{number}: expected a label of at most {_DIGITS} digits, got {len(label)}")
-        image = os.path.join(root, file)
-        if "\\" in file and os.sep != "\\" and not os.path.isfile(image):
-            raise InputError(f"{path}:{number}: expected / as separator, got {file!r}, which does not exist")
-        paths.append(image)
+        paths.append(image_path(root, file, f"{path}:{number}"))
         labels.append(int(label))
         numbers.append(number)
     if not paths:

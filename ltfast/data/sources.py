@@ -1,10 +1,10 @@
 """Data sets by name: `load("cifar10", imbalance=100)`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from ltfast.data.folder import read_folder
 from ltfast.data.labels import check_labels, numbered_classes
 from ltfast.data.lists import read_lists
 from ltfast.data.long_tail import Profile, long_tail_indices
+from ltfast.data.partition import partition
 from ltfast.data.splits import Splits
+from ltfast.data.table import read_table
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, UserError
 from ltfast.network import hub_unreachable, reachable, seconds
 
@@ -31,7 +33,8 @@ SOURCES = """\
   cifar10        downloaded by torchvision
   cifar100       downloaded by torchvision
   npz:FILE       arrays x_train, y_train, x_test, y_test
-  folder:DIR     DIR/train and DIR/test or DIR/val, with one folder per class
+  folder:DIR     DIR/train and DIR/test or DIR/val, with one folder per class; or these folders in DIR itself
+  csv:FILE       a header with the columns path and label, and split and group where they are known
   list:FILE      one path and label per line, such as ImageNet_LT_train.txt; paths are relative to root
   torch/NAME     torchvision's data sets, through timm: torch/fashion_mnist, torch/places365, torch/imagenet, ...
   hfds/NAME      Hugging Face's data sets, through timm"""
@@ -54,10 +57,19 @@ def load(
     *,
     imbalance: float | None = None,
     profile: Profile = "exponential",
-    root: str | Path = "data",
+    root: str | Path | None = None,
     class_names: str | Path | None = None,
+    test: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    validation: float | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
 ) -> DataBundle:
-    """Load a data set, and optionally subsample its training images to a long tail.
+    """Load a data set, and optionally subsample its training images to a long tail, and take images for validation and
+    testing from them.
+
+    First, `test_fraction` takes test images from the training images; then `imbalance` subsamples these; then
+    `validation` takes validation images from those that are left, which therefore have the same long tail.
 
     Args:
         source: one of
@@ -66,13 +78,18 @@ def load(
               testing.
             - `cifar10`, `cifar100`: torchvision's data sets, from the folder `root`; downloaded to it if missing.
             - `npz:FILE`: `x_train` and `x_test`, (N, H, H), (N, H, H, 1) or (N, H, H, 3) uint8; `y_train` and `y_test`,
-              (N,) or (N, 1) integers. The classes are 0 to the largest training label.
-            - `folder:DIR`: `DIR/train` and `DIR/test` (or `DIR/val` if there is no `DIR/test`), each with one folder
-              per class. The classes are sorted by name. See `ltfast.data.folder` for links and nested folders.
+              (N,) or (N, 1) integers or strings; and possibly `class_names`, (C,) strings. See
+              `ltfast.data.arrays.read_npz`.
+            - `folder:DIR`: `DIR/train` and `DIR/test`, and possibly `DIR/val`, each with one folder per class.
+              `DIR/val` has the validation images, or the test images if there is no `DIR/test`. With `test_fraction`,
+              `DIR/train` alone, or the folders of the classes in `DIR`. The classes are sorted by name. See
+              `ltfast.data.folder` for links and nested folders.
+            - `csv:FILE`: a table with a header and one image per line; see `ltfast.data.table.read_table`.
             - `list:FILE`: lists such as those of ImageNet-LT, Places-LT and iNaturalist, with one `path label` per line
               and paths relative to `root`. The last space or tab separates the label. The encoding is UTF-8, unless a
-              byte-order mark gives another. FILE must have "train" in its name; the test list is the file in the same
-              folder with "test" (or else "val") instead (`ImageNet_LT_train.txt`, `ImageNet_LT_test.txt`).
+              byte-order mark gives another. If FILE has "train" in its name, the test list is the file in the same
+              folder with "test" (or else "val") instead (`ImageNet_LT_train.txt`, `ImageNet_LT_test.txt`); if both
+              exist, "val" is the validation list.
             - `torch/NAME`, `hfds/NAME`: data sets of `timm.data.create_dataset` with random access, from the folder
               `root`. The training split is "train". The test split is torchvision's own; for `hfds/` it is
               "validation", or "test" if there is no "validation".
@@ -80,9 +97,17 @@ def load(
         imbalance: the ratio of the counts of the largest and the smallest class, at least 1; None keeps all images.
             The test images are never subsampled.
         profile: the shape of the long tail, "exponential" or "pareto"; see `ltfast.data.long_tail`.
-        root: folder of the images or downloads; used by `cifar10`, `cifar100`, `list:`, `torch/` and `hfds/`.
+        root: folder of the images or downloads; used by `cifar10`, `cifar100`, `csv:`, `list:`, `torch/` and `hfds/`.
+            None means the folder of the file for `csv:`, and the folder `data` for the others.
         class_names: a text file with one class name per line, line k + 1 for label k, for sources whose classes are
-            only numbered: `npz:`, `list:`, and `hfds/` without names.
+            only numbered: `npz:`, `csv:`, `list:`, and `hfds/` without names.
+        test: the test list, for `list:`.
+        columns: the names of the columns `path`, `label`, `split` and `group` in the table, where they differ; for
+            `csv:`.
+        validation: the share of the training images to use for validation, above 0 and below 1; see
+            `ltfast.data.partition`. None uses the validation images of the source, if it has any.
+        test_fraction: the share of the training images to use for testing, for a source without test images.
+        seed: the seed by which images are taken for validation and testing.
 
     Returns:
         The bundle. For `cifar10` and `cifar100`, `mean` and `std` are those of CIFAR-10. For other images in arrays,
@@ -91,20 +116,62 @@ def load(
 
     Raises:
         InputError: the source is unknown or malformed, there is only one class, a class has no training images, the
-            images cannot be subsampled, or `class_names` does not match the classes.
+            images cannot be subsampled or split, the source already has the part to be taken, `class_names` does not
+            match the classes, or the source does not use `test` or `columns`.
         InputTypeError: an array has the wrong dtype.
         InputNotFoundError: a file or folder is missing, or could not be downloaded.
         PackageError: `hfds/` needs Hugging Face's package `datasets`, which is not installed.
     """
-    splits = _splits(source, Path(root).expanduser())
+    if test is not None and not source.startswith("list:"):
+        raise InputError(f"expected none, since only list: has a test list, got {test}", name="test")
+    if columns is not None and not source.startswith("csv:"):
+        raise InputError(f"expected none, since only csv: has columns, got {dict(columns)}", name="columns")
+    splits = _splits(source, root_of(source, root), test, columns, test_needed=test_fraction is None)
     if class_names is not None:
         splits = _named(splits, Path(class_names).expanduser(), source)
-    train, test = splits.train, splits.test
     _check_classes(source, splits)
+    if test_fraction is not None:
+        splits = _take("test", "test_fraction", test_fraction, splits, source, seed)
     if imbalance is not None:
-        train = train.subset(long_tail_indices(train.labels, len(train.class_names), imbalance, profile))
-    size, statistics = _size_and_statistics(source, train)
-    return DataBundle(train, test, *statistics, size, len(statistics[0]), named=splits.named, left_out=splits.left_out)
+        train = splits.train
+        kept = long_tail_indices(train.labels, len(train.class_names), imbalance, profile)
+        splits = splits._replace(train=train.subset(kept))
+    if validation is not None:
+        splits = _take("validation", "validation", validation, splits, source, seed)
+    assert splits.test is not None  # a source without test images is an error unless they are taken
+    size, statistics = _size_and_statistics(source, splits.train)
+    return DataBundle(
+        splits.train,
+        splits.test,
+        *statistics,
+        size,
+        len(statistics[0]),
+        named=splits.named,
+        left_out=splits.left_out,
+        validation=splits.validation,
+        origins=splits.origins,
+    )
+
+
+def _take(
+    part: Literal["test", "validation"], name: str, fraction: float, splits: Splits, source: str, seed: int
+) -> Splits:
+    """Take the images of a part from the training images; `name` is the setting with their share."""
+    if getattr(splits, part) is not None:
+        raise InputError(f"expected none, since {source} has {part} images, got {fraction:g}", name=name)
+    train = splits.train
+    left, taken = partition(train.labels, fraction, groups=train.groups, seed=seed, name=name)
+    origin = f"{fraction:g} of the training images{'' if train.groups is None else ', whole groups'}"
+    changed: dict[str, Any] = {"train": train.subset(left), part: train.subset(taken)}
+    return splits._replace(**changed, origins={**splits.origins, part: origin})
+
+
+def root_of(source: str, root: str | Path | None) -> Path:
+    """The folder of the images or downloads of a source; `root` unless it is None. See `load`."""
+    if root is not None:
+        return Path(root).expanduser()
+    kind, _, name = source.partition(":")
+    return Path(name).expanduser().parent if kind == "csv" else Path("data")
 
 
 def _size_and_statistics(source: str, train: ImageDataset) -> tuple[int, Statistics]:
@@ -146,8 +213,9 @@ def _named(splits: Splits, path: Path, source: str) -> Splits:
         raise InputError(f"expected none, since the classes of {source} have names, got {path}", name="class_names")
     names = read_class_names(path)
     check_length(path, names, len(splits.train.class_names), source)
-    train, test = (with_classes(images, images.labels, names) for images in (splits.train, splits.test))
-    return splits._replace(train=train, test=test, named=True)
+    parts: dict[str, Any] = {"train": splits.train, "test": splits.test, "validation": splits.validation}
+    named = {part: images and with_classes(images, images.labels, names) for part, images in parts.items()}
+    return splits._replace(**named, named=True)
 
 
 def _check_classes(source: str, splits: Splits) -> None:
@@ -157,7 +225,7 @@ def _check_classes(source: str, splits: Splits) -> None:
     empty = [label for label, count in enumerate(train.class_counts) if count == 0]
     if empty:
         names = ", ".join(train.class_names[label] for label in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        numbered = source.startswith(("npz:", "list:"))
+        numbered = source.startswith(("npz:", "csv:", "list:"))
         hint = "; do its labels start at 1? They should start at 0" if numbered and empty == [0] else ""
         raise InputError(
             f"{source}: expected training images of all {len(train.class_names)} classes, but {len(empty)} have none: "
@@ -165,7 +233,9 @@ def _check_classes(source: str, splits: Splits) -> None:
         )
 
 
-def _splits(source: str, root: Path) -> Splits:
+def _splits(
+    source: str, root: Path, test: str | Path | None, columns: Mapping[str, str] | None, *, test_needed: bool
+) -> Splits:
     kind, _, name = source.partition(":")
     if source == "digits":
         return _digits()
@@ -174,11 +244,14 @@ def _splits(source: str, root: Path) -> Splits:
     if kind == "npz" and name:
         return read_npz(Path(name).expanduser())
     if kind == "folder" and name:
-        return read_folder(Path(name).expanduser())
+        return read_folder(Path(name).expanduser(), test_needed=test_needed)
+    if kind == "csv" and name:
+        return read_table(Path(name).expanduser(), root, columns, test_needed=test_needed)
     if kind == "list" and name:
-        return read_lists(Path(name).expanduser(), root)
+        given = None if test is None else Path(test).expanduser()
+        return read_lists(Path(name).expanduser(), root, given, test_needed=test_needed)
     if source.startswith("torch/"):
-        return _timm_torch(source, root)
+        return _timm_torch(source, root, test_needed=test_needed)
     if source.startswith("hfds/"):
         return _timm_hfds(source, root)
     if source.startswith(("hfids/", "tfds/", "wds/")):
@@ -231,9 +304,10 @@ def _cifar(name: str, root: Path) -> Splits:
     return Splits(split(True), split(False))
 
 
-def _timm_torch(name: str, root: Path) -> Splits:
+def _timm_torch(name: str, root: Path, *, test_needed: bool) -> Splits:
     if name in ("torch/image_folder", "torch/folder"):  # read as folder:, but with timm's names of the parts
-        return read_folder(root, ("train", "training"), ("val", "valid", "eval", "evaluation", "validation"))
+        held_out = ("val", "valid", "eval", "evaluation", "validation")
+        return read_folder(root, ("train", "training"), held_out, (), test_needed=test_needed)
 
     def split(part: str) -> ImageDataset:
         try:

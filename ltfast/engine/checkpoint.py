@@ -54,6 +54,16 @@ _SCHEMA = record(
                 "image_size": integer(1, 2**16),
                 "channels": integer(1, 2**8),
                 "digests": mapping(text),
+                "parts": record(
+                    {},
+                    {
+                        "test": text,
+                        "columns": mapping(text),
+                        "validation": number(0, 1),
+                        "test_fraction": number(0, 1),
+                        "seed": integer(0),
+                    },
+                ),
             },
         ),
         "position": record({"stage": integer(0), "epoch": integer(0), "step": integer(0)}),

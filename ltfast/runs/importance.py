@@ -18,7 +18,7 @@ from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
-from ltfast.runs.restore import restore
+from ltfast.runs.restore import parts_of, restore
 
 
 def measure(
@@ -62,11 +62,12 @@ def measure(
         imbalance=settings["imbalance"],
         profile=settings["profile"],
         root=facts["root"] if root is None else root,
+        **parts_of(facts),
     )
     if settings.get("skip_broken", False):
         bundle = check_images(bundle, skip_broken=True, splits=["train"])
     names = facts["class_names"]
-    ignored = ("test ",) if bundle.named else ("test ", "class names")  # numbers may have been given names
+    ignored = ("test ", "validation ") if bundle.named else ("test ", "validation ", "class names")  # maybe named since
     now = {"digests": bundle.digests(), "class_names": bundle.class_names}
     changed = [part for part in changed_data(facts, now) if not part.startswith(ignored)]
     if changed or bundle.class_counts != facts["class_counts"]:

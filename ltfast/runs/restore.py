@@ -9,6 +9,7 @@ import torch
 
 from ltfast.data import DataBundle, check_images, load
 from ltfast.data.class_names import with_classes
+from ltfast.data.sources import root_of
 from ltfast.engine import Plan, Predictor, RunSettings, schema
 from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
 from ltfast.engine.identity import changed_data
@@ -21,6 +22,7 @@ from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
+_PARTS = ("test", "columns", "validation", "test_fraction", "seed")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,29 @@ class Trained:
     left_out: str | None
 
 
-def facts_of(bundle: DataBundle, source: str, root: str | Path, *, sizes: bool = True) -> dict[str, Any]:
-    """A description of the training data in plain values, for `restore`. For `sizes` see `ImageDataset.digests`."""
+def facts_of(
+    bundle: DataBundle,
+    source: str,
+    root: str | Path | None,
+    parts: Mapping[str, Any] | None = None,
+    *,
+    sizes: bool = True,
+) -> dict[str, Any]:
+    """A description of the training data in plain values, for `restore`.
+
+    Args:
+        bundle: the data.
+        source, root: see `ltfast.data.load`.
+        parts: those of its arguments `test`, `columns`, `validation`, `test_fraction` and `seed` that were given.
+        sizes: see `ImageDataset.digests`.
+    """
+    parts = dict(parts or {})
+    if "test" in parts:
+        parts["test"] = _absolute(parts["test"])
     return {
         "source": _absolute_source(source),
-        "root": _absolute(root),
+        "root": _absolute(root_of(source, root)),
+        "parts": parts,
         "class_names": bundle.class_names,
         "named": bundle.named,
         "class_counts": bundle.class_counts,
@@ -107,7 +127,9 @@ def restore(
     settings, facts = _checked_content(checkpoint, saved)
     source = facts["source"] if source is None else source
     own = _absolute_source(source) == facts["source"]
-    bundle = _load_data(checkpoint, source, facts["root"] if root is None else root, own=own)
+    if root is None and (own or not source.startswith("csv:")):  # the paths in a table are relative to the table
+        root = facts["root"]
+    bundle = _load_data(checkpoint, source, root, parts_of(facts) if own else {}, own=own)
     if settings.get("skip_broken", False) if skip_broken is None else skip_broken:
         bundle = check_images(bundle, skip_broken=True, splits=["test"])
     if own and rank == 0:
@@ -130,7 +152,8 @@ def restore(
     # A placeholder with the training labels and test images: building a method does not load any of its images.
     counts = torch.tensor(facts["class_counts"])
     train = with_classes(test, torch.repeat_interleave(torch.arange(len(counts)), counts), classes)
-    bundle = replace(bundle, train=train, test=test, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    bundle = replace(bundle, train=train, validation=None, test=test, mean=mean, std=std)
 
     context = BuildContext(run, rank, world_size, batch_size)
     plan, size = _rebuild(checkpoint, saved, settings, facts, bundle, context, aggregate)
@@ -148,10 +171,20 @@ def restore(
     return Trained(plan, stage, source, settings, facts, size, unfinished, bundle.left_out)
 
 
-def _load_data(checkpoint: Path, source: str, root: str | Path, *, own: bool) -> DataBundle:
+def parts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with which `ltfast.data.load` divides a run's data into the same parts as for its training."""
+    parts = facts.get("parts", {})  # older checkpoints lack it
+    return {name: parts[name] for name in _PARTS if name in parts}
+
+
+def _load_data(
+    checkpoint: Path, source: str, root: str | Path | None, parts: Mapping[str, Any], *, own: bool
+) -> DataBundle:
     """The data of a source; an error about the run's own source is an error about its checkpoint."""
+    # test images are taken before the long tail and the validation images, which do not matter here
+    options = {name: value for name, value in parts.items() if name != "validation"}
     try:
-        return load(source, root=root)
+        return load(source, root=root, **options)
     except (InputError, InputTypeError, InputNotFoundError) as error:
         if not own:
             raise
@@ -230,4 +263,4 @@ def _absolute(path: str | Path) -> str:
 def _absolute_source(source: str) -> str:
     """The source with an absolute path, so that it does not depend on the current folder."""
     kind, _, name = source.partition(":")
-    return f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "list") else source
+    return f"{kind}:{_absolute(name)}" if kind in ("npz", "folder", "csv", "list") else source

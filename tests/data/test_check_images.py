@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,11 +74,18 @@ def bundle(paths):
     return bundle_of(FileDataset(paths, LABELS, NAMES), FileDataset(paths[:4], LABELS[:4], NAMES))
 
 
+@pytest.fixture
+def with_validation(bundle):
+    return replace(bundle, validation=bundle.train.subset(torch.arange(5)))
+
+
 @pytest.mark.parametrize("skip_broken", [False, True])
-def test_good_images_stay_as_they_are(bundle, skip_broken, capsys):
+def test_good_images_stay_as_they_are(with_validation, skip_broken, capsys):
+    bundle = with_validation
     checked = check_images(bundle, skip_broken=skip_broken)
     assert checked.train is bundle.train
     assert checked.test is bundle.test
+    assert checked.validation is bundle.validation
     assert capsys.readouterr().out == ""
 
 
@@ -91,14 +99,17 @@ def test_good_images_stay_as_they_are(bundle, skip_broken, capsys):
         (missing, ImageNotFoundError, "no image file"),
     ],
 )
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_wrong_header_is_refused_and_nothing_decoded(fault, error, message, split, bundle, paths, monkeypatch):
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_wrong_header_is_refused_and_nothing_decoded(
+    fault, error, message, split, with_validation, paths, monkeypatch
+):
+    bundle = with_validation
     fault(paths[3])
     monkeypatch.setattr(FileDataset, "image", None)
     with pytest.raises(error, match=message) as caught:
         check_images(bundle, splits=[split])
     assert str(paths[3]) in str(caught.value)
-    number = {"train": "12 training", "test": "4 test"}[split]
+    number = {"train": "12 training", "validation": "5 validation", "test": "4 test"}[split]
     assert f"(1 of {number} images; --skip-broken leaves out what cannot be decoded)" in str(caught.value)
     if split == "train":
         assert check_images(bundle_of(bundle.train.subset(torch.tensor([2, 4]))), splits=["test"])
@@ -161,6 +172,18 @@ def test_a_class_without_images_is_refused_by_name(bundle, paths):
         check_images(bundle, skip_broken=True)
     with pytest.raises(InputError, match=r"none of the 4 test images can be decoded: cannot decode image .*0\.png"):
         check_images(bundle, skip_broken=True, splits=["test"])
+
+
+def test_validation_images_are_left_out_too(with_validation, paths, capsys):
+    cut_off(paths[4])
+    checked = check_images(with_validation, skip_broken=True, splits=["validation"])
+    assert [path[-5:] for path in checked.validation.paths] == [f"{i}.png" for i in range(4)]
+    assert checked.train is with_validation.train
+    assert "left out 1 of 5 validation images:" in capsys.readouterr().out
+    for path in paths[:4]:
+        cut_off(path)
+    with pytest.raises(InputError, match=r"none of the 5 validation images can be decoded: cannot .*0\.png"):
+        check_images(with_validation, skip_broken=True, splits=["validation"])
 
 
 def test_arrays_are_not_looked_at_and_readers_only_to_skip(paths, monkeypatch):

@@ -177,8 +177,36 @@ def test_npz(tmp_path, shape, channels, column, dtype):
     [
         ({"y_test": None}, ValueError, r"expected the arrays x_train, y_train, x_test, y_test, got \['x_train'"),
         ({"x_train": noise(12, 6, 6, 3) / 255}, TypeError, "train: images: expected uint8 in 0..255, got float64"),
-        ({"y_train": np.arange(12) / 3}, TypeError, "y_train: expected integers, got float64"),
+        ({"y_train": np.arange(12) / 3}, TypeError, "y_train: expected integers or strings, got float64"),
         ({"y_test": np.array(list("abcabc"))}, TypeError, "y_test: expected integers, got <U1"),
+        (
+            {"y_train": np.array(list("abc") * 4), "y_test": np.array(list("abcabd"))},
+            ValueError,
+            r"y_test\[5\]: expected a label of y_train \('a', 'b', 'c'\), got 'd'",
+        ),
+        ({"y_train": np.array(list("abc") * 4)}, TypeError, "y_test: expected strings, got int64"),
+        ({"class_names": np.arange(3)}, TypeError, "class_names: expected strings, got int64"),
+        (
+            {"class_names": np.array(["a", "b", "a"])},
+            ValueError,
+            r"class_names: expected shape \(C,\) .* each name once",
+        ),
+        ({"class_names": np.array([["a", "b", "c"]])}, ValueError, r"class_names: expected shape \(C,\)"),
+        (
+            {"class_names": np.array(["a", "b"])},
+            ValueError,
+            r"y_train\[2\]: expected a label below 2, the length of class_names, got 2",
+        ),
+        (
+            {"class_names": np.array(list("abcd"))},
+            ValueError,
+            "expected training images of all 4 classes, but 1 have none: d$",
+        ),
+        (
+            {"class_names": np.array(["a", "b"]), "y_train": np.array(list("abc") * 4)},
+            TypeError,
+            "y_test: expected strings, got int64",
+        ),
         ({"y_test": np.array([0, None] * 3)}, ValueError, "y_test cannot be read .*allow_pickle"),
         ({"y_train": np.arange(11) % 3}, ValueError, "train: images: expected as many .* 12 images and 11 labels"),
         ({"y_test": np.eye(6, dtype=int)}, ValueError, r"y_test: expected shape \(N,\) .* got \(6, 6\)"),
@@ -206,6 +234,30 @@ def test_npz(tmp_path, shape, channels, column, dtype):
 def test_bad_npz(tmp_path, changed, error, message):
     with pytest.raises(error, match=message):
         load(save(tmp_path, arrays(**changed)))
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_npz_with_words_as_labels(tmp_path, column):
+    words = {"y_train": np.array(["bee", "ant", "cow"] * 4), "y_test": np.array(["cow", "bee", "ant"] * 2)}
+    content = {name: labels[:, None] if column else labels for name, labels in words.items()}
+    bundle = load(save(tmp_path, arrays(**content)))
+    assert (bundle.class_names, bundle.named, bundle.class_counts) == (["ant", "bee", "cow"], True, [4, 4, 4])
+    assert bundle.train.labels[:3].tolist() == [1, 0, 2]
+    assert bundle.test.labels.tolist() == [2, 1, 0] * 2
+
+
+def test_npz_with_class_names(tmp_path):
+    names = np.array(["cow", "ant", "bee"])
+    bundle = load(save(tmp_path, arrays(class_names=names)))
+    assert (bundle.class_names, bundle.named) == (["cow", "ant", "bee"], True)
+    assert bundle.test.labels.tolist() == [0, 1, 2] * 2
+    words = {"y_train": names[np.arange(12) % 3], "y_test": names[np.arange(6) % 3]}
+    bundle = load(save(tmp_path, arrays(class_names=names, **words)))
+    assert bundle.class_names == ["cow", "ant", "bee"]
+    assert bundle.test.labels.tolist() == [0, 1, 2] * 2
+    words["y_test"] = np.array(["dog"] * 6)
+    with pytest.raises(InputError, match=r"y_test\[0\]: expected a name in class_names \('cow', .*\), got 'dog'"):
+        load(save(tmp_path, arrays(class_names=names, **words)))
 
 
 def test_no_npz(tmp_path):
@@ -251,7 +303,109 @@ def test_folder(tmp_path, held_out):
 
 def test_folder_takes_test_before_val(tmp_path):
     make_folder(tmp_path, "val", ("ant",))
-    assert load(make_folder(tmp_path, "test")).test.class_counts == [2, 2]
+    bundle = load(make_folder(tmp_path, "test"))
+    assert bundle.test.class_counts == [2, 2]
+    assert bundle.validation.class_counts == [2, 0]
+    assert all("/val/" in path for path in bundle.validation.paths)
+    assert bundle.origins == {"test": "test/", "validation": "val/"}
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_folder_with_one_other_part_has_no_validation_images(tmp_path, held_out):
+    bundle = load(make_folder(tmp_path, held_out))
+    assert bundle.validation is None
+    assert bundle.origins == {"test": f"{held_out}/"}
+    assert not any("validation" in name for name in bundle.digests())
+
+
+def test_the_validation_images_of_a_folder_have_its_classes(tmp_path):
+    make_folder(tmp_path, "val", ("cow",))
+    with pytest.raises(InputError, match=r"val: expected the classes of .*train, got further classes \['cow'\]"):
+        load(make_folder(tmp_path))
+    for path in (tmp_path / "val" / "cow").iterdir():
+        path.unlink()
+    (tmp_path / "val" / "cow").rename(tmp_path / "val" / "ant")
+    with pytest.raises(FileNotFoundError, match="val: expected validation images, got none"):
+        load(f"folder:{tmp_path}")
+
+
+def flat_folder(root):
+    for name, number in (("ant", 10), ("bee", 5)):
+        for i in range(number):
+            save_image(root / name / "photos" / f"{i}.png")
+    (root / "notes.txt").write_text("")
+    return f"folder:{root}"
+
+
+def test_a_flat_folder_is_split(tmp_path):
+    source = flat_folder(tmp_path)
+    bundle = load(source, test_fraction=0.2, validation=0.25)
+    assert bundle.class_names == ["ant", "bee"]
+    assert (bundle.class_counts, bundle.validation.class_counts) == ([6, 3], [2, 1])
+    assert bundle.test.class_counts == [2, 1]
+    assert bundle.left_out == f"left out of {tmp_path}: 1 not images ('notes.txt')"
+    assert bundle.origins == {"test": "0.2 of the training images", "validation": "0.25 of the training images"}
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*/train; .* with --test-fraction, .* one folder per class"
+    ):
+        load(source)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone"):
+        load(f"{source}/gone", test_fraction=0.2)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/train; expected train/ and test/ or val/"):
+        load(source, test_fraction=0.2)
+
+
+def test_a_folder_with_training_images_alone_is_split(tmp_path):
+    flat_folder(tmp_path / "train")
+    bundle = load(f"folder:{tmp_path}", test_fraction=0.2)
+    assert (bundle.class_counts, bundle.test.class_counts, bundle.validation) == ([8, 4], [2, 1], None)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/val; expected train/"):
+        load(f"folder:{tmp_path}")
+
+
+def test_parts_that_a_source_has_are_not_taken(tmp_path):
+    make_folder(tmp_path, "val")
+    source = make_folder(tmp_path)
+    with pytest.raises(InputError, match=r"^test_fraction: expected none, since folder:.* has test images, got 0.2"):
+        load(source, test_fraction=0.2)
+    with pytest.raises(InputError, match=r"^validation: expected none, since folder:.* has validation images, got 0.2"):
+        load(source, validation=0.2)
+
+
+def test_validation_images_are_taken_from_the_long_tail():
+    whole, cut = load("digits", imbalance=10), load("digits", imbalance=10, validation=0.2)
+    counts = [a + b for a, b in zip(cut.class_counts, cut.validation.class_counts, strict=True)]
+    assert counts == whole.class_counts
+    assert all(abs(b - 0.2 * n) < 1 for b, n in zip(cut.validation.class_counts, counts, strict=True))
+    together = np.concatenate([cut.train.images, cut.validation.images]).reshape(len(whole.train), -1)
+    assert sorted(map(tuple, together)) == sorted(map(tuple, whole.train.images.reshape(len(together), -1)))
+    assert np.array_equal(cut.test.images, whole.test.images)
+    assert (cut.mean, cut.std) == channel_statistics(cut.train.images)
+    assert {name for name in cut.digests() if name.startswith("validation")} == {
+        "validation labels",
+        "validation images",
+    }
+    again, other = (load("digits", imbalance=10, validation=0.2, seed=seed) for seed in (0, 1))
+    assert again.digests() == cut.digests()
+    assert other.digests()["validation images"] != cut.digests()["validation images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation": 0.0}, "validation: expected a number above 0 and below 1, got 0.0"),
+        ({"validation": 1.0}, "validation: expected a number above 0 and below 1, got 1.0"),
+        ({"validation": 1e-4}, "validation: cannot take 0.0001 of 1100 images, since every class keeps at least one"),
+        ({"test_fraction": 0.1}, "test_fraction: expected none, since digits has test images, got 0.1"),
+        ({"validation": 0.1, "seed": -1}, r"seed: expected an integer from 0 to 2\*\*32 - 1, got -1"),
+        ({"test": "x.txt"}, "test: expected none, since only list: has a test list, got x.txt"),
+        ({"columns": {"path": "x"}}, "columns: expected none, since only csv: has columns, got {'path': 'x'}"),
+    ],
+)
+def test_bad_parts(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load("digits", **arguments)
 
 
 def test_folder_may_lack_test_images_of_a_class(tmp_path):
@@ -308,11 +462,43 @@ def test_list_takes_test_before_val(tmp_path):
     assert load(make_list(tmp_path, "test"), root=tmp_path / "images").test.labels.tolist() == [1]
 
 
+def test_the_val_list_beside_a_test_list_is_for_validation(tmp_path):
+    make_list(tmp_path, "val", test="a b/0.png 0\na b/1.png 1\n")
+    bundle = load(make_list(tmp_path, "test"), root=tmp_path / "images")
+    assert bundle.validation.labels.tolist() == [0, 1]
+    assert bundle.origins == {"test": "Bees_LT_test.txt", "validation": "Bees_LT_val.txt"}
+
+
+def test_a_list_of_any_name(tmp_path):
+    source = make_list(tmp_path)
+    for old, new in (("train", "bees.tsv"), ("test", "other")):
+        text = (tmp_path / f"Bees_LT_{old}.txt").read_text().replace(".png ", ".png\t")
+        (tmp_path / new).write_text(text)
+    images = tmp_path / "images"
+    named, own = (
+        load(f"list:{tmp_path}/bees.tsv", root=images, test=tmp_path / "other"),
+        load(source, root=images),
+    )
+    assert (named.train.paths, named.test.paths) == (own.train.paths, own.test.paths)
+    assert torch.equal(named.train.labels, own.train.labels)
+    assert named.origins == {"test": "other"}
+    # a list that is named comes before the one in the same folder
+    (tmp_path / "other").write_text("a b/0.png 0\n")
+    assert load(source, root=images, test=tmp_path / "other").test.labels.tolist() == [0]
+    with pytest.raises(FileNotFoundError, match=r"expected a test list for .*bees\.tsv; give a list with --test, or"):
+        load(f"list:{tmp_path}/bees.tsv", root=images)
+    with pytest.raises(FileNotFoundError, match=r"^test: no file .*gone"):
+        load(f"list:{tmp_path}/bees.tsv", root=images, test=tmp_path / "gone")
+    (tmp_path / "bees.tsv").write_text("".join(f"a b/{i % 3}.png {i % 2}\n" for i in range(10)))
+    bundle = load(f"list:{tmp_path}/bees.tsv", root=images, test_fraction=0.2)
+    assert (bundle.class_counts, bundle.test.class_counts) == ([4, 4], [1, 1])
+
+
 def test_bad_lists(tmp_path):
     images = tmp_path / "images"
     with pytest.raises(FileNotFoundError, match=r"source: no file .*gone_train\.txt"):
         load(f"list:{tmp_path}/gone_train.txt")
-    with pytest.raises(ValueError, match=r"expected a file with 'train' in its name .* got .*list\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"source: no file .*list\.txt"):
         load(f"list:{tmp_path}/list.txt")
     for line in ("a b/0.png", "a b/0.png -1", "a b/0.png 1.5", "7"):
         source = make_list(tmp_path, train=f"a b/1.png 0\n{line}\n")
@@ -360,6 +546,9 @@ def test_torch_image_folder(tmp_path):
     assert isinstance(bundle.train, FileDataset)
     assert bundle.class_names == ["ant", "bee"]
     assert (bundle.class_counts, bundle.test.class_counts) == ([4, 4], [2, 2])
+    (tmp_path / "validation").rename(tmp_path / "unused")
+    bundle = load("torch/image_folder", root=tmp_path, test_fraction=0.25)
+    assert (bundle.class_counts, bundle.test.class_counts) == ([3, 3], [1, 1])
 
 
 class FakeReader:
@@ -416,12 +605,23 @@ def test_sources_that_are_read_in_sequence(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["cifar11", "CIFAR10", "", "npz:", "folder:", "list:", "zip:a.zip", "wds/x", "tfds/mnist", "torch/nope"]
+    "source",
+    ["cifar11", "CIFAR10", "", "npz:", "folder:", "csv:", "list:", "zip:a.zip", "wds/x", "tfds/mnist", "torch/nope"],
 )
 def test_unknown_source_lists_the_sources(source, tmp_path):
     with pytest.raises(ValueError, match="source: ") as caught:
         load(source, root=tmp_path)
-    for kind in ("digits", "cifar10", "cifar100", "npz:FILE", "folder:DIR", "list:FILE", "torch/NAME", "hfds/NAME"):
+    for kind in (
+        "digits",
+        "cifar10",
+        "cifar100",
+        "npz:FILE",
+        "folder:DIR",
+        "csv:FILE",
+        "list:FILE",
+        "torch/NAME",
+        "hfds/NAME",
+    ):
         assert f"\n  {kind} " in str(caught.value)
 
 
