@@ -55,10 +55,10 @@ def evaluate(argv: Sequence[str]) -> int:
     from ltfast.data import class_groups
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
-    from ltfast.runs.restore import restore
+    from ltfast.runs.restore import restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
-    trained = restore(
+    trained = restore_with_test_images(
         checkpoint,
         run=run,
         batch_size=args.batch_size,

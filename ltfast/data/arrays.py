@@ -1,6 +1,7 @@
 """`npz:FILE`: a file with images and labels as arrays."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ltfast.data.datasets import ArrayDataset
 from ltfast.data.files import check_file, check_memory
-from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.labels import check_labels, numbered_classes, present_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputTypeError
 
@@ -28,7 +29,7 @@ def read_npz(path: Path) -> Splits:
             invalid.
         InputTypeError: an array has a wrong dtype.
     """
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, _NAMES)
     shape = arrays["x_train"].shape[1:]
     if arrays["x_test"].shape[1:] != shape:
         raise InputError(
@@ -37,16 +38,37 @@ def read_npz(path: Path) -> Splits:
     train_labels, test_labels = (_labels(path, name, arrays[name]) for name in ("y_train", "y_test"))
     names = numbered_classes(train_labels, lambda position: f"{path}: y_train[{position}]")
     check_labels(test_labels, len(names), "as in y_train", lambda position: f"{path}: y_test[{position}]")
+    return Splits(
+        _dataset(path, "train", arrays["x_train"], train_labels, names),
+        _dataset(path, "test", arrays["x_test"], test_labels, names),
+        named=False,
+    )
 
-    def split(part: str, labels: NDArray[np.integer[Any]]) -> ArrayDataset:
-        try:
-            return ArrayDataset(arrays[f"x_{part}"], torch.from_numpy(labels.astype(np.int64)), names)
-        except TypeError as error:
-            raise InputTypeError(f"{path}: {part}: {error}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: {part}: {error}") from error
 
-    return Splits(split("train", train_labels), split("test", test_labels), named=False)
+def read_test_arrays(path: Path) -> ArrayDataset:
+    """Read the arrays `x_test` and `y_test` of a `.npz` file alone; the others may be missing.
+
+    Returns:
+        The images, with the classes 0 to the largest test label.
+
+    Raises:
+        InputNotFoundError, InputError, InputTypeError: see `read_npz`.
+    """
+    arrays = _read_arrays(path, ("x_test", "y_test"))
+    labels = _labels(path, "y_test", arrays["y_test"])
+    names = present_classes(labels, lambda position: f"{path}: y_test[{position}]")
+    return _dataset(path, "test", arrays["x_test"], labels, names)
+
+
+def _dataset(
+    path: Path, part: str, images: NDArray[Any], labels: NDArray[np.integer[Any]], names: Sequence[str]
+) -> ArrayDataset:
+    try:
+        return ArrayDataset(images, torch.from_numpy(labels.astype(np.int64)), names)
+    except TypeError as error:
+        raise InputTypeError(f"{path}: {part}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {part}: {error}") from error
 
 
 def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
@@ -59,7 +81,7 @@ def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[np.integer[An
     return labels
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     check_file("source", path)
     try:
         archive = ZipFile(path)
@@ -67,10 +89,10 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path}: expected a .npz file, but it cannot be read as one ({error})") from error
     with archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if not members.keys() >= set(_NAMES):
-            raise InputError(f"{path}: expected the arrays {', '.join(_NAMES)}, got {list(members)}")
-        check_memory(f"{path}: its arrays", sum(members[name].file_size for name in _NAMES))
-        return {name: _read_array(archive, members[name], f"{path}: {name}") for name in _NAMES}
+        if not members.keys() >= set(names):
+            raise InputError(f"{path}: expected the arrays {', '.join(names)}, got {list(members)}")
+        check_memory(f"{path}: its arrays", sum(members[name].file_size for name in names))
+        return {name: _read_array(archive, members[name], f"{path}: {name}") for name in names}
 
 
 def _read_array(archive: ZipFile, member: ZipInfo, name: str) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,11 +55,32 @@ def read_folder(root: Path, train: Sequence[str] = ("train",), held_out: Sequenc
     if not any(test_files.values()):
         raise InputNotFoundError(f"{parts[1]}: expected test images, got none")
 
-    def split(files: dict[str, list[str]]) -> FileDataset:
-        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
-        return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
+    return Splits(_dataset(names, files), _dataset(names, test_files), left_out=walk.left_out())
 
-    return Splits(split(files), split(test_files), left_out=walk.left_out())
+
+def read_test_folder(root: Path, held_out: Sequence[str] = ("test", "val")) -> tuple[FileDataset, str | None]:
+    """Read the images of the test part alone; see `read_folder`. The training part may be missing.
+
+    Returns:
+        The images, whose classes are the folders of the test part, sorted by name; and one line about the files that
+        were left out, or None.
+
+    Raises:
+        InputNotFoundError: the folder is missing, or it has no images.
+        InputError: see `read_folder`.
+    """
+    part = _first_folder(root, held_out, held_out)
+    walk = _Walk(root, [part])
+    names, files = walk.classes(part)
+    if not any(files.values()):
+        raise InputNotFoundError(f"{part}: expected test images, got none")
+    return _dataset(names, files), walk.left_out()
+
+
+def _dataset(names: Sequence[str], files: Mapping[str, Sequence[str]]) -> FileDataset:
+    """The images of the classes `names`, from the paths of each class; a class without paths may be missing."""
+    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
+    return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
 
 
 def _first_folder(root: Path, names: Sequence[str], *all_names: Sequence[str]) -> Path:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from ltfast.errors import InputError
 
+_MOST_CLASSES = 2**20
+
 
 def check_labels(labels: NDArray[np.integer[Any]], limit: int, why: str, name: Callable[[int], str]) -> None:
     """Check that labels are in [0, limit).
@@ -42,4 +44,16 @@ def numbered_classes(labels: NDArray[np.integer[Any]], name: Callable[[int], str
         InputError: a label is negative, or not below N.
     """
     check_labels(labels, len(labels), "the number of training images, since each class needs one", name)
+    return [str(label) for label in range(int(labels.max()) + 1)]
+
+
+def present_classes(labels: NDArray[np.integer[Any]], name: Callable[[int], str]) -> list[str]:
+    """The names of numbered classes if only the test labels are known: "0", "1", ... up to the largest one.
+
+    For the arguments see `numbered_classes`. Classes without images are allowed, up to 2**20 classes.
+
+    Raises:
+        InputError: a label is negative or too large.
+    """
+    check_labels(labels, _MOST_CLASSES, "the largest number of classes", name)
     return [str(label) for label in range(int(labels.max()) + 1)]

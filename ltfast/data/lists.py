@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ltfast.data.datasets import FileDataset
 from ltfast.data.files import check_file, read_lines
-from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.labels import check_labels, numbered_classes, present_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
 
@@ -35,16 +35,9 @@ def read_lists(path: Path, root: Path) -> Splits:
         InputNotFoundError: a list is missing, or the first image of a list.
         InputError: a list cannot be read, or a line has no path and label; the message names the line.
     """
-    if "train" not in path.name:
-        raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
+    _check_name(path)
     check_file("source", path)
-    before, _, after = path.name.rpartition("train")
-    candidates = [path.with_name(before + part + after) for part in ("test", "val")]
-    held_out = next((file for file in candidates if os.path.lexists(file)), None)
-    if held_out is None:
-        raise InputNotFoundError(
-            f"list: expected a test list next to {path}: {candidates[0].name} or {candidates[1].name}"
-        )
+    held_out = _held_out(path)
     train, test = _read(path, root), _read(held_out, root)
     names = numbered_classes(train.labels, lambda position: f"{path}:{train.lines[position]}")
     check_labels(test.labels, len(names), f"as in {path}", lambda position: f"{held_out}:{test.lines[position]}")
@@ -53,6 +46,40 @@ def read_lists(path: Path, root: Path) -> Splits:
         FileDataset(test.paths, torch.from_numpy(test.labels), names),
         named=False,
     )
+
+
+def read_test_list(path: Path, root: Path) -> FileDataset:
+    """Read the images of the test list alone; see `read_lists`. The training list may be missing.
+
+    Returns:
+        The images, with the classes 0 to the largest test label.
+
+    Raises:
+        InputNotFoundError: the test list is missing, or its first image.
+        InputError: the list cannot be read, or a line has no path and label; the message names the line.
+    """
+    _check_name(path)
+    held_out = _held_out(path)
+    test = _read(held_out, root)
+    names = present_classes(test.labels, lambda position: f"{held_out}:{test.lines[position]}")
+    return FileDataset(test.paths, torch.from_numpy(test.labels), names)
+
+
+def _check_name(path: Path) -> None:
+    if "train" not in path.name:
+        raise InputError(f"list: expected a file with 'train' in its name (ImageNet_LT_train.txt), got {path}")
+
+
+def _held_out(path: Path) -> Path:
+    """The test list in the folder of a training list."""
+    before, _, after = path.name.rpartition("train")
+    candidates = [path.with_name(before + part + after) for part in ("test", "val")]
+    held_out = next((file for file in candidates if os.path.lexists(file)), None)
+    if held_out is None:
+        raise InputNotFoundError(
+            f"list: expected a test list next to {path}: {candidates[0].name} or {candidates[1].name}"
+        )
+    return held_out
 
 
 def _read(path: Path, root: Path) -> _List:
