@@ -38,6 +38,8 @@ class Trained:
         image_size: height and width of the predictor's images in pixels.
         transforms: the transforms of a test image's views, from PIL images of the training data's format to tensors
             (channels, image_size, image_size); the first one is the evaluation transform.
+        distribution: the class distribution that the scores follow, (C,) float64, not normalised; None if it is not
+            known. See `BackboneSettings.score_distribution`.
         unfinished: a message with the state of an unfinished run and what is evaluated; None for a finished run.
     """
 
@@ -47,6 +49,7 @@ class Trained:
     facts: dict[str, Any]
     image_size: int
     transforms: list[Callable[[Image.Image], Tensor]]
+    distribution: Tensor | None
     unfinished: str | None
 
 
@@ -256,7 +259,8 @@ def _rebuild(
     load_weights(checkpoint, plan, saved["model"])
     predictor, unfinished = _last_predictor(checkpoint, plan, saved["position"])
     transforms = plan.test.dataset.transforms  # type: ignore[attr-defined]  # from `evaluation_batches`
-    return Trained(plan, predictor, dict(settings), dict(facts), size, transforms, unfinished)
+    distribution = chosen.score_distribution(facts["class_counts"])
+    return Trained(plan, predictor, dict(settings), dict(facts), size, transforms, distribution, unfinished)
 
 
 def _last_predictor(checkpoint: Path, plan: Plan, position: Mapping[str, int]) -> tuple[Predictor, str | None]:
