@@ -79,7 +79,7 @@ class Classifier:
         for start in range(0, len(images), batch_size):
             some = enumerate(images[start : start + batch_size], start)
             batch = torch.stack([views(_decoded(image, number), number) for number, image in some])
-            results.append(probabilities(self.predictor, batch.to(self.device)).cpu())
+            results.append(probabilities(self.predictor, batch.to(self.device)).float())
         return torch.cat(results) if results else torch.zeros(0, len(self.class_names))
 
 
@@ -123,15 +123,15 @@ def probabilities(predictor: Predictor, views: Tensor, shift: Tensor | None = No
     Args:
         predictor: in evaluation mode.
         views: (B, N, V, channels, size, size), as `Views` makes them, on the device of the predictor.
-        shift: is added to the scores, (C,); None adds nothing.
+        shift: is added to the scores, (C,) on the CPU; None adds nothing.
 
     Returns:
-        (B, C) float32.
+        (B, C) float64, on the CPU. In float32, classes of different scores may have the same probability.
     """
     each = []
     for variant in views.unbind(1):
         scores = predictor.predict(*(view.contiguous() for view in variant.unbind(1)))
-        scores = predictor.score_scale * scores.float()
+        scores = predictor.score_scale * scores.cpu().double()
         each.append((scores if shift is None else scores + shift).softmax(1))
     return torch.stack(each).mean(0)
 

@@ -62,9 +62,9 @@ def predictions(
         autocast: makes the context of each call of the network, for its precision.
 
     Yields:
-        A row for each image of a batch. The probabilities are float32 numbers.
+        A row for each image of a batch.
     """
-    shift = None if shift is None else shift.to(classifier.device)
+    abstain = torch.tensor(abstain).item()  # as a float32 number, as the probabilities in a row
     done = skip % batch_size  # rows of the first batch
     loader = Loader(
         _Images(Views(classifier.trained, tta)),
@@ -78,8 +78,8 @@ def predictions(
         if views is not None:
             with autocast():
                 found = probabilities(classifier.predictor, views.to(classifier.device), shift)
-            values, indices = (part.tolist() for part in found.cpu().topk(top))
-            rows = iter(zip(indices, values, strict=True))
+            values, indices = found.sort(descending=True, stable=True)  # the first of equal classes, as argmax
+            rows = iter(zip(indices[:, :top].tolist(), values[:, :top].float().tolist(), strict=True))
         whole = [
             Row(path, [], [], error) if error is not None else _row(path, *next(rows), classifier.class_names, abstain)
             for path, error in zip(some, errors, strict=True)

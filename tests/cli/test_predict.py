@@ -86,7 +86,7 @@ def test_predictions_are_those_of_eval(trained, here, capsys):
     assert [row["path"] for row in found] == sorted(row["path"] for row in found)
     assert [int(row["path"].split("/")[1]) for row in found] == labels.tolist()
     assert [int(row["class"]) for row in found] == scores.argmax(1).tolist()
-    expected = scores.softmax(1)
+    expected = scores.double().softmax(1).float()
     for i, row in enumerate(found):
         for rank in range(10):
             end = f"_{rank + 1}" if rank else ""
@@ -106,12 +106,12 @@ def test_export_and_load_need_no_data(trained, here):
     assert classifier.metrics == json.loads((trained / "run" / "metrics.json").read_text())
     paths = sorted(Path("images").rglob("*.png"))
     found = classifier.predict(paths)
-    expected = torch.load(trained / "scores.pt")[0].softmax(1)
+    expected = torch.load(trained / "scores.pt")[0].double().softmax(1).float()
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
     with torch.no_grad():
         views = torch.stack([classifier.transform(Image.open(path)) for path in paths])
-        assert torch.equal(classifier.module(views).softmax(1), expected)
+        torch.testing.assert_close(classifier.module(views).softmax(1), expected)
     with Image.open(paths[0]) as first:
         arrays = np.stack([np.asarray(first.convert(mode).convert("RGB")) for mode in ("L", "RGB")])
         same = classifier.predict([first, str(paths[0]), np.asarray(first), arrays[1]], batch_size=1)
@@ -204,6 +204,39 @@ def test_a_broken_image_is_a_row_with_its_reason(here, capsys):
         assert found["some/link.png"]["error"] == "no image file some/link.png"
         assert found[str(broken)]["class"] == found[str(broken)]["probability_2"] == ""
         assert [found[str(path)]["class"] for path in others] == [whole[str(path)]["class"] for path in others]
+
+
+def test_paths_are_read_as_they_are_needed(here):
+    from ltfast.runs import load as load_run
+    from ltfast.runs.image_paths import ImagePaths
+    from ltfast.runs.predict import predictions
+
+    read = []
+
+    class Counted(ImagePaths):
+        def __iter__(self):
+            for path in super().__iter__():
+                read.append(path)
+                yield path
+
+    paths = Counted(["images"])
+    assert len(paths) == len(read) == 40
+    read.clear()
+    batches = predictions(load_run("run", "cpu"), paths, batch_size=8)
+    first = next(batches)
+    assert [row.path for row in first] == read[:8]
+    assert len(read) <= 16
+    batches.close()
+
+
+def test_equal_probabilities_are_ordered_as_by_eval(here, monkeypatch):
+    from ltfast.runs import load as load_run
+    from ltfast.runs import predict
+    from ltfast.runs.image_paths import ImagePaths
+
+    monkeypatch.setattr(predict, "probabilities", lambda _, views, __: torch.full((len(views), 10), 0.1))
+    (rows,) = predict.predictions(load_run("run", "cpu"), ImagePaths(["images/1"]))
+    assert rows[0].classes == ["0", "1", "2"]
 
 
 def test_names_of_any_bytes(here):
@@ -331,7 +364,7 @@ def test_augmentation_is_the_mean_over_variants(here):
     mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
     mean = (classifier.predict(pictures) + classifier.predict(mirrored)) / 2
     views = torch.stack([Views(classifier.trained, 2)(picture, i) for i, picture in enumerate(pictures)])
-    torch.testing.assert_close(probabilities(classifier.predictor, views), mean)
+    torch.testing.assert_close(probabilities(classifier.predictor, views).float(), mean)
     found = predicted("images/4", "--tta", "2")
     assert [row["class"] for row in found] == [str(c) for c in mean.argmax(1).tolist()]
     many = Views(classifier.trained, 4)
