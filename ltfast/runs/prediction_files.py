@@ -63,11 +63,10 @@ def write_predictions(
     with open(out, "ab+") as file:
         done, end = _done(out, file, form, paths)
         file.truncate(end)
-        if end == 0:
-            file.write(form.header)
-        for rows in batches(done):
-            file.write(b"".join(map(form.encoded, rows)))
-            file.flush()
+    if end == 0:
+        _append(out, form.header)
+    for rows in batches(done):
+        _append(out, b"".join(map(form.encoded, rows)))
 
 
 def check_format(out: Path) -> None:
@@ -102,6 +101,15 @@ def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
                 f"{settings[name]}; {remedy}",
                 name="out",
             )
+
+
+def _append(out: Path, data: bytes) -> None:
+    try:
+        with open(out, "ab") as file:
+            file.write(data)
+    except OSError as error:
+        hint = "the same command continues after its last complete row"
+        raise OSError(f"cannot write {out}: {error}; {hint}") from error
 
 
 def _done(out: Path, file: BinaryIO, form: "_Text", paths: Iterable[str]) -> tuple[int, int]:

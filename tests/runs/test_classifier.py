@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from ltfast.cli import main
 from ltfast.data import load as load_data
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import save_checkpoint
@@ -14,7 +15,7 @@ from ltfast.runs.restore import facts_of, restore_with_test_images
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of method do with new weights, on arrays of three classes, a third of them per group."""
+    """The folder of a run of method do with new weights and three sub-models, on arrays of three classes, a third of them per group."""
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (8, 4, 2))
     images = random.integers(0, 256, (14, 8, 8), dtype=np.uint8)
@@ -22,6 +23,10 @@ def run(tmp_path):
     bundle = load_data(f"npz:{tmp_path / 'd.npz'}")
     values = {"batch_size": 4, "group_minima": (8, 4), "aggregate": "instance"}
     plan = METHODS["do"].build(settings_of("do", values), bundle, BuildContext())
+    models = plan.predictor.network
+    for stage in (2, 3):
+        models.prune([weight.detach().abs() for weight in models.weights.values()], 0.5)
+        models.begin(stage, plan.stages[0].fresh())
     content = {
         "settings": {"method": "do", "seed": 0, **values, "group_minima": [8, 4]},
         "facts": facts_of(bundle, f"npz:{tmp_path / 'd.npz'}", "data"),
@@ -70,3 +75,14 @@ def test_an_option_of_another_method(run):
     save_checkpoint(run / "checkpoint.pt", {name: value for name, value in saved.items() if name != "format"})
     with pytest.raises(SettingError, match="aggregate: expected none, since method 'ce' has no sub-models"):
         load(run, aggregate="average")
+
+
+def test_an_export_needs_images_only_to_learn_from_them(run, capsys):
+    words = ["export", "--checkpoint", str(run), "--out", str(run / "model.pt2"), "--aggregate"]
+    assert main([*words, "group"]) == 0
+    assert "written to " in capsys.readouterr().out
+    (run / "d.npz").unlink()
+    assert main([*words, "group"]) == 2
+    assert f"checkpoint {run}: facts.source: source: no file {run}/d.npz" in capsys.readouterr().err
+    assert main([*words, "average"]) == 0
+    assert "1 x (1, 8, 8) -> 3 class scores" in capsys.readouterr().out
