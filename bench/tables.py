@@ -45,7 +45,7 @@ COLUMNS = """The columns:
 - **memory, others'**: the peak memory of a step without its inputs, for ltfast and for the implementation that needs
   most."""
 STEPS = """Complete training steps, measured by `ltfast bench step` with ltfast's losses and with the published ones.
-"In the loss" is the share of the step that the loss takes:"""
+"In the loss" is the share of the step that the loss takes ({where}; medians of one run):"""
 EXPECTED = """Goals that were set before the measurement. `eager` is plain PyTorch. "Every case" asks of the worst:"""
 METHOD = """## Measurement method
 
@@ -178,12 +178,18 @@ def goals(results: dict[str, Any], *, unmeasured: bool) -> list[str]:
     return lines
 
 
-def conditions(results: dict[str, Any]) -> str:
-    about, limits = results["machine"], results["ceilings"]
-    alone = note(limits.get("others"))
+def where(about: dict[str, Any]) -> str:
     return (
         f"{about['machine']}, {about['threads']} threads, {about['isa']}, PyTorch {about['torch']}, commit "
-        f"{about['commit']}; medians of one run. Limits measured in the same run{alone and f' ({alone})'}: "
+        f"{about['commit']}"
+    )
+
+
+def conditions(results: dict[str, Any]) -> str:
+    limits = results["ceilings"]
+    alone = note(limits.get("others"))
+    return (
+        f"{where(results['machine'])}; medians of one run. Limits measured in the same run{alone and f' ({alone})'}: "
         f"{limits['bytes'] / 1e9:.0f} GB/s copied, {limits['flops']['float32'] / 1e9:.0f} GFLOP/s of float32 matrix "
         f"products, {limits['exps'] / 1e9:.2g} G exponentials/s."
     )
@@ -214,7 +220,8 @@ def main() -> None:
             readme += ["", *few(results), "", conditions(results)]
         stepped = RESULTS / folder / "steps.json"
         if stepped.exists():
-            page += [STEPS, "", *steps(json.loads(stepped.read_text())["rows"]), ""]
+            measured = json.loads(stepped.read_text())
+            page += [STEPS.format(where=where(measured["machine"])), "", *steps(measured["rows"]), ""]
         page += [
             EXPECTED,
             "",

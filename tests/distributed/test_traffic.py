@@ -18,7 +18,7 @@ def traffic(rank, processes, folder, methods):
     results = {}
     for method in methods:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-            trained = train_all(rank, processes, folder, [method])
+            trained = train_all(rank, processes, folder, [method], "off")
         calls = Counter(
             f"{event.name.removeprefix('gloo:')} {prod(event.input_shapes[0])}"
             for event in profiler.events()
