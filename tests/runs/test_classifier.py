@@ -15,7 +15,8 @@ from ltfast.runs.restore import facts_of, restore_with_test_images
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of method do with new weights and three sub-models, on arrays of three classes, a third of them per group."""
+    """The folder of a run of method do with new weights and three sub-models, on arrays of three classes, one per
+    group."""
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (8, 4, 2))
     images = random.integers(0, 256, (14, 8, 8), dtype=np.uint8)
