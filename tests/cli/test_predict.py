@@ -82,7 +82,7 @@ def test_predictions_are_those_of_eval(trained, here, capsys):
     assert "written to predictions.csv: 40 images\n" in capsys.readouterr().out
     assert list(found[0])[:5] == ["path", "class", "probability", "class_2", "probability_2"]
     assert list(found[0])[-1] == "error"
-    scores, labels = torch.load(trained / "scores.pt")
+    scores, labels = torch.load(trained / "scores.pt", weights_only=True)
     assert [row["path"] for row in found] == sorted(row["path"] for row in found)
     assert [int(row["path"].split("/")[1]) for row in found] == labels.tolist()
     assert [int(row["class"]) for row in found] == scores.argmax(1).tolist()
@@ -106,7 +106,7 @@ def test_export_and_load_need_no_data(trained, here):
     assert classifier.metrics == json.loads((trained / "run" / "metrics.json").read_text())
     paths = sorted(Path("images").rglob("*.png"))
     found = classifier.predict(paths)
-    expected = torch.load(trained / "scores.pt")[0].double().softmax(1).float()
+    expected = torch.load(trained / "scores.pt", weights_only=True)[0].double().softmax(1).float()
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
     with torch.no_grad():
