@@ -53,10 +53,8 @@ def failed(error: Exception, *, verbose: bool) -> int:
     return 1
 
 
-def interrupted(out: str | None) -> int:
-    """Report an interrupt and whether training in this folder can continue, and return the exit status."""
-    continues = out is not None and (Path(out) / "checkpoint.pt").exists()
-    hint = "; the same command continues from the last checkpoint" if continues else ""
+def interrupted(hint: str = "") -> int:
+    """Report an interrupt and how the command can continue, and return the exit status."""
     say(f"ltfast: interrupted{hint}", error=True)
     return 130
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_option, add_options, options_of
+from ltfast.cli.options import Option, add_option, add_options, as_columns, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -21,6 +21,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="use the test images of this data set (with the same classes); default: the "
                         "run's data")  # fmt: skip
     parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the run's")
+    parser.add_argument("--columns", help="names of the columns of csv:, such as path=filename,label=species; default: "
+                        "the run's")  # fmt: skip
     parser.add_argument("--class-names", help="text file with one class name per line in the order of the labels, for "
                         "the data or the run, if the classes of one of them are only numbered")  # fmt: skip
     parser.add_argument(
@@ -55,15 +57,16 @@ def evaluate(argv: Sequence[str]) -> int:
     from ltfast.data import class_groups
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
-    from ltfast.runs.restore import restore
+    from ltfast.runs.restore import restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
-    trained = restore(
+    trained = restore_with_test_images(
         checkpoint,
         run=run,
         batch_size=args.batch_size,
         source=args.data,
         root=args.root,
+        columns=as_columns(args.columns),
         class_names=args.class_names,
         aggregate=args.aggregate,
         skip_broken=args.skip_broken,

@@ -24,7 +24,8 @@ def export(argv: Sequence[str]) -> int:
         help="file to write, for torch.export.load: maps normalised images (B, channels, H, W) to class scores (B, C); "
         "it contains ltfast.json with the classes, mean and std",
     )
-    parser.add_argument("--root", help="folder of downloads and of the images in lists; default: the run's")
+    parser.add_argument("--root", help="folder of the test images, for --aggregate group, as for `ltfast train`; "
+                        "default: the run's")  # fmt: skip
     add_option(
         parser,
         Option(
@@ -44,17 +45,20 @@ def export(argv: Sequence[str]) -> int:
     import torch
 
     from ltfast.engine.export import export_predictor, save_program
-    from ltfast.runs.restore import restore
+    from ltfast.runs.restore import restore, restore_with_test_images
 
-    trained = restore(Path(args.checkpoint), run=RunSettings(), root=args.root, aggregate=args.aggregate)
+    checkpoint, run = Path(args.checkpoint), RunSettings()
+    trained = restore(checkpoint, run=run, aggregate=args.aggregate)
+    if trained.predictor.adapts:
+        trained = restore_with_test_images(checkpoint, run=run, root=args.root, aggregate=args.aggregate)
     if trained.unfinished is not None:
         say(f"{args.checkpoint}: {trained.unfinished}")
     predictor, facts = trained.predictor.eval(), trained.facts
     with torch.no_grad():
         predictor.adapt(batch[:-1] for batch in trained.plan.test)
-    image = next(iter(trained.plan.test))[0][0]
+    shape = (facts["channels"], trained.image_size, trained.image_size)
     names = ("class_names", "mean", "std")
-    about = {**{name: facts[name] for name in names}, "image_shape": list(image.shape), "views": predictor.views}
-    save_program(out, export_predictor(predictor, image.shape), about)
-    say(f"written to {out}: {predictor.views} x {tuple(image.shape)} -> {len(facts['class_names'])} class scores")
+    about = {**{name: facts[name] for name in names}, "image_shape": list(shape), "views": predictor.views}
+    save_program(out, export_predictor(predictor, shape), about)
+    say(f"written to {out}: {predictor.views} x {shape} -> {len(facts['class_names'])} class scores")
     return 0

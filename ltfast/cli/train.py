@@ -77,6 +77,11 @@ def train(argv: Sequence[str]) -> int:
         raise UsageError(f"--config {recipe.where(error.name)}: {error}") from error
 
 
+def continues(out: str) -> bool:
+    """Whether the same command continues a run that an interrupted one has left in this folder."""
+    return (Path(out) / "checkpoint.pt").exists()
+
+
 def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
     """The settings that only other methods have -> a description with these methods."""
     from ltfast.methods import METHODS

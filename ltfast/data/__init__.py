@@ -14,6 +14,7 @@ from ltfast.data.datasets import (
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.data.device_views import device_views
 from ltfast.data.groups import class_groups
+from ltfast.data.held_out import load_test
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews
 from ltfast.data.samplers import (
@@ -56,6 +57,7 @@ __all__ = [
     "exponential_counts",
     "group_preferred_probabilities",
     "load",
+    "load_test",
     "long_tail_indices",
     "make_sampler",
     "pareto_counts",

@@ -1,8 +1,9 @@
 """`npz:FILE`: a file with images and labels as arrays."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
@@ -12,15 +13,14 @@ from numpy.typing import NDArray
 
 from ltfast.data.datasets import ArrayDataset
 from ltfast.data.files import check_file, check_memory
-from ltfast.data.labels import check_labels, named_labels, numbered_classes
+from ltfast.data.labels import check_labels, named_labels, numbered_classes, present_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputTypeError
 
-_NAMES = ("x_train", "y_train", "x_test", "y_test")
-
 
 def read_npz(path: Path) -> Splits:
-    """Read the arrays `x_train`, `y_train`, `x_test` and `y_test` of a `.npz` file, and `class_names` if there is one.
+    """Read the arrays `x_train`, `y_train`, `x_test` and `y_test` of a `.npz` file, and where they are there, `x_val`,
+    `y_val` and `class_names`.
 
     Labels are integers, or strings, which are class names. The classes are `class_names`, or else the strings of
     `y_train` in sorted order, or else the numbers from 0 to the largest label of `y_train`.
@@ -31,39 +31,84 @@ def read_npz(path: Path) -> Splits:
             invalid.
         InputTypeError: an array has a wrong dtype.
     """
-    arrays = _read_arrays(path)
-    shape = arrays["x_train"].shape[1:]
-    if arrays["x_test"].shape[1:] != shape:
-        raise InputError(
-            f"{path}: x_test: expected images of shape {shape} as in x_train, got {arrays['x_test'].shape[1:]}"
-        )
-    given = _class_names(path, arrays["class_names"]) if "class_names" in arrays else None
-    train_labels = _labels(path, "y_train", arrays["y_train"], "iuU", "integers or strings")
-    words = train_labels.dtype.kind == "U"
-    test_labels = _labels(path, "y_test", arrays["y_test"], *(("U", "strings") if words else ("iu", "integers")))
-    if given is not None:
-        names, why = given, "a name in class_names" if words else "the length of class_names"
-    elif words:
-        names, why = sorted(set(train_labels.tolist())), "a label of y_train"
+    arrays = _read_arrays(path, [name for part in ("train", "test") for name in _names(part)], _names("val"))
+    for part in ("test", "val"):
+        images, expected = arrays.get(f"x_{part}"), arrays["x_train"].shape[1:]
+        if images is not None and images.shape[1:] != expected:
+            raise InputError(
+                f"{path}: x_{part}: expected images of shape {expected} as in x_train, got {images.shape[1:]}"
+            )
+    classes = _classes(path, arrays, "train", numbered_classes)
+    kinds = ("U", "strings") if classes.words else ("iu", "integers")
+    labels = {
+        part: _labels(path, f"y_{part}", arrays[f"y_{part}"], *kinds)
+        for part in ("train", "test", "val")
+        if f"y_{part}" in arrays
+    }
+    data = {part: _dataset(path, part, arrays[f"x_{part}"], labels[part], classes) for part in labels}
+    return Splits(data["train"], data["test"], named=classes.named, validation=data.get("val"))
+
+
+def read_test_arrays(path: Path) -> tuple[ArrayDataset, bool]:
+    """Read the arrays `x_test` and `y_test` of a `.npz` file alone, and `class_names` if it is there; the others may be
+    missing.
+
+    Returns:
+        The images, and whether their classes have names. Without `class_names`, the classes are the strings of `y_test`
+        in sorted order, or the numbers from 0 to its largest label.
+
+    Raises:
+        InputNotFoundError, InputError, InputTypeError: see `read_npz`.
+    """
+    arrays = _read_arrays(path, _names("test"), [])
+    classes = _classes(path, arrays, "test", present_classes)
+    labels = _labels(path, "y_test", arrays["y_test"], "iuU", "integers or strings")
+    return _dataset(path, "test", arrays["x_test"], labels, classes), classes.named
+
+
+class _Classes(NamedTuple):
+    names: list[str]
+    words: bool  # whether the labels are strings
+    named: bool
+    origin: str  # where the classes come from, for messages
+
+
+def _names(part: str) -> tuple[str, str]:
+    return f"x_{part}", f"y_{part}"
+
+
+def _classes(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    part: str,
+    numbered: Callable[[NDArray[Any], Callable[[int], str]], list[str]],
+) -> _Classes:
+    """The classes of a file, from `class_names` or from the labels of a part."""
+    labels = _labels(path, f"y_{part}", arrays[f"y_{part}"], "iuU", "integers or strings")
+    words = labels.dtype.kind == "U"
+    if "class_names" in arrays:
+        origin = "a name in class_names" if words else "the length of class_names"
+        return _Classes(_class_names(path, arrays["class_names"]), words, True, origin)
+    if words:
+        return _Classes(sorted(set(labels.tolist())), words, True, f"a label of y_{part}")
+    names = numbered(labels, lambda position: f"{path}: y_{part}[{position}]")
+    return _Classes(names, words, False, f"as in y_{part}")
+
+
+def _dataset(path: Path, part: str, images: NDArray[Any], labels: NDArray[Any], classes: _Classes) -> ArrayDataset:
+    def name(position: int) -> str:
+        return f"{path}: y_{part}[{position}]"
+
+    if classes.words:
+        labels = named_labels(labels.tolist(), classes.names, classes.origin, name)
     else:
-        names, why = numbered_classes(train_labels, lambda position: f"{path}: y_train[{position}]"), "as in y_train"
-
-    def split(part: str, labels: NDArray[Any]) -> ArrayDataset:
-        def name(position: int) -> str:
-            return f"{path}: y_{part}[{position}]"
-
-        if words:
-            labels = named_labels(labels.tolist(), names, why, name)
-        else:
-            check_labels(labels, len(names), why, name)
-        try:
-            return ArrayDataset(arrays[f"x_{part}"], torch.from_numpy(labels.astype(np.int64)), names)
-        except TypeError as error:
-            raise InputTypeError(f"{path}: {part}: {error}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: {part}: {error}") from error
-
-    return Splits(split("train", train_labels), split("test", test_labels), named=words or given is not None)
+        check_labels(labels, len(classes.names), classes.origin, name)
+    try:
+        return ArrayDataset(images, torch.from_numpy(labels.astype(np.int64)), classes.names)
+    except TypeError as error:
+        raise InputTypeError(f"{path}: {part}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {part}: {error}") from error
 
 
 def _labels(path: Path, name: str, array: NDArray[Any], kinds: str, expected: str) -> NDArray[Any]:
@@ -85,7 +130,8 @@ def _class_names(path: Path, array: NDArray[Any]) -> list[str]:
     return names
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path, needed: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays with these names; `optional` ones all or none; and `class_names` if it is there."""
     check_file("source", path)
     try:
         archive = ZipFile(path)
@@ -93,9 +139,10 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path}: expected a .npz file, but it cannot be read as one ({error})") from error
     with archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if not members.keys() >= set(_NAMES):
-            raise InputError(f"{path}: expected the arrays {', '.join(_NAMES)}, got {list(members)}")
-        names = [name for name in (*_NAMES, "class_names") if name in members]
+        wanted = [*needed, *(optional if any(name in members for name in optional) else ())]
+        if not members.keys() >= set(wanted):
+            raise InputError(f"{path}: expected the arrays {', '.join(wanted)}, got {list(members)}")
+        names = [*wanted, *(["class_names"] if "class_names" in members else [])]
         check_memory(f"{path}: its arrays", sum(members[name].file_size for name in names))
         return {name: _read_array(archive, members[name], f"{path}: {name}") for name in names}
 

@@ -71,8 +71,18 @@ def decode(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> Image
     with _named(name), open_file() as file:
         image = _open(file)
         image.load()
-        turn = _turn(image)
-        return (image if turn is None else image.transpose(turn)).convert("RGB")
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate an image according to its Exif orientation, and convert it to RGB.
+
+    Raises:
+        ValueError: the image has more than 8 bits per channel.
+    """
+    _check_mode(image)
+    turn = _turn(image)
+    return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 def check_header(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> None:
@@ -94,11 +104,15 @@ def _open(file: IO[bytes]) -> Image.Image:
         image = Image.open(file, formats=_READERS)
     except UnidentifiedImageError:  # its own message would repeat the file name
         raise ValueError(f"expected an image in one of the formats {', '.join(_READERS)}") from None
+    _check_mode(image)
+    _check_tiles(image)
+    return image
+
+
+def _check_mode(image: Image.Image) -> None:
     if image.mode.startswith(("I", "F")):
         # Pillow would silently clip these to 0..255
         raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
-    _check_tiles(image)
-    return image
 
 
 def _check_tiles(image: Image.Image) -> None:

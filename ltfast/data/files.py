@@ -4,7 +4,10 @@ import codecs
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -72,6 +75,36 @@ def check_memory(what: str, size: int) -> None:
     free = psutil.virtual_memory().available
     if size > free:
         raise InputError(f"{what}: {size:,} bytes do not fit into memory, of which {free:,} bytes are free")
+
+
+@contextmanager
+def open_text(name: str, path: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file that is read line by line. Encodings are those of `read_lines`, except that bytes that are not
+    UTF-8 become surrogates, as in file names.
+
+    Args:
+        name: see `read_lines`.
+        path: the file.
+        newline: as for `open`.
+
+    Raises:
+        InputNotFoundError: there is no such file.
+        InputError: the file is not a regular file, or it cannot be read.
+    """
+    check_file(name, path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        encoding = next((known for mark, known in _MARKS if start.startswith(mark)), "utf-8")
+        # without "-le" and "-be", Python's codecs skip the mark
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding[:6]
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        with open(path, encoding=encoding, errors=errors, newline=newline) as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in {error.encoding.upper()}; convert the file to UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", name=name) from error
 
 
 def read_lines(name: str, path: Path) -> list[str]:

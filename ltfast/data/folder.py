@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,10 +71,6 @@ def read_folder(
             f"{', ...' if len(empty) > 5 else ''}; images are files of the formats {', '.join(FORMATS)}"
         )
 
-    def split(files: dict[str, list[str]]) -> FileDataset:
-        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
-        return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
-
     def other(folder: Path | None, what: str) -> FileDataset | None:
         if folder is None:
             return None
@@ -83,17 +79,45 @@ def read_folder(
             raise InputError(f"{folder}: expected the classes of {train_folder}, got further classes {unknown[:5]}")
         if not any(files.values()):
             raise InputNotFoundError(f"{folder}: expected {what} images, got none")
-        return split(files)
+        return _dataset(names, files)
 
     folders = {"test": test_folder, "validation": validation_folder}
     parts = {what: other(folder, what) for what, folder in folders.items()}
     return Splits(
-        split(files),
+        _dataset(names, files),
         parts["test"],
         validation=parts["validation"],
         left_out=walk.left_out(),
         origins={what: f"{folder.name}/" for what, folder in folders.items() if folder is not None},
     )
+
+
+def read_test_folder(root: Path, held_out: Sequence[str] = ("test", "val")) -> tuple[FileDataset, str | None]:
+    """Read the images of the test part alone; see `read_folder`. The training part may be missing.
+
+    Returns:
+        The images, whose classes are the folders of the test part, sorted by name; and one line about the files that
+        were left out, or None.
+
+    Raises:
+        InputNotFoundError: the folder is missing, or it has no images.
+        InputError: see `read_folder`.
+    """
+    part = _first_folder(root, held_out)
+    if part is None:
+        missing = root / held_out[-1] if root.is_dir() else root
+        raise InputNotFoundError(f"folder: no folder {missing}; expected {_names(held_out)} in {root}")
+    walk = _Walk(root, [part])
+    names, files = walk.classes(part)
+    if not any(files.values()):
+        raise InputNotFoundError(f"{part}: expected test images, got none")
+    return _dataset(names, files), walk.left_out()
+
+
+def _dataset(names: Sequence[str], files: Mapping[str, Sequence[str]]) -> FileDataset:
+    """The images of the classes `names`, from the paths of each class; a class without paths may be missing."""
+    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(files.get(name, ())) for name in names]))
+    return FileDataset([path for name in names for path in files.get(name, ())], labels, names)
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ltfast.errors import InputError
 
 _SHOWN = 5  # maximum number of class names in a message
+_MOST_CLASSES = 2**20
 
 
 def check_labels(labels: NDArray[np.integer[Any]], limit: int, why: str, name: Callable[[int], str]) -> None:
@@ -70,3 +71,15 @@ def named_labels(
             known = ", ".join(map(repr, class_names[:_SHOWN])) + (", ..." if len(class_names) > _SHOWN else "")
             raise InputError(f"{name(position)}: expected {expected} ({known}), got {label!r}")
     return np.array([numbers[label] for label in labels], np.int64)
+
+
+def present_classes(labels: NDArray[np.integer[Any]], name: Callable[[int], str]) -> list[str]:
+    """The names of numbered classes if only the test labels are known: "0", "1", ... up to the largest one.
+
+    For the arguments see `numbered_classes`. Classes without images are allowed, up to 2**20 classes.
+
+    Raises:
+        InputError: a label is negative or too large.
+    """
+    check_labels(labels, _MOST_CLASSES, "the largest number of classes", name)
+    return [str(label) for label in range(int(labels.max()) + 1)]

@@ -1,6 +1,7 @@
 """`list:FILE`: a file with one path and label per line."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from ltfast.data.datasets import FileDataset
 from ltfast.data.files import check_file, image_path, read_lines
-from ltfast.data.labels import check_labels, numbered_classes
+from ltfast.data.labels import check_labels, numbered_classes, present_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
 
+_HELD_OUT = ("test", "val")  # names of the test list, the first that exists
 _BLANKS = " \t"  # other white space may be part of a file name
 _DIGITS = 18  # labels with this many digits fit into 64 bits
 
@@ -39,19 +41,16 @@ def read_lists(path: Path, root: Path, test: Path | None = None, *, test_needed:
         InputError: a list cannot be read, or a line has no path and label; the message names the line.
     """
     check_file("source", path)
-    before, train, after = path.name.rpartition("train")
-    neighbours = [path.with_name(before + part + after) for part in ("test", "val")] if train else []
-    if test is not None:
+    if test is None:
+        test = _neighbour(path, _HELD_OUT)
+    else:
         check_file("test", test)
-    elif (test := next((file for file in neighbours if os.path.lexists(file)), None)) is None and test_needed:
-        expected = f"next to {path}: {' or '.join(file.name for file in neighbours)}" if train else f"for {path}"
-        raise InputNotFoundError(
-            f"list: expected a test list {expected}; give a list with --test, or a share of the images with "
-            "--test-fraction"
-        )
+    if test is None and test_needed:
+        raise _no_test_list(path)
+    validation = _neighbour(path, ("val",))
     files = {} if test is None else {"test": test}
-    if neighbours and neighbours[1] != test and os.path.lexists(neighbours[1]):
-        files["validation"] = neighbours[1]
+    if validation is not None and validation != test:
+        files["validation"] = validation
     own = _read(path, root)
     names = numbered_classes(own.labels, lambda position: f"{path}:{own.lines[position]}")
 
@@ -67,6 +66,47 @@ def read_lists(path: Path, root: Path, test: Path | None = None, *, test_needed:
         named=False,
         validation=parts.get("validation"),
         origins={what: file.name for what, file in files.items()},
+    )
+
+
+def read_test_list(path: Path, root: Path, test: Path | None = None) -> FileDataset:
+    """Read the images of the test list alone; see `read_lists`. The training list may be missing.
+
+    Args:
+        path: the training list; or without "train" in its name and without `test`, the test list itself.
+        root, test: see `read_lists`.
+
+    Returns:
+        The images, with the classes 0 to the largest test label.
+
+    Raises:
+        InputNotFoundError: the test list is missing, or its first image.
+        InputError: the list cannot be read, or a line has no path and label; the message names the line.
+    """
+    if test is None:
+        test = _neighbour(path, _HELD_OUT) if "train" in path.name else path
+    if test is None:
+        raise _no_test_list(path)
+    held_out = _read(test, root)
+    names = present_classes(held_out.labels, lambda position: f"{test}:{held_out.lines[position]}")
+    return FileDataset(held_out.paths, torch.from_numpy(held_out.labels), names)
+
+
+def _neighbour(path: Path, parts: Sequence[str]) -> Path | None:
+    """The first file that exists in the folder of a training list, with one of `parts` in the place of "train"."""
+    return next((file for file in _neighbours(path, parts) if os.path.lexists(file)), None)
+
+
+def _neighbours(path: Path, parts: Sequence[str]) -> list[Path]:
+    before, train, after = path.name.rpartition("train")
+    return [path.with_name(before + part + after) for part in parts] if train else []
+
+
+def _no_test_list(path: Path) -> InputNotFoundError:
+    names = " or ".join(file.name for file in _neighbours(path, _HELD_OUT))
+    return InputNotFoundError(
+        f"list: expected a test list {f'next to {path}: {names}' if names else f'for {path}'}; give a list with "
+        "--test, or a share of the images with --test-fraction"
     )
 
 

@@ -78,7 +78,7 @@ def load(
               testing.
             - `cifar10`, `cifar100`: torchvision's data sets, from the folder `root`; downloaded to it if missing.
             - `npz:FILE`: `x_train` and `x_test`, (N, H, H), (N, H, H, 1) or (N, H, H, 3) uint8; `y_train` and `y_test`,
-              (N,) or (N, 1) integers or strings; and possibly `class_names`, (C,) strings. See
+              (N,) or (N, 1) integers or strings; and possibly `x_val`, `y_val`, and `class_names`, (C,) strings. See
               `ltfast.data.arrays.read_npz`.
             - `folder:DIR`: `DIR/train` and `DIR/test`, and possibly `DIR/val`, each with one folder per class.
               `DIR/val` has the validation images, or the test images if there is no `DIR/test`. With `test_fraction`,
@@ -122,10 +122,7 @@ def load(
         InputNotFoundError: a file or folder is missing, or could not be downloaded.
         PackageError: `hfds/` needs Hugging Face's package `datasets`, which is not installed.
     """
-    if test is not None and not source.startswith("list:"):
-        raise InputError(f"expected none, since only list: has a test list, got {test}", name="test")
-    if columns is not None and not source.startswith("csv:"):
-        raise InputError(f"expected none, since only csv: has columns, got {dict(columns)}", name="columns")
+    check_options(source, test, columns)
     splits = _splits(source, root_of(source, root), test, columns, test_needed=test_fraction is None)
     if class_names is not None:
         splits = _named(splits, Path(class_names).expanduser(), source)
@@ -164,6 +161,14 @@ def _take(
     origin = f"{fraction:g} of the training images{'' if train.groups is None else ', whole groups'}"
     changed: dict[str, Any] = {"train": train.subset(left), part: train.subset(taken)}
     return splits._replace(**changed, origins={**splits.origins, part: origin})
+
+
+def check_options(source: str, test: str | Path | None, columns: Mapping[str, str] | None) -> None:
+    """Check that a source uses the options that are given; see `load`."""
+    if test is not None and not source.startswith("list:"):
+        raise InputError(f"expected none, since only list: has a test list, got {test}", name="test")
+    if columns is not None and not source.startswith("csv:"):
+        raise InputError(f"expected none, since only csv: has columns, got {dict(columns)}", name="columns")
 
 
 def root_of(source: str, root: str | Path | None) -> Path:

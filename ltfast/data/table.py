@@ -3,17 +3,20 @@
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltfast.data.datasets import FileDataset
 from ltfast.data.files import image_path, read_lines
-from ltfast.data.labels import check_labels, named_labels, numbered_classes
+from ltfast.data.labels import check_labels, named_labels, numbered_classes, present_classes
 from ltfast.data.splits import Splits
 from ltfast.errors import InputError, InputNotFoundError
 
@@ -55,63 +58,114 @@ def read_table(path: Path, root: Path, columns: Mapping[str, str] | None = None,
         InputError: the table cannot be read, a column is missing, or a line has an invalid value; the message names the
             line and the column.
     """
-    names = {**{name: name for name in COLUMNS}, **_checked(columns or {})}
-    rows = _read_rows(path, names, set(columns or {}))
-
-    def where(row: _Row, name: str) -> str:
-        return f"{path}:{row.line}: column {names[name]}"
-
-    parts: dict[str, list[_Row]] = {}
-    for row in rows:
-        word = row.values.get("split", "train")
-        part = _SPLITS.get(word.lower())
-        if part is None:
-            raise InputError(f"{where(row, 'split')}: expected train, val or test, got {word!r}")
-        parts.setdefault(part, []).append(row)
-    if "train" not in parts:
-        raise InputError(f"{path}: column {names['split']}: expected training images, got none")
-    words = {part: part_rows[0].values["split"] for part, part_rows in parts.items() if part != "train"}
-    if "test" not in parts and "validation" in parts:
-        parts["test"], words = parts.pop("validation"), {"test": words["validation"]}
-    if test_needed and "test" not in parts:
+    table = _read(path, root, columns)
+    if "train" not in table.parts:
+        raise InputError(f"{path}: column {table.names['split']}: expected training images, got none")
+    if test_needed and "test" not in table.parts:
         raise InputNotFoundError(
-            f"{path}: expected test images, marked test in a column {names['split']}; without them, give the share of "
-            "images to take with --test-fraction"
+            f"{path}: expected test images, marked test in a column {table.names['split']}; without them, give the "
+            "share of images to take with --test-fraction"
         )
-    first = image_path(root, rows[0].values["path"], where(rows[0], "path"))
-    if not os.path.isfile(first):  # detects a wrong root early
-        raise InputNotFoundError(
-            f"{where(rows[0], 'path')}: no image {first}; is {str(root)!r} the folder of the images (root)?"
-        )
-    numbered = all(_NUMBER.fullmatch(row.values["label"]) for row in rows)
-    if numbered:
-        numbers = np.array([int(row.values["label"]) for row in parts["train"]])
-        classes = numbered_classes(numbers, lambda position: where(parts["train"][position], "label"))
-    else:
-        classes = sorted({row.values["label"] for row in parts["train"]})
-
-    def split(rows: Sequence[_Row]) -> FileDataset:
-        def name(position: int) -> str:
-            return where(rows[position], "label")
-
-        values = [row.values["label"] for row in rows]
-        if numbered:
-            labels = np.array([int(value) for value in values])
-            check_labels(labels, len(classes), "as in the training images", name)
-        else:
-            labels = named_labels(values, classes, "a class of the training images", name)
-        groups = np.array([row.values["group"] for row in rows]) if "group" in rows[0].values else None
-        paths = [image_path(root, row.values["path"], where(row, "path")) for row in rows]
-        return FileDataset(paths, torch.from_numpy(labels), classes, groups)
-
-    data = {part: split(part_rows) for part, part_rows in parts.items()}
+    table.check_root(next(iter(table.parts)))
+    classes = table.classes("train", numbered_classes)
+    data = {part: table.dataset(part, classes, "the training images") for part in table.parts}
     return Splits(
         data["train"],
         data.get("test"),
-        named=not numbered,
+        named=not table.numbered,
         validation=data.get("validation"),
-        origins={part: f"{names['split']} {word}" for part, word in words.items()},
+        origins={
+            part: f"{table.names['split']} {rows[0].values['split']}"
+            for part, rows in table.parts.items()
+            if part != "train"
+        },
     )
+
+
+def read_test_table(path: Path, root: Path, columns: Mapping[str, str] | None = None) -> tuple[FileDataset, bool]:
+    """Read the test images of a table alone; see `read_table`. The files of the other images may be missing.
+
+    Without a column `split`, all images are test images.
+
+    Returns:
+        The images, and whether their classes have names. The classes are those of the test images: their labels in
+        sorted order, or the numbers from 0 to the largest one.
+
+    Raises:
+        InputNotFoundError: the table or its first test image is missing, or there are no test images.
+        InputError: see `read_table`.
+    """
+    table = _read(path, root, columns)
+    part = "test" if "split" in table.parts[next(iter(table.parts))][0].values else "train"
+    if part not in table.parts:
+        raise InputNotFoundError(f"{path}: column {table.names['split']}: expected test images, got none")
+    table.check_root(part)
+    return table.dataset(part, table.classes(part, present_classes), "the test images"), not table.numbered
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The lines of a table by part, at least one; the parts are in the order of their first lines."""
+
+    path: Path
+    root: Path
+    names: Mapping[str, str]  # of the columns in this table
+    parts: Mapping[str, Sequence[_Row]]
+
+    @cached_property
+    def numbered(self) -> bool:
+        return all(_NUMBER.fullmatch(row.values["label"]) for rows in self.parts.values() for row in rows)
+
+    def where(self, row: _Row, name: str) -> str:
+        return f"{self.path}:{row.line}: column {self.names[name]}"
+
+    def check_root(self, part: str) -> None:
+        """Check that the first image of a part exists, which detects a wrong root early."""
+        where = self.where(row := self.parts[part][0], "path")
+        first = image_path(self.root, row.values["path"], where)
+        if not os.path.isfile(first):
+            raise InputNotFoundError(
+                f"{where}: no image {first}; is {str(self.root)!r} the folder of the images (root)?"
+            )
+
+    def classes(self, part: str, numbered: Callable[[NDArray[np.int64], Callable[[int], str]], list[str]]) -> list[str]:
+        """The classes of the labels of a part; `numbered` gives those of labels that are numbers."""
+        rows = self.parts[part]
+        if self.numbered:
+            numbers = np.array([int(row.values["label"]) for row in rows])
+            return numbered(numbers, lambda position: self.where(rows[position], "label"))
+        return sorted({row.values["label"] for row in rows})
+
+    def dataset(self, part: str, classes: Sequence[str], origin: str) -> FileDataset:
+        """The images of a part; `origin` says where the classes come from, for messages."""
+        rows = self.parts[part]
+
+        def name(position: int) -> str:
+            return self.where(rows[position], "label")
+
+        values = [row.values["label"] for row in rows]
+        if self.numbered:
+            labels = np.array([int(value) for value in values])
+            check_labels(labels, len(classes), f"as in {origin}", name)
+        else:
+            labels = named_labels(values, classes, f"a class of {origin}", name)
+        groups = np.array([row.values["group"] for row in rows]) if "group" in rows[0].values else None
+        paths = [image_path(self.root, row.values["path"], self.where(row, "path")) for row in rows]
+        return FileDataset(paths, torch.from_numpy(labels), classes, groups)
+
+
+def _read(path: Path, root: Path, columns: Mapping[str, str] | None) -> _Table:
+    names = {**{name: name for name in COLUMNS}, **_checked(columns or {})}
+    parts: dict[str, list[_Row]] = {}
+    for row in _read_rows(path, names, set(columns or {})):
+        word = row.values.get("split", "train")
+        part = _SPLITS.get(word.lower())
+        if part is None:
+            raise InputError(f"{path}:{row.line}: column {names['split']}: expected train, val or test, got {word!r}")
+        parts.setdefault(part, []).append(row)
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    return _Table(path, root, names, parts)
 
 
 def _checked(columns: Mapping[str, str]) -> Mapping[str, str]:

@@ -15,8 +15,9 @@ from ltfast.engine.stage import Predictor
 FACTS = "ltfast.json"  # in the file, beside the program
 
 
-class _Prediction(nn.Module):
-    """A module whose `forward` is `predict`, because `torch.export` exports `forward`."""
+class Prediction(nn.Module):
+    """A module whose `forward` is `predict`: maps `predictor.views` tensors of images (B, channels, H, W) to class
+    scores (B, C)."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ def export_predictor(predictor: Predictor, image_shape: Sequence[int]) -> Export
     views = [torch.zeros(2, *image_shape) for _ in range(predictor.views)]
     with torch.no_grad():
         return torch.export.export(
-            _Prediction(predictor).eval(),
+            Prediction(predictor).eval(),
             tuple(views),
             dynamic_shapes=(tuple({0: batch} for _ in views),),
             strict=False,  # the default since PyTorch 2.7: tensors are traced, not Python's bytecode

@@ -35,6 +35,12 @@ class Predictor(nn.Module):
     views: int = 1
     """The number of views that `predict` uses, from the first one of a test batch."""
 
+    adapts: bool = False
+    """Whether `adapt` learns from the test images."""
+
+    score_scale: float = 1.0
+    """The factor of the class scores in the softmax: the loss's own, for scores that are cosines."""
+
     def adapt(self, views: Iterable[Sequence[Tensor]]) -> None:
         """Called before the test images are predicted, for methods that learn from them as a whole. `views` has this
         process's images without their labels, which are loaded as it is iterated."""

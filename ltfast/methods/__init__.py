@@ -6,7 +6,8 @@ A method's module has a function
 
 Its `Settings` derive from `BackboneSettings`: `restore` builds a trained method with the image size of its training and
 without pretrained weights. `restore` has the labels, mean and std of the training, but not its images, so `build` must
-not open an image.
+not open an image. The plan's `test` comes from `evaluation_batches`, whose transforms
+`ltfast.runs` applies to other images too.
 """
 
 from collections.abc import Callable

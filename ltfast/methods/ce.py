@@ -1,7 +1,7 @@
 """The baseline: one stage with one classifier and any of the losses for integer labels."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -74,8 +74,10 @@ def build(
     )
     images = context.normalised_together(settings.batch_size)
     check_batch_norm(network, (bundle.channels, size, size), images, "batch_size")
-    loss = make_loss(settings.loss, bundle.class_counts)
-    loss = fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes)
-    stage = SupervisedStage("train", batches, settings, network=network, loss=loss)
+    loss: Any = make_loss(settings.loss, bundle.class_counts)
+    fused = fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes)
+    stage = SupervisedStage("train", batches, settings, network=network, loss=fused)
+    if settings.loss in ON_COSINES:
+        stage.score_scale = loss.scale
     test = evaluation_batches(bundle, size, context=context)
     return Plan([stage], test)

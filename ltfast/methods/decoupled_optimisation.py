@@ -175,6 +175,7 @@ class Aggregation(Predictor):
         super().__init__()
         self.network = network
         self.kind = kind
+        self.adapts = kind == "group"
         self.views = 3 if kind == "instance" else 1
         members = torch.zeros(sum(map(len, groups)), dtype=torch.int64)
         for number, classes in enumerate(groups):
@@ -188,7 +189,7 @@ class Aggregation(Predictor):
 
         from ltfast.models.aggregation import aggregation_weights, agreement
 
-        if self.kind != "group":
+        if not self.adapts:
             return
         models, groups = self.network.stages, len(self.group_weights)
         sums = torch.zeros(groups, models, models, device=self.members.device)

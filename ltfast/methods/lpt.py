@@ -215,5 +215,6 @@ def build(
             context=BuildContext(context.run),  # all processes use the same images, and start with the same keys
         ),
     )
+    first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
     return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))

@@ -1,1 +1,5 @@
-"""Restores runs from their checkpoints, and analyses them."""
+"""Restores runs from their checkpoints, classifies images with them, and analyses them."""
+
+from ltfast.runs.classifier import Classifier, load
+
+__all__ = ["Classifier", "load"]

@@ -18,7 +18,7 @@ from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
-from ltfast.runs.restore import parts_of, restore
+from ltfast.runs.restore import parts_of, restore_with_test_images
 
 
 def measure(
@@ -50,10 +50,10 @@ def measure(
         class name, or None; `weights`, the mean weights of the sub-models for the test images of each group, or None.
 
     Raises:
-        InputNotFoundError, CheckpointError, InputError: see `restore`. A CheckpointError also means that the training
-            images have changed.
+        InputNotFoundError, CheckpointError, InputError: see `restore_with_test_images`. A CheckpointError also means
+            that the training images have changed.
     """
-    trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
+    trained = restore_with_test_images(checkpoint, run=run, batch_size=batch_size, root=root)
     settings, facts = trained.settings, trained.facts
     cut = {"imbalance": optional(number(1)), "profile": one_of(get_args(Profile))}
     check_content(checkpoint, record(cut), settings, "settings")

@@ -7,7 +7,7 @@ import torch
 from ltfast.engine import RunSettings
 from ltfast.errors import InputError
 from ltfast.methods.lpt import GroupPromptStage
-from ltfast.runs.restore import restore
+from ltfast.runs.restore import restore_with_test_images
 
 
 @torch.no_grad()
@@ -27,10 +27,10 @@ def choices(
         class with the fraction of each key among the choices of its images.
 
     Raises:
-        InputNotFoundError, CheckpointError, InputError: see `restore`. An InputError also means that the run is not a
-            finished run of method lpt.
+        InputNotFoundError, CheckpointError, InputError: see `restore_with_test_images`. An InputError also means
+            that the run is not a finished run of method lpt.
     """
-    trained = restore(checkpoint, run=run, batch_size=batch_size, root=root)
+    trained = restore_with_test_images(checkpoint, run=run, batch_size=batch_size, root=root)
     predictor = trained.predictor
     if not isinstance(predictor, GroupPromptStage):
         raise InputError(

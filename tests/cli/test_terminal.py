@@ -60,6 +60,7 @@ def test_names_are_shown_and_not_sent(evil_data, capsys):
     assert main(["report", run]) == 0
     assert main(["report", "importance", run, "--out", f"{EVIL}.png", "--images", "8"]) == 0
     assert main(["export", "--checkpoint", run, "--out", f"{EVIL}.pt2"]) == 0
+    assert main(["predict", "--checkpoint", run, evil_data, "--out", f"{EVIL}.csv"]) == 0
     said = capsys.readouterr()
     assert not ACTED_ON.search(said.out + said.err)
     assert said.out.count(SHOWN) >= 8
@@ -83,6 +84,8 @@ def test_names_are_shown_and_not_sent(evil_data, capsys):
         ["report", "importance", EVIL],
         ["report", "prompts", EVIL],
         ["export", "--checkpoint", EVIL],
+        ["predict", "--checkpoint", EVIL, EVIL],
+        ["predict", "--checkpoint", EVIL, f"no{EVIL}"],
         ["bench", "--compare", EVIL, EVIL],
         ["bench", "--ops", EVIL],
         [EVIL],
@@ -244,6 +247,7 @@ COMMANDS = (
     "train",
     "train --method dscl",
     "eval",
+    "predict",
     "export",
     "report",
     "report importance",

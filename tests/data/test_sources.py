@@ -246,6 +246,21 @@ def test_npz_with_words_as_labels(tmp_path, column):
     assert bundle.test.labels.tolist() == [2, 1, 0] * 2
 
 
+def test_npz_with_validation_images(tmp_path):
+    whole = arrays()
+    part = {"x_val": whole["x_test"][::2], "y_val": whole["y_test"][::2]}
+    bundle = load(save(tmp_path, arrays(**part)))
+    assert np.array_equal(bundle.validation.images, part["x_val"])
+    assert bundle.validation.labels.tolist() == part["y_val"].tolist()
+    for wrong, message in (
+        ({"x_val": part["x_val"]}, "expected the arrays x_train, y_train, x_test, y_test, x_val, y_val, got"),
+        ({**part, "x_val": part["x_val"][:, 1:]}, r"x_val: expected images of shape .* as in x_train, got"),
+        ({**part, "y_val": part["y_val"] + 3}, r"y_val\[\d\]: expected a label below 3, as in y_train, got"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(save(tmp_path, arrays(**wrong)))
+
+
 def test_npz_with_class_names(tmp_path):
     names = np.array(["cow", "ant", "bee"])
     bundle = load(save(tmp_path, arrays(class_names=names)))

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from faults.conftest import same_bits, tiny, tiny_npz
@@ -13,6 +14,7 @@ from ltfast.engine import events, files
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint
 from ltfast.engine.events import Events
 from ltfast.engine.loop import _Run
+from ltfast.runs import prediction_files
 
 FULL = "[Errno 28] No space left on device"
 
@@ -112,6 +114,31 @@ def test_no_room_for_the_result_of_eval(whole, tmp_path, capsys, fill):
     fill("e.json")
     assert main(["eval", "--checkpoint", str(whole), "--out", str(tmp_path / "e.json")]) == 1
     assert f"cannot write {tmp_path}/e.json: {FULL}" in capsys.readouterr().err
+
+
+def test_no_room_for_predictions(whole, tmp_path, capsys, monkeypatch):
+    for i in range(5):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    out = tmp_path / "p.csv"
+    words = ["predict", "--checkpoint", str(whole), str(tmp_path), "--batch-size", "2", "--out", str(out)]
+    assert main(words) == 0
+    complete = out.read_bytes()
+    out.write_bytes(complete[:-20])
+
+    def open_full(path, mode):
+        monkeypatch.setattr(prediction_files, "open", open_until_it_is_written, raising=False)
+        return open(path, mode)
+
+    def open_until_it_is_written(path, mode):
+        monkeypatch.delattr(prediction_files, "open")
+        return open("/dev/full", mode)
+
+    monkeypatch.setattr(prediction_files, "open", open_full, raising=False)
+    assert main(words) == 1
+    message = f"cannot write {out}: {FULL}; the same command continues after its last complete row"
+    assert message in capsys.readouterr().err
+    assert main(words) == 0
+    assert out.read_bytes() == complete
 
 
 def test_no_room_for_events_is_said_once_and_the_run_goes_on(words, whole, tmp_path, capsys, monkeypatch):

@@ -4,12 +4,15 @@ The value "auto" means that the setting is chosen for the method and the data. T
 command line and in recipes, leaves out what the setting is for.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ltfast.engine import Optimisation, check, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ltfast.data import DataBundle
 
 S = TypeVar("S", bound="BackboneSettings")
@@ -43,6 +46,18 @@ class BackboneSettings(Optimisation):
     def size_for(self, bundle: "DataBundle") -> int:
         """The height and width in pixels of the network's images, for this data."""
         return unless_auto(self.image_size, bundle.image_size)
+
+    def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
+        """The class distribution that the trained class scores follow: that of images on which the softmax of the
+        scores would be calibrated if the network had learned its loss's optimum.
+
+        Args:
+            class_counts: training images of each class, length C.
+
+        Returns:
+            (C,) float64, positive, not normalised; None if the method and its loss have no such distribution.
+        """
+        return None
 
     def chosen(self: S, bundle: "DataBundle") -> S:
         """These settings, with "auto" replaced wherever the value follows from other settings and the data."""

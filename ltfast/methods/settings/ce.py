@@ -1,10 +1,14 @@
 """The options of `--method ce`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ltfast.engine import option
 from ltfast.methods.settings.backbone import BackboneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +28,19 @@ class Settings(BackboneSettings):
     augment: Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "randaugment"] = option(
         "basic", "augmentation of training images; basic is a shifted crop, cifar flips too"
     )
+
+    def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
+        import torch
+
+        from ltfast.data import effective_number_probabilities, square_root_probabilities
+
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        drawn = {
+            "instance": counts,
+            "class_balanced": torch.ones_like(counts),
+            "square_root": square_root_probabilities(class_counts),
+            "effective_number": effective_number_probabilities(class_counts),
+        }[self.sampler]
+        if self.loss in ("logit_adjusted", "balanced_bce"):  # the loss adds the log-prior of the training set
+            return drawn / counts
+        return drawn if self.loss == "cross_entropy" else None

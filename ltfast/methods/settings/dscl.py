@@ -1,5 +1,6 @@
 """The options of `--method dscl`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -7,6 +8,8 @@ from ltfast.engine import Optimisation, check, option
 from ltfast.methods.settings.backbone import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ltfast.data import DataBundle
 
 
@@ -91,3 +94,8 @@ class Settings(BackboneSettings):
             schedule="multistep" if milestones else "constant",
             milestones=tuple(milestones),
         )
+
+    def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
+        import torch
+
+        return torch.ones(len(class_counts), dtype=torch.float64)  # the classifier sees each class equally often

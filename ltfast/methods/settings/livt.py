@@ -1,5 +1,6 @@
 """The options of `--method livt`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -7,6 +8,8 @@ from ltfast.engine import Optimisation, check, option
 from ltfast.methods.settings.backbone import BackboneSettings, unless_auto
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ltfast.data import DataBundle
 
 
@@ -99,3 +102,10 @@ class Settings(BackboneSettings):
             weight_decay=self.weight_decay,
             warmup_epochs=unless_auto(self.pretrain_warmup_epochs, self.pretrain_epochs // 10),
         )
+
+    def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
+        import torch
+
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        # balanced_bce adds tau times the log-prior
+        return counts ** (1 - self.tau) if self.loss == "balanced_bce" else counts

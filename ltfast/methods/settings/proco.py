@@ -1,10 +1,14 @@
 """The options of `--method proco`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ltfast.engine import check, option
 from ltfast.methods.settings.backbone import BackboneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +39,8 @@ class Settings(BackboneSettings):
         check(self.temperature > 0, "temperature", "a positive number", self.temperature)
         check(self.feature_dim >= 2, "feature_dim", "at least 2", self.feature_dim)
         check(self.hidden_dim >= 1, "hidden_dim", "at least 1", self.hidden_dim)
+
+    def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
+        import torch
+
+        return torch.ones(len(class_counts), dtype=torch.float64)  # the loss adds the log-prior of the training set
