@@ -54,10 +54,9 @@ def evaluate(argv: Sequence[str]) -> int:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
-    from ltfast.data import class_groups
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
-    from ltfast.runs.restore import restore_with_test_images
+    from ltfast.runs.restore import groups_of, restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
     trained = restore_with_test_images(
@@ -94,9 +93,10 @@ def evaluate(argv: Sequence[str]) -> int:
             say(trained.left_out)
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
-    groups = class_groups(trained.facts["class_counts"])
+    groups = groups_of(trained.facts)
     result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator)
     if accelerator.is_main_process:
+        result["groups"] = report.describe_groups(groups, trained.facts.get("group_minima"))
         report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
         print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
         say(f"written to {out}")

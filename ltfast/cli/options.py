@@ -78,6 +78,13 @@ DATA = (
         "text file with one class name per line in the order of the labels, for npz:, csv: and list:",
     ),
     Option(
+        "groups",
+        tuple[int, int] | Literal["auto"],
+        (100, 20),
+        "borders of the groups of classes in reports: many have more training images than the first, few have fewer "
+        "than the second; auto: thirds of the classes",
+    ),
+    Option(
         "skip_broken",
         bool,
         False,

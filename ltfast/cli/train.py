@@ -21,6 +21,7 @@ _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minu
 
 def train(argv: Sequence[str]) -> int:
     from ltfast.cli.recipes import checked, method_of
+    from ltfast.data.groups import check_borders
     from ltfast.engine import RunSettings
     from ltfast.methods import METHODS, settings_of
     from ltfast.recipe import read_recipe, recipe_names
@@ -69,6 +70,7 @@ def train(argv: Sequence[str]) -> int:
         run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
         fields = dataclasses.fields(METHODS[method].settings)
         settings = settings_of(method, {field.name: args[field.name] for field in fields})
+        check_borders(args["groups"])
         check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
         return _train(method, settings, run, args, out)
     except UserError as error:
@@ -98,7 +100,7 @@ def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from ltfast.data import check_images, class_groups, load
+    from ltfast.data import check_images, class_groups, group_minima, load
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
@@ -127,6 +129,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
+    minima = group_minima(counts, args["groups"])
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     if accelerator.is_main_process:
         say(
@@ -135,8 +138,14 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         )
         if bundle.left_out is not None:
             say(bundle.left_out)
-        if words := _chosen_by_auto(settings, settings.chosen(bundle)):
-            say(f"chosen by auto: {words}")
+        if args["groups"] == "auto":
+            say(f"chosen by auto: --groups {minima[0] - 1},{minima[1]}")
+    asked = settings
+    if getattr(settings, "group_minima", None) == "auto":
+        settings = dataclasses.replace(settings, group_minima=minima)
+        chosen["group_minima"] = minima
+    if accelerator.is_main_process and (words := _chosen_by_auto(asked, settings.chosen(bundle))):
+        say(f"chosen by auto: {words}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
@@ -153,9 +162,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         run=run,
         settings=json.loads(json.dumps(chosen)),  # normalised as when read from a checkpoint or metrics.json
         # the processes of a machine see the same files, so only one of them reads the sizes
-        facts=facts_of(bundle, args["data"], args["root"], parts, sizes=accelerator.is_local_main_process),
+        facts=facts_of(bundle, args["data"], args["root"], parts, minima, sizes=accelerator.is_local_main_process),
         class_counts=counts,
-        groups=class_groups(counts),
+        groups=class_groups(counts, minima),
         out=out,
         accelerator=accelerator,
     )

@@ -13,7 +13,7 @@ from ltfast.data.datasets import (
 )
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.data.device_views import device_views
-from ltfast.data.groups import class_groups
+from ltfast.data.groups import class_groups, group_minima
 from ltfast.data.held_out import load_test
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews
@@ -55,6 +55,7 @@ __all__ = [
     "effective_number_probabilities",
     "eval_transform",
     "exponential_counts",
+    "group_minima",
     "group_preferred_probabilities",
     "load",
     "load_test",

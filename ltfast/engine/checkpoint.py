@@ -49,6 +49,7 @@ _SCHEMA = record(
                 "class_names": list_of(text),
                 "named": boolean,
                 "class_counts": list_of(integer(1, 10**9)),
+                "group_minima": list_of(integer(1), 2),
                 "mean": list_of(number()),
                 "std": list_of(number(above=0)),
                 "image_size": integer(1, 2**16),

@@ -29,7 +29,7 @@ from ltfast.engine.log import Log
 from ltfast.engine.metrics import evaluate
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.position import Position
-from ltfast.engine.report import METRICS, PICTURE, finished_report, write_report
+from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.settings import RunSettings
@@ -290,6 +290,7 @@ class _Run:
             "train_seconds": self.train_seconds,
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
+            "groups": describe_groups(self.groups, self.facts.get("group_minima")),
             "settings": self.settings,
         }
         self.check_folder()

@@ -252,7 +252,7 @@ def build(
             settings.backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
-    every = class_groups(counts, settings.group_minima)
+    every = class_groups(counts, settings.minima)
     present = [name for name, classes in every.items() if classes]  # largest classes first
     order = unless_auto(settings.order, tuple(range(len(every))))
     names = [name for name in (list(every)[i] for i in order) if name in present]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ltfast.data import check_images, class_groups, load
+from ltfast.data import check_images, load
 from ltfast.data.long_tail import Profile
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import CheckpointError, check_content
@@ -18,7 +18,7 @@ from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
-from ltfast.runs.restore import parts_of, restore_with_test_images
+from ltfast.runs.restore import groups_of, parts_of, restore_with_test_images
 
 
 def measure(
@@ -80,7 +80,7 @@ def measure(
     predictor = trained.predictor.to(device).eval()
     parameters = list(predictor.parameters())
     counts = bundle.class_counts
-    groups = class_groups(counts)
+    groups = groups_of(facts)
     aggregation = predictor if isinstance(predictor, Aggregation) else None
     with torch.no_grad():
         predictor.adapt([view.to(device) for view in batch[:-1]] for batch in trained.plan.test)
