@@ -84,6 +84,9 @@ class Stage(Predictor):
     epoch: int = 0
     """The current epoch of this stage, which the engine sets."""
 
+    initial: Callable[[], None] | None = None
+    """Loads the weights with which the first stage of a run starts; None leaves them unchanged."""
+
     def __init__(self, name: str, batches: Batches, optimisation: Optimisation) -> None:
         super().__init__()
         self.name = name
@@ -115,7 +118,9 @@ class Stage(Predictor):
         return self.optimisation.make_optimizer(self)
 
     def start(self) -> None:
-        """Called once, before the first epoch, to change weights or masks for this stage."""
+        """Called once, before the first epoch, to change weights or masks for this stage. It calls `initial`."""
+        if self.initial is not None:
+            self.initial()
 
     def start_epoch(self) -> None:
         """Called once at the start of each epoch, for example to exchange estimators or to prune further."""
@@ -175,7 +180,7 @@ class Adapted:
 
     network: nn.Module
     backbone: nn.Module
-    recall: Callable[[], None]
+    recall: Callable[[], object]
 
     def left_out(self, module: nn.Module) -> set[str]:
         """The names in a module's state dict that belong to the backbone."""

@@ -53,6 +53,7 @@ def build(
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.fused_classifier import fused_loss
+    from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier
 
     settings = settings.chosen(bundle)
@@ -77,6 +78,7 @@ def build(
     loss: Any = make_loss(settings.loss, bundle.class_counts)
     fused = fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes)
     stage = SupervisedStage("train", batches, settings, network=network, loss=fused)
+    stage.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     if settings.loss in ON_COSINES:
         stage.score_scale = loss.scale
     test = evaluation_batches(bundle, size, context=context)

@@ -63,6 +63,7 @@ class SubModelStage(SupervisedStage):
         return self.network.buffers(recurse=False)
 
     def start(self) -> None:
+        super().start()
         if self.number > 1:
             self.network.begin(self.number, self.fresh())
 
@@ -241,6 +242,7 @@ def build(
     from ltfast.losses import CompensationLoss
     from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
@@ -265,7 +267,7 @@ def build(
             "tail, --group-minima sets other borders",
             stacklevel=2,
         )
-    first = network(settings.pretrained)
+    first: Any = network(settings.pretrained)
     together = context.normalised_together(settings.batch_size)
     check_batch_norm(first, (bundle.channels, size, size), together, "batch_size")
     sub_models = SubModels(first, len(names))
@@ -276,6 +278,7 @@ def build(
             bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, context=context
         )
 
+    initial = initial_weights(settings, bundle, context, first.backbone, first.head)
     stages: list[SubModelStage] = []
     start_draw = 0
     for number, name in enumerate(names):
@@ -306,6 +309,7 @@ def build(
             start_draw += batches.batches.draws_per_epoch * optimisation.epochs
             if not pruning:
                 stages.append(SubModelStage(name, batches, optimisation, **options))
+                stages[-1].initial = initial if number == 0 else None
                 continue
 
             stages.append(

@@ -95,6 +95,7 @@ class ContrastStage(Stage):
         return self
 
     def start(self) -> None:
+        super().start()
         self.key_network.set(self.network)
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,6 +164,7 @@ def build(
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -215,6 +217,7 @@ def build(
         pbsd_weight=settings.pbsd_weight,
         key_momentum=settings.key_momentum,
     )
+    contrast.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // context.world_size, 1))
     together = context.normalised_together(batch_size)
     check_batch_norm(network, (bundle.channels, size, size), together, "classifier_batch_size")

@@ -103,6 +103,7 @@ def build(
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
     from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -140,5 +141,6 @@ def build(
         contrast_weight=settings.contrast_weight,
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
     )
+    stage.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     test = evaluation_batches(bundle, size, context=context)
     return Plan([stage], test)

@@ -36,12 +36,18 @@ class BackboneSettings(Optimisation):
         "auto", "any timm model; auto: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
     )
     pretrained: bool = option(False, "start from timm's pretrained weights")
+    init: str | None = option(
+        None,
+        "folder or checkpoint of a run of any method: start from its backbone, and from its classifier if the classes "
+        "are the same",
+    )
     image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.image_size
         check(size == "auto" or size >= 1, "image_size", "at least 1 pixel, or auto", size)
+        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
 
     def size_for(self, bundle: "DataBundle") -> int:
         """The height and width in pixels of the network's images, for this data."""

@@ -30,7 +30,11 @@ class Settings(BackboneSettings):
         "auto", "any plain vision transformer of timm's; auto: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
         "vit_base_patch16_224 above"
     )  # fmt: skip
-    init: str | None = option(None, "folder or checkpoint of a LiVT run: start from the encoder it has pre-trained")
+    init: str | None = option(
+        None,
+        "folder or checkpoint of a run: start from its vision transformer; from a LiVT run, from the encoder it has "
+        "pre-trained",
+    )
     loss: Literal["balanced_bce", "bce", "cross_entropy"] = option("balanced_bce", "training loss")
     tau: float = option(1.0, "strength of the class prior in balanced_bce")
     label_smoothing: float = option(0.1, "share of a target that is spread over all classes")
@@ -56,7 +60,6 @@ class Settings(BackboneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
         check(self.tau >= 0, "tau", "at least 0", self.tau)
         check(0 <= self.label_smoothing < 1, "label_smoothing", "a number in [0, 1)", self.label_smoothing)
         check(self.mixup >= 0, "mixup", "at least 0", self.mixup)

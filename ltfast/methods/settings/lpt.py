@@ -32,7 +32,9 @@ class Settings(BackboneSettings):
         "class_balanced", "which images the first phase draws: each once, or by class"
     )
     init: str | None = option(
-        None, "folder or checkpoint of a LiVT run: the encoder it has pre-trained is the backbone"
+        None,
+        "folder or checkpoint of a run: its vision transformer is the backbone; of a LiVT run, the encoder it has "
+        "pre-trained",
     )
     prompt_length: int = option(10, "shared prompts of each block")
     group_epochs: int | Literal["auto"] = option(
@@ -49,7 +51,6 @@ class Settings(BackboneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
         for name in ("prompt_length", "group_length", "pool_size"):
             check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         check(1 <= self.matches <= self.pool_size, "matches", f"1 to {self.pool_size}, the pool's size", self.matches)
