@@ -36,7 +36,11 @@ class BackboneSettings(Optimisation):
         "auto", "any timm model; auto: digits_convnet up to 16 pixels, resnet32_cifar up to 64, resnet50 above"
     )
     pretrained: bool = option(False, "start from timm's pretrained weights")
-    image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
+    image_size: int | Literal["auto"] = option(
+        "auto",
+        "pixels of height and width; auto: that of arrays; for files 8, 16, 32, 64, 128 or 224, by the median of their "
+        "short sides, and 224 with --pretrained",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
