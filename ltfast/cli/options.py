@@ -78,6 +78,14 @@ DATA = (
         "text file with one class name per line in the order of the labels, for npz:, csv: and list:",
     ),
     Option(
+        "mean",
+        tuple[float, ...] | None,
+        None,
+        "mean of each channel for the normalisation, for pixel values from 0 to 1, with --std; none: ImageNet's for "
+        "files, the data's own for arrays",
+    ),
+    Option("std", tuple[float, ...] | None, None, "standard deviation of each channel, see --mean"),
+    Option(
         "groups",
         tuple[int, int] | Literal["auto"],
         (100, 20),

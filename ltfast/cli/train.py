@@ -10,7 +10,7 @@ from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.options import DATA, add_options, as_columns, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given, value_of
-from ltfast.errors import InputNotFoundError, UserError
+from ltfast.errors import InputNotFoundError, SettingError, UserError
 from ltfast.terminal import say
 
 # not the docstring, which `python -OO` strips
@@ -21,7 +21,6 @@ _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minu
 
 def train(argv: Sequence[str]) -> int:
     from ltfast.cli.recipes import checked, method_of
-    from ltfast.data.groups import check_borders
     from ltfast.engine import RunSettings
     from ltfast.methods import METHODS, settings_of
     from ltfast.recipe import read_recipe, recipe_names
@@ -66,6 +65,8 @@ def train(argv: Sequence[str]) -> int:
     if not args["out"]:
         raise UsageError("--out: expected the name of a folder, got ''")
 
+    from ltfast.data.groups import check_borders  # after --help
+
     try:
         run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
         fields = dataclasses.fields(METHODS[method].settings)
@@ -106,6 +107,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine.checkpoint import CHECKPOINT
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
+    from ltfast.runs.image_size import with_image_size
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
@@ -128,6 +130,12 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
+    if args["mean"] is not None or args["std"] is not None:
+        for name, other in (("mean", "std"), ("std", "mean")):
+            if args[name] is None:
+                raise SettingError(name, f"a value for each channel, with --{other}", None)
+        bundle = bundle.with_statistics(args["mean"], args["std"])
+    bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
     counts = bundle.class_counts
     minima = group_minima(counts, args["groups"])
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
@@ -145,7 +153,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         settings = dataclasses.replace(settings, group_minima=minima)
         chosen["group_minima"] = minima
     if accelerator.is_main_process and (words := _chosen_by_auto(asked, settings.chosen(bundle))):
-        say(f"chosen by auto: {words}")
+        say(f"chosen by auto: {words}{why}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)

@@ -64,6 +64,7 @@ def measure(
         root=facts["root"] if root is None else root,
         **parts_of(facts),
     )
+    bundle = bundle.with_statistics(facts["mean"], facts["std"])
     if settings.get("skip_broken", False):
         bundle = check_images(bundle, skip_broken=True, splits=["train"])
     names = facts["class_names"]

@@ -41,7 +41,11 @@ class BackboneSettings(Optimisation):
         "folder or checkpoint of a run of any method: start from its backbone, and from its classifier if the classes "
         "are the same",
     )
-    image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
+    image_size: int | Literal["auto"] = option(
+        "auto",
+        "pixels of height and width; auto: that of arrays; for files 8, 16, 32, 64, 128 or 224, by the median of their "
+        "short sides, and 224 with --pretrained",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
