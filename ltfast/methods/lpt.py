@@ -159,8 +159,12 @@ def build(
     initial = initial_weights(settings, bundle, context, network.transformer.backbone, None, encoder=True)
 
     def check_trained() -> None:
-        trained = settings.pretrained or initial is not None
-        check(trained, "backbone", "trained weights, from --pretrained or --init, for prompts to adapt", "new ones")
+        check(
+            settings.pretrained or initial is not None,
+            "backbone",
+            "trained weights, from --pretrained, --init or --weights, for prompts to adapt",
+            "new ones",
+        )
 
     def loss(rows: int, *, gamma_pos: float = 0.0, gamma_neg: float) -> nn.Module:
         with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
@@ -206,4 +210,6 @@ def build(
     first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
     recall = check_trained if initial is None else initial.load
-    return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))
+    adapted = Adapted(network, network.transformer.backbone, recall)
+    # a file may be lost: then the checkpoint keeps its weights
+    return Plan([first, second], test, adapted=None if settings.weights is not None else adapted)

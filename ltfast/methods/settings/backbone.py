@@ -41,6 +41,11 @@ class BackboneSettings(Optimisation):
         "folder or checkpoint of a run of any method: start from its backbone, and from its classifier if the classes "
         "are the same",
     )
+    weights: str | None = option(
+        None,
+        "file of weights to start from, .safetensors or written by torch.save, with timm's names for this backbone; a "
+        "classifier in it is left out",
+    )
     image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
 
     def __post_init__(self) -> None:
@@ -48,6 +53,8 @@ class BackboneSettings(Optimisation):
         size = self.image_size
         check(size == "auto" or size >= 1, "image_size", "at least 1 pixel, or auto", size)
         check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
+        check(not (self.pretrained and self.weights), "weights", "none with --pretrained", self.weights)
+        check(not (self.init and self.weights), "weights", "none with --init", self.weights)
 
     def size_for(self, bundle: "DataBundle") -> int:
         """The height and width in pixels of the network's images, for this data."""
