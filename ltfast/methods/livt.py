@@ -63,6 +63,7 @@ class FineTuningStage(SupervisedStage):
     """Trains a network on mixed images and targets, which `prepare` makes."""
 
     network: "VisionTransformer"
+    onward = "--init {run} --pretrain-epochs 0 --epochs {epochs}"  # fine-tunes the pre-trained encoder again
 
     def __init__(
         self,

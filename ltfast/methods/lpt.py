@@ -50,6 +50,7 @@ class GroupPromptStage(Stage):
     """
 
     share: Tensor  # the weight of the other half's loss in this epoch
+    onward = None  # prompts start anew in each run
 
     def __init__(
         self,
