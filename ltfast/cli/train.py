@@ -119,7 +119,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             class_names=args["class_names"],
             **parts,
         )
+    settings = settings.with_files_read(bundle)
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    chosen["class_weights"] = settings.class_weights  # not the path of a file
     continues = (out / CHECKPOINT).exists()
     # check before the processes divide work that depends on these settings
     identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss, loss_inputs
+from ltfast.methods.settings import unless_auto
 from ltfast.methods.settings.lpt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -168,7 +169,8 @@ def build(
         )
 
     def loss(rows: int, *, gamma_pos: float = 0.0, gamma_neg: float) -> nn.Module:
-        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
+        smoothing = unless_auto(settings.label_smoothing, 0.1)
+        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg, label_smoothing=smoothing)
         return fused_loss(with_scores, context, rows=rows, num_classes=bundle.num_classes)
 
     half = settings.batch_size // 2
