@@ -123,7 +123,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             class_names=args["class_names"],
             **parts,
         )
+    settings = settings.with_files_read(bundle)
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    chosen["class_weights"] = settings.class_weights  # not the path of a file
     continues = (out / CHECKPOINT).exists()
     # check before the processes divide work that depends on these settings
     identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
@@ -163,8 +165,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
-    if chosen.get("init") is not None:
-        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # an absolute path works from any folder
+    for start in ("init", "weights"):
+        if chosen[start] is not None:
+            chosen[start] = str(Path(chosen[start]).expanduser().resolve())  # an absolute path works from any folder
     metrics = loop.train(
         plan,
         run=run,

@@ -84,6 +84,9 @@ class Stage(Predictor):
     epoch: int = 0
     """The current epoch of this stage, which the engine sets."""
 
+    onward: str | None = "--init {run} --epochs {epochs}"
+    """The options of a new run that trains a finished run on, if this is its last stage; None if no run does."""
+
     initial: Callable[[], None] | None = None
     """Loads the weights with which the first stage of a run starts; None leaves them unchanged."""
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
-from ltfast.methods.settings import unless_auto
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.decoupled_optimisation import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -287,7 +287,12 @@ def build(
         kind = 1 if name == present[0] else 3 if name == present[-1] else 2
         preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
         plain = kind == 2 and settings.sampler != "group_preferred"
-        loss = CompensationLoss(counts, **preferred) if settings.loss == "compensation" else nn.CrossEntropyLoss()
+        of_loss: dict[str, Any] = {
+            "weight": loss_weight(settings, counts),
+            "label_smoothing": unless_auto(settings.label_smoothing, 0.0),
+        }
+        compensates = settings.loss == "compensation"
+        loss = CompensationLoss(counts, **preferred, **of_loss) if compensates else nn.CrossEntropyLoss(**of_loss)
         options: dict[str, Any] = {
             "network": sub_models,
             "number": number + 1,

@@ -16,6 +16,7 @@ from ltfast.engine import Batches, Optimisation, Plan, Stage, check
 from ltfast.errors import InputError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.dscl import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -229,13 +230,15 @@ def build(
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
         context=context,
     )
+    weight = loss_weight(settings, bundle.class_counts)
+    loss = nn.CrossEntropyLoss(weight, label_smoothing=unless_auto(settings.label_smoothing, 0.0))
     images = batch_size * context.world_size * min(context.run.accumulate, len(classifier_batches))
     classifier = ClassifierStage(
         "classifier",
         classifier_batches,
         settings.of_classifier(batch_size, images),
         network=network,
-        loss=fused_loss(nn.CrossEntropyLoss(), context, rows=batch_size, num_classes=bundle.num_classes),
+        loss=fused_loss(loss, context, rows=batch_size, num_classes=bundle.num_classes),
     )
     test = evaluation_batches(bundle, size, context=context)
     return Plan([contrast, classifier], test)

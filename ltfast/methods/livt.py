@@ -19,6 +19,7 @@ from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.livt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -63,6 +64,7 @@ class FineTuningStage(SupervisedStage):
     """Trains a network on mixed images and targets, which `prepare` makes."""
 
     network: "VisionTransformer"
+    onward = "--init {run} --pretrain-epochs 0 --epochs {epochs}"  # fine-tunes the pre-trained encoder again
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ def make_soft_target_loss(settings: Settings, class_counts: Sequence[int]) -> nn
     if settings.loss == "bce":
         return BalancedBCELoss(class_counts, tau=0.0)
     if settings.loss == "cross_entropy":
-        return nn.CrossEntropyLoss()
+        return nn.CrossEntropyLoss(loss_weight(settings, class_counts))
     raise SettingError("loss", "balanced_bce, bce or cross_entropy", settings.loss)
 
 
@@ -172,9 +174,8 @@ def build(
         start_draw=start_draw,
         context=context,
     )
-    mix = Mixup(
-        settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
-    )
+    smoothing = unless_auto(settings.label_smoothing, 0.1)
+    mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=smoothing, num_classes=bundle.num_classes)
     loss = make_soft_target_loss(settings, bundle.class_counts)
     network = _transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path)
     stages.append(
@@ -185,7 +186,7 @@ def build(
             network=network,
             loss=fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
             mix=mix if settings.mixes else None,
-            label_smoothing=settings.label_smoothing,
+            label_smoothing=smoothing,
             layer_decay=settings.layer_decay,
         )
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss, loss_inputs
+from ltfast.methods.settings import unless_auto
 from ltfast.methods.settings.lpt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -50,6 +51,7 @@ class GroupPromptStage(Stage):
     """
 
     share: Tensor  # the weight of the other half's loss in this epoch
+    onward = None  # prompts start anew in each run
 
     def __init__(
         self,
@@ -159,11 +161,16 @@ def build(
     initial = initial_weights(settings, bundle, context, network.transformer.backbone, None, encoder=True)
 
     def check_trained() -> None:
-        trained = settings.pretrained or initial is not None
-        check(trained, "backbone", "trained weights, from --pretrained or --init, for prompts to adapt", "new ones")
+        check(
+            settings.pretrained or initial is not None,
+            "backbone",
+            "trained weights, from --pretrained, --init or --weights, for prompts to adapt",
+            "new ones",
+        )
 
     def loss(rows: int, *, gamma_pos: float = 0.0, gamma_neg: float) -> nn.Module:
-        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
+        smoothing = unless_auto(settings.label_smoothing, 0.1)
+        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg, label_smoothing=smoothing)
         return fused_loss(with_scores, context, rows=rows, num_classes=bundle.num_classes)
 
     half = settings.batch_size // 2
@@ -206,4 +213,6 @@ def build(
     first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
     recall = check_trained if initial is None else initial.load
-    return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))
+    adapted = Adapted(network, network.transformer.backbone, recall)
+    # a file may be lost: then the checkpoint keeps its weights
+    return Plan([first, second], test, adapted=None if settings.weights is not None else adapted)

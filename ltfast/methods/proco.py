@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.proco import Settings
 
 if TYPE_CHECKING:
@@ -125,7 +126,11 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
-    loss = LogitAdjustedLoss(bundle.class_counts)
+    loss = LogitAdjustedLoss(
+        bundle.class_counts,
+        weight=loss_weight(settings, bundle.class_counts),
+        label_smoothing=unless_auto(settings.label_smoothing, 0.0),
+    )
     stage = ProCoStage(
         "train",
         batches,

@@ -1,4 +1,4 @@
-"""Where training starts from: `--init`, the network of an earlier run."""
+"""Where training starts from: `--init`, the network of an earlier run, or `--weights`, a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from ltfast.errors import InputError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.earlier_run import EarlierRun, read_run
 from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.weights_file import read_weights
 from ltfast.terminal import say
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class InitialWeights:
         settings: after `chosen`; one of their starts is given.
         bundle, context: see `ltfast.methods`.
         backbone: a timm model, whose own classifier is left unchanged.
-        head: the classifier, which gets the run's weights if they fit and its classes are the same; None if it starts
+        head: the classifier, which gets a run's weights if they fit and its classes are the same; None if it starts
             anew in any case.
         encoder: see `read_run`.
         mean_of_patches: whether the backbone is a vision transformer whose features are the mean of its patches, as in
@@ -52,9 +53,29 @@ class InitialWeights:
             What they are, in words.
 
         Raises:
-            InputNotFoundError: there is no checkpoint.
-            InputError: the checkpoint cannot be read, or does not fit; the message says what does not.
+            InputNotFoundError: there is no checkpoint or file.
+            InputError: it cannot be read, or does not fit; the message says what does not.
         """
+        return self._from_run() if self.settings.weights is None else self._from_file(self.settings.weights)
+
+    def _from_file(self, file: str) -> str:
+        from ltfast.models.load_backbone import load_backbone
+
+        state = read_weights(Path(file))
+        try:
+            left_out = load_backbone(self.backbone, state)
+        except ValueError as error:
+            ours = any(name.startswith("0.") for name in state)
+            hint = "; this is a checkpoint of ltfast, which --init takes" if ours else ""
+            raise InputError(
+                f"expected weights of {self.settings.backbone} by timm's names, got {file}: {error}{hint}",
+                name="weights",
+            ) from error
+        used = len(state) - len(left_out)
+        classifier = f" except those of its classifier ({', '.join(left_out)})" if left_out else ""
+        return f"{file}: its {used} tensors{classifier}; the classifier is new"
+
+    def _from_run(self) -> str:
         run = read_run(Path(str(self.settings.init)), encoder=self.encoder)
         self._load_backbone(run)
         if self.head is None:
@@ -110,6 +131,6 @@ def initial_weights(
     mean_of_patches: bool = False,
 ) -> InitialWeights | None:
     """The weights with which the first stage starts; None if they are new, or timm's. See `InitialWeights`."""
-    if settings.init is None:
+    if settings.init is None and settings.weights is None:
         return None
     return InitialWeights(settings, bundle, context, backbone, head, encoder, mean_of_patches)

@@ -22,7 +22,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         state: tensors by timm's names, with or without a classifier.
 
     Returns:
-        The names in `state` that belong to the classifier.
+        The names in `state` that belong to a classifier, sorted.
 
     Raises:
         ValueError: a name is missing or unexpected, or a tensor has another shape; the message lists them.
@@ -49,7 +49,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     if any(wrong.values()):
         raise ValueError("; ".join(f"{_some(names)} {what}" for what, names in wrong.items() if names))
     model.load_state_dict({**own, **{name: found[name] for name in needed if name in found}})
-    return [name for name in found if name.startswith(classifier)]
+    return sorted(name for name in found if name.startswith(classifier))
 
 
 def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

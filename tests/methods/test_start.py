@@ -1,13 +1,19 @@
 """Where training starts from."""
 
+import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from ltfast.engine.checkpoint import save_checkpoint
-from ltfast.errors import InputError
+from ltfast.cli import main
+from ltfast.engine.checkpoint import load_checkpoint, save_checkpoint
+from ltfast.errors import InputError, UserError
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.models import make_backbone
 from methods.conftest import tiny_bundle
@@ -182,9 +188,7 @@ def test_the_backbone_of_a_finished_lpt_run_is_that_of_its_own_start(tmp_path, c
     assert equal(parts("ce", own)[0], theirs.stages[0].network)
     assert f"starting from {livt} (method livt): " in capsys.readouterr().out
     other = save(tmp_path / "other", "lpt", prompted, pretrained=True)
-    with pytest.raises(
-        InputError, match=r"init: expected a run with a backbone of its own; .* which --pretrained gives"
-    ):
+    with pytest.raises(InputError, match=r"init: expected a run with a backbone of its own; .* which --pretrained"):
         build("ce", backbone="vit_digits", init=str(other)).stages[0].start()
 
 
@@ -227,3 +231,119 @@ def test_other_processes_are_silent(tmp_path, capsys):
 def test_one_start_alone(method):
     with pytest.raises(ValueError, match="init: expected none with --pretrained, got 'runs/a'"):
         settings_of(method, {"pretrained": True, "init": "runs/a"})
+
+
+def timm_network(name="digits_convnet", in_chans=1, **options):
+    """A model of timm's with its classifier."""
+    return timm.create_model(name, num_classes=7, in_chans=in_chans, **options)
+
+
+WRAPPED = {
+    "weights.safetensors": lambda state: state,
+    "plain.pth": lambda state: state,
+    "ema.pth": lambda state: {"state_dict": {"nothing": torch.zeros(1)}, "state_dict_ema": state, "epoch": 3},
+    "model.pth.tar": lambda state: {"model": state, "args": argparse.Namespace(lr=1)},
+    "parallel.bin": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+}
+
+
+def write(path, state):
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(WRAPPED[path.name](state), path)
+    return path
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_weights_come_from_files_of_timm(name, tmp_path, capsys):
+    theirs = timm_network()
+    file = write(tmp_path / name, theirs.state_dict())
+    own = build("ce", weights=str(file))
+    before = own.stages[0].network.head.weight.clone()
+    own.stages[0].start()
+    assert equal(own.stages[0].network.backbone, theirs)
+    assert torch.equal(own.stages[0].network.head.weight, before)
+    expected = f"starting from {file}: its 24 tensors except those of its classifier (fc.bias, fc.weight); "
+    assert capsys.readouterr().out == expected + "the classifier is new\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_starts_from_a_file(method, tmp_path):
+    backbone = "vit_digits" if method in ("livt", "lpt") else "digits_convnet"
+    theirs = timm_network(backbone)
+    file = write(tmp_path / "weights.safetensors", theirs.state_dict())
+    plan = build(method, weights=str(file), backbone=backbone)
+    plan.stages[0].start()
+    assert equal(parts(method, plan)[0], theirs)
+    if method == "lpt":  # as with --pretrained, and the checkpoint is complete
+        assert plan.adapted is None
+        assert plan.stages[0].network.transformer.backbone.global_pool == "token"
+
+
+def test_sizes_and_channels_of_a_file_are_converted(tmp_path):
+    theirs = timm_network("vit_digits", in_chans=3, img_size=16)
+    file = write(tmp_path / "weights.safetensors", theirs.state_dict())
+    plan = build("ce", weights=str(file), backbone="vit_digits")
+    plan.stages[0].start()
+    backbone = plan.stages[0].network.backbone
+    assert torch.equal(backbone.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
+    torch.testing.assert_close(backbone.patch_embed.proj.weight, theirs.patch_embed.proj.weight.sum(1, keepdim=True))
+    # the authors' weights of ResNets have no counters in BatchNorm
+    state = {n: v for n, v in timm_network().state_dict().items() if not n.endswith("num_batches_tracked")}
+    write(file, state)
+    build("ce", weights=str(file)).stages[0].start()
+
+
+def test_files_that_do_not_fit_are_named(tmp_path):
+    file = tmp_path / "weights.safetensors"
+
+    def refused(message, method="ce", **options):
+        with pytest.raises(UserError, match=message):
+            build(method, weights=str(file), **options).stages[0].start()
+
+    state = timm_network().state_dict()
+    write(file, {**state, "decoder.weight": torch.zeros(1)})
+    refused("weights: expected weights of digits_convnet by timm's names, got .*: decoder.weight is unexpected$")
+    write(file, {name: value for name, value in state.items() if name != "features.0.weight"})
+    refused(r": features\.0\.weight is missing$")
+    write(file, {**state, "features.0.weight": torch.zeros(1, 1, 3, 3)})
+    refused(r": features\.0\.weight \(1, 1, 3, 3\) instead of \(32, 1, 3, 3\) is of another shape$")
+    refused("expected weights of vit_digits by timm's names", backbone="vit_digits")
+    write(file, {**state, "features.0.bias": torch.full((1,), torch.nan)})
+    refused("weights: expected tensors by name in .*: features.0.bias: expected finite numbers, got nan")
+    file.write_bytes(b"no")
+    refused("weights: expected a .safetensors file, or the state_dict of a model that torch.save has written")
+    file = tmp_path / "weights.pth"
+    refused("weights: no file")
+    torch.save(timm_network(), file)
+    refused(r"weights: expected a .safetensors file, .*\(pickled objects are not read, since they can run code")
+    torch.save({"net": state, "epoch": 1}, file)
+    refused("weights: expected tensors by name in .*: net: expected a tensor")
+    file = save(tmp_path / "run", "ce", build("ce")) / "checkpoint.pt"
+    refused("this is a checkpoint of ltfast, which --init takes")
+
+
+def test_one_file_alone():
+    for start in ({"pretrained": True}, {"init": "runs/a"}):
+        with pytest.raises(ValueError, match=rf"weights: expected none with --{next(iter(start))}, got 'w.pth'"):
+            settings_of("ce", {**start, "weights": "w.pth"})
+
+
+@pytest.mark.usefixtures("_command_line")
+@pytest.mark.parametrize("method", ["ce", "lpt"])
+def test_a_run_needs_its_file_only_to_start(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backbone = "vit_digits" if method == "lpt" else "digits_convnet"
+    write(Path("weights.safetensors"), timm_network(backbone).state_dict())
+    command = ["train", "--method", method, "--data", "digits", "--imbalance", "50", "--epochs", "1", "--backbone"]
+    command += [backbone, "--weights", "weights.safetensors", "--lr", "1e-9", "--out", "run"]
+    assert main(command) == 0
+    settings = load_checkpoint(Path("run"))["settings"]
+    assert settings["weights"] == str(tmp_path / "weights.safetensors")
+    Path("weights.safetensors").unlink()
+    assert main(["eval", "--checkpoint", "run"]) == 0
+    metrics, result = (json.loads(Path("run", name).read_text()) for name in ("metrics.json", "eval.json"))
+    assert result["per_class"] == metrics["per_class"]
+    assert main(command) == 0  # nothing is left to do
+    assert main([*command[:-1], "other"]) == 2

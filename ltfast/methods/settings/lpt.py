@@ -1,5 +1,6 @@
 """The options of `--method lpt`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +63,9 @@ class Settings(BackboneSettings):
         check(blocks == "auto" or blocks >= 1, "group_blocks", "at least 1, or auto", blocks)
         check(self.group_lr == "auto" or self.group_lr > 0, "group_lr", "a positive number, or auto", self.group_lr)
         check(self.eta >= 0, "eta", "at least 0", self.eta)
+
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return "agcl", ("label_smoothing",)
 
     def chosen(self, bundle: "DataBundle") -> "Settings":
         from ltfast.models import default_vit
