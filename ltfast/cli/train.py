@@ -102,6 +102,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.restore import facts_of
@@ -127,6 +128,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
     counts = bundle.class_counts
+    groups = class_groups(counts)
+    check_validation(run, None if bundle.validation is None else bundle.validation.class_counts, groups)
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     if accelerator.is_main_process:
         say(
@@ -155,7 +158,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         # the processes of a machine see the same files, so only one of them reads the sizes
         facts=facts_of(bundle, args["data"], args["root"], parts, sizes=accelerator.is_local_main_process),
         class_counts=counts,
-        groups=class_groups(counts),
+        groups=groups,
         out=out,
         accelerator=accelerator,
     )

@@ -27,7 +27,13 @@ _SCHEMA = record(
         "loss_ms": optional(number(0)),
         "settings": mapping(plain),
     },
-    may={"step_ms": optional(number(above=0)), "step_images": optional(integer(1))},
+    may={
+        **dict.fromkeys(("balanced_accuracy", "macro_f1"), _ACCURACY),
+        "validation": mapping(plain),
+        "epochs": mapping(mapping(integer(1))),
+        "step_ms": optional(number(above=0)),
+        "step_images": optional(integer(1)),
+    },
 )
 
 

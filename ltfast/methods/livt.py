@@ -157,7 +157,7 @@ def build(
     from timm.data import Mixup
 
     from ltfast.data import train_transform
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.models import MaskedAutoencoder
 
     settings = settings.chosen(bundle)
@@ -210,7 +210,9 @@ def build(
             initial=initial,
         )
     )
-    return Plan(stages, evaluation_batches(bundle, size, context=context))
+    test = evaluation_batches(bundle, size, context=context)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan(stages, test, validation=validation)
 
 
 def _transformer(

@@ -146,7 +146,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import AGCLLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.models import PromptedClassifier
 
     settings = settings.chosen(bundle)
@@ -217,4 +217,10 @@ def build(
     )
     first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))
+    validation = validation_batches(bundle, size, context=context)
+    return Plan(
+        [first, second],
+        test,
+        validation=validation,
+        adapted=Adapted(network, network.transformer.backbone, recall),
+    )

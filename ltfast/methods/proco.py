@@ -102,7 +102,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -141,4 +141,5 @@ def build(
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
     )
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([stage], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([stage], test, validation=validation)
