@@ -108,7 +108,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
-    parts = {name: args[name] for name in ("test", "validation", "test_fraction") if args[name] is not None}
+    names = ("test", "validation", "test_fraction", "folds", "fold")
+    parts = {name: args[name] for name in names if args[name] is not None}
     if args["columns"] is not None:
         parts["columns"] = as_columns(args["columns"])
     with accelerator.main_process_first():  # only the first process downloads

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ltfast import terminal
 from ltfast.engine.files import replace_file
+from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
 from ltfast.errors import InputError, InputNotFoundError
@@ -98,7 +99,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     Returns:
         Accuracies in percent, the best of each column in bold if there are several runs. If the runs have times: the
         time of the loss (forward and backward pass) in microseconds per image and in percent of the step's time, and
-        the training time in seconds.
+        the training time in seconds. Runs of the folds of a cross-validation have a row with their mean and standard
+        deviation.
     """
     result = Table(title=title and escape(terminal.shown(title)), title_justify="left")
     result.add_column("run", overflow="fold")
@@ -116,6 +118,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
+    for label, cells in over_folds(rows, accuracies).items():
+        result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
 
 

@@ -256,3 +256,29 @@ def test_losses_are_timed_as_they_train():
 
     time_losses(Timed(call, Loss()).eval(), torch.randn(4, 3), Accelerator(cpu=True))
     assert modes == {True}
+
+
+def test_folds_have_a_row_with_their_mean():
+    def fold(number, top1, **settings):
+        own = {"lr": 0.1, "folds": 3, "fold": number, "seed": 0, "class_counts": [4, number], **settings}
+        row = {"top1": top1, "many": 90.0, "medium": None, "few": 10.0 * number}
+        return {**row, "class_counts": own["class_counts"], "settings": own}
+
+    def cells(rows):
+        return [list(column.cells) for column in table(rows).columns]
+
+    every = cells({"a": fold(1, 50.0), "b": fold(2, 60.0), "c": fold(3, 70.0)})
+    assert [column[3:] for column in every] == [
+        ["mean of 3 folds"],
+        ["90.0 ± 0.0"],
+        ["-"],
+        ["20.0 ± 10.0"],
+        ["60.0 ± 10.0"],
+    ]
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(3, 60.0), "c": fold(3, 70.0, seed=1)})
+    assert names[3:] == ["mean of 3 runs in 2 of 3 folds"]
+    other = {"d": fold(1, 50.0, lr=0.2), "e": fold(2, 52.0, lr=0.2), "f": fold(1, 50.0, lr=0.3)}
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(2, 60.0), **other})
+    assert names[5:] == ["mean of 2 of 3 folds (a, ...)", "mean of 2 of 3 folds (d, ...)"]
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(1, 50.0, folds=None)})
+    assert len(names) == 2
