@@ -105,13 +105,15 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.image_size import with_image_size
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
-    parts = {name: args[name] for name in ("test", "validation", "test_fraction") if args[name] is not None}
+    names = ("test", "validation", "test_fraction", "folds", "fold")
+    parts = {name: args[name] for name in names if args[name] is not None}
     if args["columns"] is not None:
         parts["columns"] = as_columns(args["columns"])
     with accelerator.main_process_first():  # only the first process downloads
@@ -140,6 +142,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
     counts = bundle.class_counts
     minima = group_minima(counts, args["groups"])
+    groups = class_groups(counts, minima)
+    check_validation(run, None if bundle.validation is None else bundle.validation.class_counts, groups)
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     if accelerator.is_main_process:
         say(
@@ -175,7 +179,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         # the processes of a machine see the same files, so only one of them reads the sizes
         facts=facts_of(bundle, args["data"], args["root"], parts, minima, sizes=accelerator.is_local_main_process),
         class_counts=counts,
-        groups=class_groups(counts, minima),
+        groups=groups,
         out=out,
         accelerator=accelerator,
     )

@@ -63,6 +63,8 @@ _SCHEMA = record(
                         "columns": mapping(text),
                         "validation": number(0, 1),
                         "test_fraction": number(0, 1),
+                        "folds": integer(2),
+                        "fold": integer(1),
                         "seed": integer(0),
                     },
                 ),
@@ -77,7 +79,16 @@ _SCHEMA = record(
         ),
         "scaler": optional(mapping(number(0))),
     },
-    {"whole": boolean},
+    {
+        "whole": boolean,
+        "selection": record(
+            {
+                "epochs": mapping(mapping(integer(1))),
+                "best": optional(record({"epoch": integer(1), "value": number(0, 100)})),
+                "weights": optional(mapping(tensor)),
+            }
+        ),
+    },
 )
 
 

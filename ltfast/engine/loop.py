@@ -7,7 +7,7 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +32,7 @@ from ltfast.engine.position import Position
 from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
 from ltfast.engine.seeding import seed_everything
+from ltfast.engine.selection import Selection
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Predictor, Stage, freeze_untrained, replicated_names
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
@@ -57,7 +58,7 @@ def train(
     """Train a plan's stages, from the checkpoint in `out` if there is one, and write the run's report.
 
     Args:
-        plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
+        plan: stages, validation and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
         settings: all settings that decide the result, as values of JSON; a checkpoint of other settings is refused.
         facts: what `ltfast eval` needs to know about the data, as plain values, which the checkpoint stores. Its
@@ -110,7 +111,10 @@ class _Run:
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
-        self.checkpoint = RunCheckpoint(self.out, plan, self.settings, self.facts, accelerator, self.check_folder)
+        self.selection = Selection(run, plan)
+        self.checkpoint = RunCheckpoint(
+            self.out, plan, self.settings, self.facts, accelerator, self.check_folder, self.selection
+        )
 
     def execute(self) -> dict[str, Any] | None:
         main = self.accelerator.is_main_process
@@ -167,11 +171,20 @@ class _Run:
             sent = [buffer for name, buffer in stage.named_buffers() if name not in replicated]
             broadcast(sent)  # all processes evaluate the weights in the checkpoint
             last = epoch + 1 == stage.optimisation.epochs
+            step = self._global_step()
+            self.metrics = None
+            if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
+                self.metrics = self._evaluate(stage, self.plan.validation)
+                last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
-            self._end_epoch(stage, epoch, loss)
+            if stage.evaluated and self.plan.validation is None:
+                self.metrics = self._evaluate(stage, self.plan.test)
+            self._log_epoch(stage, epoch, loss, step)
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
+            if last:
+                break
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
@@ -264,13 +277,17 @@ class _Run:
         self.log.steps(stage.name, window, lr, self._global_step())
         window.clear()
 
-    def _end_epoch(self, stage: Stage, epoch: int, loss: float) -> None:
-        self.metrics = self._evaluate(stage) if stage.evaluated else None
+    def _log_epoch(self, stage: Stage, epoch: int, loss: float, step: int) -> None:
+        validation = self.plan.validation is not None
+        names = dict.fromkeys(("top1", *self.groups, *([self.run.metric] if validation else [])))
         number = f"{epoch + 1}/{stage.optimisation.epochs}"
-        self.log.epoch(stage.name, number, loss, self.metrics, self.groups, self._global_step())
+        self.log.epoch(stage.name, number, loss, self.metrics, names, step, validation=validation)
+        ended = self.selection.epochs.get(stage.name)
+        if ended is not None and ended != dict.fromkeys(ended, stage.optimisation.epochs):
+            self.console.print(f"{stage.name} ends after epoch {ended['trained']} and keeps epoch {ended['kept']}")
 
-    def _evaluate(self, predictor: Predictor) -> dict[str, Any]:
-        return evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
+    def _evaluate(self, predictor: Predictor, images: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
+        return evaluate(predictor, images, self.groups, len(self.class_counts), self.accelerator)
 
     def _due(self, saved: float) -> bool:
         """Whether a checkpoint must be written after this step, when the last one was written at time `saved`."""
@@ -280,13 +297,19 @@ class _Run:
 
     def _report(self) -> dict[str, Any] | None:
         # there are no metrics if the last stage is not evaluated, or the run was killed after its last step
-        if self.metrics is None or self.plan.final is not None:
-            self.metrics = self._evaluate(self.plan.predictor.to(self.accelerator.device))
+        chosen: dict[str, Any] = {}
+        if self.metrics is None or self.plan.final is not None or self.plan.validation is not None:
+            predictor = self.plan.predictor.to(self.accelerator.device)
+            if self.plan.validation is not None:
+                metrics = self._evaluate(predictor, self.plan.validation)
+                chosen = {"validation": metrics, "epochs": self.selection.epochs}
+            self.metrics = self._evaluate(predictor, self.plan.test)
         if not self.accelerator.is_main_process:
             return None
         seed = (self.run.seed, len(self.plan.stages), _STEP)
         report = {
             **self.metrics,
+            **chosen,
             "train_seconds": self.train_seconds,
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
@@ -301,4 +324,6 @@ class _Run:
         self.checkpoint.save(self.position, optimizer, loss_sum=self.loss_sum, train_seconds=self.train_seconds)
 
     def _global_step(self) -> int:
-        return self.position.global_step(self.plan.stages, self.steps_per_epoch)
+        planned = {stage.name: stage.optimisation.epochs for stage in self.plan.stages}
+        trained = {name: ended["trained"] for name, ended in self.selection.epochs.items()}
+        return self.position.global_step(list({**planned, **trained}.values()), self.steps_per_epoch)

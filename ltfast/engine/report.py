@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ltfast import terminal
 from ltfast.engine.files import replace_file
+from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
 from ltfast.errors import InputError, InputNotFoundError
@@ -29,6 +30,9 @@ _SCHEMA = record(
         "settings": mapping(plain),
     },
     may={
+        **dict.fromkeys(("balanced_accuracy", "macro_f1"), _ACCURACY),
+        "validation": mapping(plain),
+        "epochs": mapping(mapping(integer(1))),
         "step_ms": optional(number(above=0)),
         "step_images": optional(integer(1)),
         "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
@@ -109,7 +113,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     Returns:
         Accuracies in percent, the best of each column in bold if there are several runs. If the runs have times: the
         time of the loss (forward and backward pass) in microseconds per image and in percent of the step's time, and
-        the training time in seconds.
+        the training time in seconds. Runs of the folds of a cross-validation have a row with their mean and standard
+        deviation.
     """
     result = Table(
         title=title and escape(terminal.shown(title)),
@@ -134,6 +139,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
+    for label, cells in over_folds(rows, accuracies).items():
+        result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
 
 

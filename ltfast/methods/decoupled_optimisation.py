@@ -84,6 +84,8 @@ class PruningStage(SubModelStage):
     prune", 2017).
     """
 
+    selects = False  # the share is reached in the last epoch only
+
     share: Tensor
 
     def __init__(
@@ -240,7 +242,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
-    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier, SubModels
@@ -331,4 +333,6 @@ def build(
                 )
             )
     test = evaluation_batches(bundle, size, augmented=[transform, transform], context=context)
-    return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))
+    validation = validation_batches(bundle, size, augmented=[transform, transform], context=context)
+    final = Aggregation(sub_models, list(every.values()), settings.aggregate)
+    return Plan(stages, test, final, validation=validation)
