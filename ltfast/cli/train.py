@@ -53,7 +53,8 @@ def train(argv: Sequence[str]) -> int:
     )
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
-    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, predictions.csv, "
+                       "per_class.png, logs")  # fmt: skip
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
@@ -182,10 +183,11 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         groups=groups,
         out=out,
         accelerator=accelerator,
+        image_name=bundle.test.image_name,
     )
     if accelerator.is_main_process and metrics is not None:
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        files = ("metrics.json", "predictions.csv", "per_class.png", "checkpoint.pt", "weights.safetensors")
         written = [name for name in files if (out / name).exists()]
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()

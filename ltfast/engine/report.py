@@ -14,12 +14,25 @@ from ltfast import terminal
 from ltfast.engine.files import replace_file
 from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
-from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
+from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
 METRICS, PICTURE = "metrics.json", "per_class.png"
 
 _ACCURACY = optional(number(0, 100))
+_RATES = (
+    *("top5", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_auroc", "macro_average_precision"),
+    "expected_calibration_error",
+)
+_CLASS = record(
+    {
+        "name": text,
+        "group": optional(text),
+        **dict.fromkeys(("training_images", "test_images", "confusions"), integer(0)),
+        **dict.fromkeys(("precision", "recall", "f1"), _ACCURACY),
+        "confused_with": optional(text),
+    }
+)
 _SCHEMA = record(
     {
         **dict.fromkeys(("top1", "many", "medium", "few"), _ACCURACY),
@@ -29,13 +42,18 @@ _SCHEMA = record(
         "loss_ms": optional(number(0)),
         "settings": mapping(plain),
     },
+    # older files lack some of these
     may={
-        **dict.fromkeys(("balanced_accuracy", "macro_f1"), _ACCURACY),
         "validation": mapping(plain),
         "epochs": mapping(mapping(integer(1))),
+        "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
         "step_ms": optional(number(above=0)),
         "step_images": optional(integer(1)),
-        "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
+        **dict.fromkeys(_RATES, _ACCURACY),
+        **dict.fromkeys(("negative_log_likelihood", "brier_score"), optional(number(0))),
+        "intervals": optional(mapping(optional(list_of(number(0), 2)))),
+        "class_names": list_of(text),
+        "classes": list_of(_CLASS),
     },
 )
 _MINIMA = (101, 20)  # fewest training images of a class of many and of medium, in runs that have no other ones

@@ -201,7 +201,8 @@ class Plan:
 
     Attributes:
         stages: in the order in which they are trained.
-        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
+        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels). Of W
+            processes, process r has the images r, r + W, r + 2 W, ... in this order.
         final: the predictor of the run's result, made of the stages' modules; None means the last stage.
         adapted: given by a method that adapts a frozen backbone; None keeps all weights of a finished run.
         validation: this process's share of the validation images, in batches like those of `test`. Each epoch is

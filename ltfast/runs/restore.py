@@ -61,10 +61,12 @@ class Tested(Trained):
     """A restored run with test images.
 
     Attributes:
+        images: the test images, in the order of the plan's batches in one process.
         source: the source of the test images.
         left_out: one line about the files that were left out of the data; None without any.
     """
 
+    images: ImageDataset
     source: str
     left_out: str | None
 
@@ -193,7 +195,7 @@ def restore_with_test_images(
     context = BuildContext(run, rank, world_size, batch_size)
     placed = replace(_bundle(facts, train, test), image_size=bundle.image_size)
     trained = _rebuild(checkpoint, saved, settings, facts, placed, context, aggregate)
-    return Tested(**vars(trained), source=source, left_out=bundle.left_out)
+    return Tested(**vars(trained), images=test, source=source, left_out=bundle.left_out)
 
 
 def groups_of(facts: Mapping[str, Any]) -> dict[str, list[int]]:
