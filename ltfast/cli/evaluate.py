@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_option, add_options, as_columns, options_of
+from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, as_columns, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -43,6 +43,7 @@ def evaluate(argv: Sequence[str]) -> int:
             "equal; default: the run's",
         ),
     )
+    add_option(parser, CALIBRATION)
     execution = [
         Option("batch_size", int, 256, "test images per batch and process"),
         *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
@@ -61,6 +62,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from ltfast.engine.outcome import Outcome
     from ltfast.engine.predictions import write_predictions
     from ltfast.engine.scores import Scores
+    from ltfast.runs.calibration import calibrated
     from ltfast.runs.restore import groups_of, restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
@@ -77,6 +79,7 @@ def evaluate(argv: Sequence[str]) -> int:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    trained, calibration = calibrated(trained, checkpoint, args.aggregate) if args.calibration else (trained, None)
     identity.check_processes(
         {
             **trained.settings,
@@ -84,6 +87,7 @@ def evaluate(argv: Sequence[str]) -> int:
             "aggregate": args.aggregate,
             "precision": run.precision,
             "unfinished": trained.unfinished,
+            "calibration": calibration and calibration.digest,
         },
         accelerator,
         hint="Start all of them with the same command",
@@ -96,6 +100,8 @@ def evaluate(argv: Sequence[str]) -> int:
             say(f"{checkpoint}: {trained.unfinished}")
         if trained.left_out is not None:
             say(trained.left_out)
+        if calibration is not None:
+            say(f"calibrated by {calibration}")
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
     groups = groups_of(trained.facts)

@@ -112,6 +112,10 @@ DATA = (
 )
 
 
+# of the commands that use a run's class scores
+CALIBRATION = Option("calibration", bool, True, "use the run's calibration, if `ltfast calibrate` has made one")
+
+
 def options_of(settings: type) -> list[Option]:
     """One option for each field of a settings dataclass."""
     hints = get_type_hints(settings)
