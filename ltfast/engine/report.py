@@ -140,8 +140,9 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         caption=escape(_caption(rows)),
         caption_justify="left",
     )
-    result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
+    folds = over_folds(rows, accuracies)
+    result.add_column("run", overflow="fold", min_width=min(15, max(map(len, (*rows, *folds)), default=0)))
     times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
     times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
     for heading in (*accuracies.values(), *times):
@@ -153,11 +154,11 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             value = row[key]
             text = "-" if value is None else f"{value:.1f}"
             if key in groups and groups[key]["classes"] == 0:
-                text = "no classes"
+                text = "none"
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
-    for label, cells in over_folds(rows, accuracies).items():
+    for label, cells in folds.items():
         result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
 
@@ -182,7 +183,8 @@ def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
         each = (f"{terminal.shown(name)}: {', '.join(map(str, minima))}" for name, minima in borders.items())
         return f"the runs have different groups; fewest training images of many and medium: {'; '.join(each)}"
     most, least = next(iter(borders.values()))
-    return f"many: {most} training images or more; few: fewer than {least}"
+    empty = any(group["classes"] == 0 for row in rows.values() for group in _groups(row).values())
+    return f"many: {most} training images or more; few: fewer than {least}{'; none: no such classes' * empty}"
 
 
 def _loss_per_image(row: Mapping[str, Any]) -> str:
@@ -241,7 +243,7 @@ def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         values = row["importance"]
         total = sum(value for value in values.values() if value is not None)
         cells = [
-            "no classes" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
+            "none" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
             for value in values.values()
         ]
         result.add_row(escape(terminal.shown(name)), row["method"], *cells)
