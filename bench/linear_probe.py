@@ -16,8 +16,9 @@ from ltfast.engine.metrics import accuracies
 from ltfast.losses import AGCLLoss
 from ltfast.methods.batches import evaluation_batches, train_batches
 from ltfast.methods.context import BuildContext
-from ltfast.methods.encoders import load_encoder, pretrained_encoder
+from ltfast.methods.earlier_run import read_run
 from ltfast.models import CosineClassifier, default_vit, make_backbone
+from ltfast.models.load_backbone import load_backbone
 
 RATES = (0.003, 0.03, 0.3, 3.0)
 
@@ -57,7 +58,7 @@ def main() -> None:
     context = BuildContext(RunSettings(seed=args.seed))
     encoder, width = make_backbone(default_vit(size), in_chans=bundle.channels, image_size=size)
     encoder.reset_classifier(0, "avg")
-    load_encoder(encoder, pretrained_encoder(args.init))
+    load_backbone(encoder, read_run(args.init, encoder=True).backbone)
     encoder.eval()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ _SCHEMA = record(
                 "class_names": list_of(text),
                 "named": boolean,
                 "class_counts": list_of(integer(1, 10**9)),
+                "group_minima": list_of(integer(1), 2),
                 "mean": list_of(number()),
                 "std": list_of(number(above=0)),
                 "image_size": integer(1, 2**16),
@@ -139,6 +141,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} was not written by this version of ltfast")
     check_content(path, _SCHEMA, state)
     return state
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """Read the facts of a checkpoint file without its weights. For errors see `load_checkpoint`."""
+    if path.is_file():
+        with suppress(Exception):  # `load_checkpoint` reports what is wrong
+            facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["facts"]
+            mapping(plain)(facts, "facts")
+            return dict(facts)
+    return dict(load_checkpoint(path)["facts"])
 
 
 def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:

@@ -7,7 +7,7 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -27,11 +27,15 @@ from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, 
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.log import Log
+from ltfast.engine.measures import measures
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.outcome import Outcome
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.position import Position
-from ltfast.engine.report import METRICS, PICTURE, finished_report, write_report
+from ltfast.engine.predictions import PREDICTIONS, write_predictions
+from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
+from ltfast.engine.scores import Scores
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.selection import Selection
 from ltfast.engine.settings import RunSettings
@@ -55,6 +59,7 @@ def train(
     groups: Mapping[str, Sequence[int]],
     out: Path,
     accelerator: Accelerator,
+    image_name: Callable[[int], str] = str,
 ) -> dict[str, Any] | None:
     """Train a plan's stages, from the checkpoint in `out` if there is one, and write the run's report.
 
@@ -68,6 +73,7 @@ def train(
         groups: class indices of each group.
         out: the run's folder, which is created if it does not exist.
         accelerator: from `make_accelerator(run.precision)`.
+        image_name: what identifies a test image in `predictions.csv`, from its place in the test set.
 
     Returns:
         What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
@@ -83,7 +89,7 @@ def train(
     settings = {**settings, "processes": accelerator.num_processes}
     check_processes(run_identity(run, settings, facts, class_counts), accelerator, hint=SAME_COMMAND)
     with locked(out) if accelerator.is_main_process else nullcontext() as lock:
-        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock).execute()
+        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock, image_name).execute()
 
 
 @dataclass(eq=False)
@@ -97,6 +103,7 @@ class _Run:
     out: Path
     accelerator: Accelerator
     lock: Lock | None
+    image_name: Callable[[int], str]
 
     def __post_init__(self) -> None:
         plan, run, accelerator = self.plan, self.run, self.accelerator
@@ -108,6 +115,7 @@ class _Run:
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
         self.average: WeightAverage | None = None  # of the current stage
+        self.scores: Scores | None = None  # of the last evaluation
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
@@ -121,7 +129,7 @@ class _Run:
     def execute(self) -> dict[str, Any] | None:
         main = self.accelerator.is_main_process
         if main:
-            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
+            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE, PREDICTIONS))
         saved = self._load()
         finished = self.position.stage == len(self.plan.stages)
         report = finished_report(self.out, self.settings, self.class_counts) if finished else None
@@ -311,7 +319,12 @@ class _Run:
             self.console.print(f"{stage.name} ends after epoch {ended['trained']} and keeps epoch {ended['kept']}")
 
     def _evaluate(self, predictor: Predictor, images: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
-        return evaluate(predictor, images, self.groups, len(self.class_counts), self.accelerator)
+        classes = len(self.class_counts)
+        # the scores of the test images at the end of the run are reported
+        ended = images is self.plan.test and self.position.stage == len(self.plan.stages)
+        self.scores = Scores(classes) if ended else None
+        each = None if self.scores is None else self.scores.add
+        return evaluate(predictor, images, self.groups, classes, self.accelerator, each)
 
     def _due(self, saved: float) -> bool:
         """Whether a checkpoint must be written after this step, when the last one was written at time `saved`."""
@@ -328,19 +341,26 @@ class _Run:
                 metrics = self._evaluate(predictor, self.plan.validation)
                 chosen = {"validation": metrics, "epochs": self.selection.epochs}
             self.metrics = self._evaluate(predictor, self.plan.test)
-        if not self.accelerator.is_main_process:
+        assert self.scores is not None
+        found = self.scores.gathered(self.accelerator)
+        if found is None:
             return None
+        outcome = Outcome(*found, self.plan.predictor.score_scale)
+        names = self.facts["class_names"]
         seed = (self.run.seed, len(self.plan.stages), _STEP)
         report = {
             **self.metrics,
             **chosen,
+            **measures(outcome, names, self.class_counts, self.groups),
             "train_seconds": self.train_seconds,
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
+            "groups": describe_groups(self.groups, self.facts.get("group_minima")),
             "settings": self.settings,
         }
         self.check_folder()
-        write_report(self.out, report, self.facts["class_names"], self.groups)
+        write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)
+        write_report(self.out, report, names, self.groups)
         return report
 
     def _save(self, optimizer: Any | None) -> None:

@@ -1,6 +1,6 @@
 """Top-1 accuracy and F1: overall, for groups of classes, and for each class."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ def evaluate(
     groups: Mapping[str, Sequence[int]],
     num_classes: int,
     accelerator: Accelerator,
+    each: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Top-1 accuracies and F1 of `predict` in percent, over the shares of all processes.
 
@@ -27,6 +28,7 @@ def evaluate(
         groups: class indices of each group.
         num_classes: number of classes C.
         accelerator: the device, the precision, and the other processes.
+        each: called with the class scores (B, C) and the labels (B,) of each batch.
 
     Returns:
         What `accuracies` returns.
@@ -38,7 +40,10 @@ def evaluate(
         predictor.adapt(send_to_device(batch[:-1], accelerator.device, non_blocking=True) for batch in test)
         for batch in test:
             *views, labels = send_to_device(batch, accelerator.device, non_blocking=True)
-            scores.update(predictor.predict(*views).argmax(1), labels)
+            found = predictor.predict(*views)
+            scores.update(found.argmax(1), labels)
+            if each is not None:
+                each(found, labels)
     counts = scores.compute().reshape(num_classes, 5)  # columns: tp, fp, tn, fn, support
     correct, wrong, total = (counts[:, column].tolist() for column in (0, 1, 4))
     return accuracies(correct, wrong, total, groups)

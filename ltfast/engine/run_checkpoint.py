@@ -73,7 +73,9 @@ class RunCheckpoint:
         if not os.path.lexists(self.path):
             return None
         saved = load_checkpoint(self.path)
-        check_same_settings(self.path, saved["settings"], self.settings)
+        finished = saved["position"]["stage"] == len(self.plan.stages)
+        onward = self.plan.stages[-1].onward if finished else None
+        check_same_settings(self.path, saved["settings"], self.settings, onward=onward)
         check_same_data(self.path, saved["facts"], self.facts)
         if "digests" in self.facts and "digests" not in saved["facts"]:
             console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")

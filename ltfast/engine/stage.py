@@ -88,6 +88,12 @@ class Stage(Predictor):
     epoch: int = 0
     """The current epoch of this stage, which the engine sets."""
 
+    onward: str | None = "--init {run} --epochs {epochs}"
+    """The options of a new run that trains a finished run on, if this is its last stage; None if no run does."""
+
+    initial: Callable[[], None] | None = None
+    """Loads the weights with which the first stage of a run starts; None leaves them unchanged."""
+
     def __init__(self, name: str, batches: Batches, optimisation: Optimisation) -> None:
         super().__init__()
         self.name = name
@@ -119,7 +125,9 @@ class Stage(Predictor):
         return self.optimisation.make_optimizer(self)
 
     def start(self) -> None:
-        """Called once, before the first epoch, to change weights or masks for this stage."""
+        """Called once, before the first epoch, to change weights or masks for this stage. It calls `initial`."""
+        if self.initial is not None:
+            self.initial()
 
     def start_epoch(self) -> None:
         """Called once at the start of each epoch, for example to exchange estimators or to prune further."""
@@ -179,7 +187,7 @@ class Adapted:
 
     network: nn.Module
     backbone: nn.Module
-    recall: Callable[[], None]
+    recall: Callable[[], object]
 
     def left_out(self, module: nn.Module) -> set[str]:
         """The names in a module's state dict that belong to the backbone."""
@@ -193,7 +201,8 @@ class Plan:
 
     Attributes:
         stages: in the order in which they are trained.
-        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
+        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels). Of W
+            processes, process r has the images r, r + W, r + 2 W, ... in this order.
         final: the predictor of the run's result, made of the stages' modules; None means the last stage.
         adapted: given by a method that adapts a frozen backbone; None keeps all weights of a finished run.
         validation: this process's share of the validation images, in batches like those of `test`. Each epoch is

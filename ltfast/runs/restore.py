@@ -1,6 +1,6 @@
 """Restores a trained method from its checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltfast.data import ArrayDataset, DataBundle, FileDataset, ImageDataset, check_images, load_test
+from ltfast.data import ArrayDataset, DataBundle, FileDataset, ImageDataset, check_images, class_groups, load_test
 from ltfast.data.class_names import with_classes
+from ltfast.data.groups import MINIMA
 from ltfast.data.sources import root_of
 from ltfast.engine import Plan, Predictor, RunSettings, schema
 from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
@@ -60,10 +61,12 @@ class Tested(Trained):
     """A restored run with test images.
 
     Attributes:
+        images: the test images, in the order of the plan's batches in one process.
         source: the source of the test images.
         left_out: one line about the files that were left out of the data; None without any.
     """
 
+    images: ImageDataset
     source: str
     left_out: str | None
 
@@ -73,6 +76,7 @@ def facts_of(
     source: str,
     root: str | Path | None,
     parts: Mapping[str, Any] | None = None,
+    minima: Sequence[int] = MINIMA,
     *,
     sizes: bool = True,
 ) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def facts_of(
         source, root: see `ltfast.data.load`.
         parts: those of its arguments `test`, `columns`, `validation`, `test_fraction`, `folds`, `fold` and `seed` that
             were given.
+        minima: those of the groups of classes in reports, see `ltfast.data.class_groups`.
         sizes: see `ImageDataset.digests`.
     """
     parts = dict(parts or {})
@@ -95,6 +100,7 @@ def facts_of(
         "class_names": bundle.class_names,
         "named": bundle.named,
         "class_counts": bundle.class_counts,
+        "group_minima": list(minima),
         "mean": list(bundle.mean),
         "std": list(bundle.std),
         "image_size": bundle.image_size,
@@ -189,7 +195,12 @@ def restore_with_test_images(
     context = BuildContext(run, rank, world_size, batch_size)
     placed = replace(_bundle(facts, train, test), image_size=bundle.image_size)
     trained = _rebuild(checkpoint, saved, settings, facts, placed, context, aggregate)
-    return Tested(**vars(trained), source=source, left_out=bundle.left_out)
+    return Tested(**vars(trained), images=test, source=source, left_out=bundle.left_out)
+
+
+def groups_of(facts: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The groups of a run's classes."""
+    return class_groups(facts["class_counts"], facts.get("group_minima", MINIMA))  # older checkpoints lack it
 
 
 def in_arrays(facts: Mapping[str, Any]) -> bool:
