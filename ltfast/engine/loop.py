@@ -7,8 +7,8 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, send_to_device
 from torch import Tensor, nn
 
+from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import CHECKPOINT, WEIGHTS
 from ltfast.engine.files import remove_partial_files
 from ltfast.engine.finite import check_losses, check_scale
@@ -113,6 +114,7 @@ class _Run:
         self.loss_sum = 0.0  # over the steps of this epoch
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None  # of the current stage
         self.scores: Scores | None = None  # of the last evaluation
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
@@ -181,13 +183,18 @@ class _Run:
             last = epoch + 1 == stage.optimisation.epochs
             step = self._global_step()
             self.metrics = None
-            if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
-                self.metrics = self._evaluate(stage, self.plan.validation)
-                last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
+            with self._averaged(sent):
+                if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
+                    self.metrics = self._evaluate(stage, self.plan.validation)
+                    last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
+            if last and self.average is not None:
+                self.average.swap()
+                self.average = None
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
             if stage.evaluated and self.plan.validation is None:
-                self.metrics = self._evaluate(stage, self.plan.test)
+                with self._averaged(sent):
+                    self.metrics = self._evaluate(stage, self.plan.test)
             self._log_epoch(stage, epoch, loss, step)
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
@@ -196,6 +203,17 @@ class _Run:
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
+
+    @contextmanager
+    def _averaged(self, buffers: Sequence[Tensor]) -> Iterator[None]:
+        """The stage has the average of its weights, if there is one. `buffers` are to be equal in all processes."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        broadcast(buffers)
+        yield
+        self.average.swap()
 
     def _prepare(self, stage: Stage, saved: dict[str, Any] | None) -> tuple[nn.Module, Any, Any]:
         """Start or resume a stage. Returns the model, optimiser and scheduler of its training."""
@@ -212,8 +230,12 @@ class _Run:
         leave_to_processes(stage, replicated_names(stage))
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, self.steps_per_epoch[number])
+        if self.run.ema is not None:
+            self.average = WeightAverage(stage, self.run.ema)
         if saved is not None and resumed:
             self.checkpoint.load_optimizer(saved, optimizer)
+            if self.average is not None:
+                self.average.load_state_dict(self.checkpoint.path, saved.get("average"))
         return model, optimizer, scheduler
 
     def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
@@ -233,6 +255,8 @@ class _Run:
                 scheduler.step_update(done)
                 logged = self._step(stage, model, optimizer, batches, trained, done)
                 stage.after_step()
+                if self.average is not None:
+                    self.average.update(done + 1)
                 self.position.step += 1
                 total += logged["loss"]
                 window.append(logged)
@@ -340,7 +364,13 @@ class _Run:
         return report
 
     def _save(self, optimizer: Any | None) -> None:
-        self.checkpoint.save(self.position, optimizer, loss_sum=self.loss_sum, train_seconds=self.train_seconds)
+        self.checkpoint.save(
+            self.position,
+            optimizer,
+            loss_sum=self.loss_sum,
+            train_seconds=self.train_seconds,
+            average=self.average,
+        )
 
     def _global_step(self) -> int:
         planned = {stage.name: stage.optimisation.epochs for stage in self.plan.stages}

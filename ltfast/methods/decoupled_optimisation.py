@@ -248,6 +248,8 @@ def build(
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
+    ema = context.run.ema
+    check(ema is None, "ema", "none with method do, which prunes weights to zero: their average would not be zero", ema)
     size = settings.size_for(bundle)
     counts = bundle.class_counts
 
