@@ -53,7 +53,7 @@ def build(
     """
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.fused_classifier import fused_loss
     from ltfast.methods.start import initial_weights
@@ -85,4 +85,5 @@ def build(
     if settings.loss in ON_COSINES:
         stage.score_scale = loss.scale
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([stage], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([stage], test, validation=validation)

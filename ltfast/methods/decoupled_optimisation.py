@@ -87,6 +87,8 @@ class PruningStage(SubModelStage):
     prune", 2017).
     """
 
+    selects = False  # the share is reached in the last epoch only
+
     share: Tensor
 
     def __init__(
@@ -246,7 +248,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
-    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier, SubModels
@@ -260,7 +262,7 @@ def build(
             settings.backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
-    every = class_groups(counts, settings.group_minima)
+    every = class_groups(counts, settings.minima)
     present = [name for name, classes in every.items() if classes]  # largest classes first
     order = unless_auto(settings.order, tuple(range(len(every))))
     names = [name for name in (list(every)[i] for i in order) if name in present]
@@ -337,4 +339,6 @@ def build(
                 )
             )
     test = evaluation_batches(bundle, size, augmented=[transform, transform], context=context)
-    return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))
+    validation = validation_batches(bundle, size, augmented=[transform, transform], context=context)
+    final = Aggregation(sub_models, list(every.values()), settings.aggregate)
+    return Plan(stages, test, final, validation=validation)

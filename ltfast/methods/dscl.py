@@ -165,7 +165,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import PatchViews, train_transform
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
@@ -243,7 +243,8 @@ def build(
         loss=fused_loss(loss, context, rows=batch_size, num_classes=bundle.num_classes),
     )
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([contrast, classifier], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([contrast, classifier], test, validation=validation)
 
 
 def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: int, channels: int) -> None:

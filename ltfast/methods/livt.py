@@ -141,7 +141,7 @@ def build(
     from timm.data import Mixup
 
     from ltfast.data import train_transform
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.start import initial_weights
     from ltfast.models import MaskedAutoencoder
 
@@ -202,7 +202,9 @@ def build(
         encoder=True,
         mean_of_patches=True,
     )
-    return Plan(stages, evaluation_batches(bundle, size, context=context))
+    test = evaluation_batches(bundle, size, context=context)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan(stages, test, validation=validation)
 
 
 def _continue_from(autoencoder: "MaskedAutoencoder", network: "VisionTransformer") -> None:

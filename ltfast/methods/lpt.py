@@ -135,7 +135,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import AGCLLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.start import initial_weights
     from ltfast.models import PromptedClassifier
 
@@ -213,7 +213,8 @@ def build(
     )
     first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
+    validation = validation_batches(bundle, size, context=context)
     recall = check_trained if initial is None else initial.load
-    adapted = Adapted(network, network.transformer.backbone, recall)
     # a file may be lost: then the checkpoint keeps its weights
-    return Plan([first, second], test, adapted=None if settings.weights is not None else adapted)
+    adapted = None if settings.weights is not None else Adapted(network, network.transformer.backbone, recall)
+    return Plan([first, second], test, validation=validation, adapted=adapted)

@@ -103,7 +103,7 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
 
@@ -148,4 +148,5 @@ def build(
     )
     stage.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([stage], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([stage], test, validation=validation)

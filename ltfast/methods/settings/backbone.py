@@ -48,7 +48,11 @@ class BackboneSettings(Optimisation):
         "file of weights to start from, .safetensors or written by torch.save, with timm's names for this backbone; a "
         "classifier in it is left out",
     )
-    image_size: int | Literal["auto"] = option("auto", "pixels of height and width; auto: the data's own")
+    image_size: int | Literal["auto"] = option(
+        "auto",
+        "pixels of height and width; auto: that of arrays; for files 8, 16, 32, 64, 128 or 224, by the median of their "
+        "short sides, and 224 with --pretrained",
+    )
     label_smoothing: float | Literal["auto"] = option(
         "auto",
         "share of a target that the classifier's loss spreads over all classes; auto: 0.1 with agcl, 0 otherwise",
