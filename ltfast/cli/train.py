@@ -106,6 +106,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.plan_text import plan_lines
     from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
@@ -167,6 +168,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     if accelerator.is_main_process and run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
         say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
+    if accelerator.is_main_process:
+        for line in plan_lines(plan, run, processes=accelerator.num_processes):
+            say(line)
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file

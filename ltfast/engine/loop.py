@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import CHECKPOINT, WEIGHTS
+from ltfast.engine.estimate import Estimate
 from ltfast.engine.files import remove_partial_files
 from ltfast.engine.finite import check_losses, check_scale
 from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, same_folder
@@ -121,6 +122,7 @@ class _Run:
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
+        self.estimate = Estimate(self.console.print)
         self.selection = Selection(run, plan)
         self.checkpoint = RunCheckpoint(
             self.out, plan, self.settings, self.facts, accelerator, self.check_folder, self.selection
@@ -170,6 +172,8 @@ class _Run:
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
+        done = self.position.epoch * self.steps_per_epoch[number] + self.position.step
+        self.estimate.begin(stage.name, stage.optimisation.epochs * self.steps_per_epoch[number] - done)
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
             if self.position.step == 0:
@@ -247,6 +251,7 @@ class _Run:
         total = torch.tensor(self.loss_sum, device=self.accelerator.device)
         begun = saved = time.monotonic()
         model.train()
+        self.estimate.pause()
         with self.console.progress() as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
@@ -259,6 +264,7 @@ class _Run:
                     self.average.update(done + 1)
                 self.position.step += 1
                 total += logged["loss"]
+                self.estimate.step()
                 window.append(logged)
                 progress.advance(task)
                 last = self.position.step == steps

@@ -66,7 +66,9 @@ def test_killed_in_mid_epoch_ends_with_the_same_bits(run, tmp_path):
 def test_same_command_again_does_nothing(run, capsys):
     before = (run / "checkpoint.pt").stat().st_mtime_ns
     assert main([*TINY, "--out", str(run)]) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing to do" in shown
+    assert "\nplan: train: 2 epochs (--epochs), 10 steps of 64 images; trains 65,824 parameters (all)" in shown
     assert (run / "checkpoint.pt").stat().st_mtime_ns == before
 
 
