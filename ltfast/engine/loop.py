@@ -308,6 +308,7 @@ class _Run:
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
             "settings": self.settings,
+            **({"root": self.facts["root"]} if "root" in self.facts else {}),
         }
         self.check_folder()
         write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)

@@ -127,7 +127,7 @@ def test_eval_takes_batch_size_workers_and_precision(run, tmp_path, monkeypatch)
     monkeypatch.setattr(metrics, "evaluate", lambda *args: seen.append(args) or evaluate(*args))
     words = ["--batch-size", "100", "--workers", "1", "--precision", "bf16", "--out", str(tmp_path / "e.json")]
     assert main(["eval", "--checkpoint", str(run), *words]) == 0
-    (_, test, _, _, accelerator) = seen[0]
+    (_, test, _, _, accelerator, _) = seen[0]
     assert (test.batch_size, test.num_workers, accelerator.mixed_precision) == (100, 1, "bf16")
     assert main(["eval", "--checkpoint", str(run), "--batch-size", "0"]) == 2
 
