@@ -93,7 +93,7 @@ def plot_reliability(predictions: Predictions, error: float | None) -> Figure | 
     upper.plot((0, 100), (0, 100), color=_GREY, linewidth=1, linestyle="--", label="calibrated", zorder=3)
     upper.plot(confidence, accuracy, "o", color=_INK, markersize=4, label="mean probability of a bin", zorder=4)
     upper.set(xlim=(0, 100), ylim=(0, 103), ylabel="accuracy (%)", yticks=range(0, 101, 20))
-    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     above = float((predictions.confidence.mean() - hits.mean()) * 100)
     kind = "over" if above > 0 else "under"
     upper.set_title(
