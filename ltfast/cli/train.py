@@ -54,7 +54,7 @@ def train(argv: Sequence[str]) -> int:
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
     group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, predictions.csv, "
-                       "per_class.png, logs")  # fmt: skip
+                       "pictures, logs")  # fmt: skip
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
@@ -111,6 +111,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.image_size import with_image_size
+    from ltfast.runs.mistakes import draw_mistakes
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
@@ -190,8 +191,13 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         image_name=bundle.test.image_name,
     )
     if accelerator.is_main_process and metrics is not None:
+        if not (out / report.MISTAKES).exists():  # while the images are at hand
+            draw_mistakes(out, metrics, bundle.test)
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = ("metrics.json", "predictions.csv", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        files = (
+            *("metrics.json", "predictions.csv", "per_class.png", "mistakes.png"),
+            *("checkpoint.pt", "weights.safetensors"),
+        )
         written = [name for name in files if (out / name).exists()]
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()

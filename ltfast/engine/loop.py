@@ -363,6 +363,7 @@ class _Run:
             "class_counts": list(self.class_counts),
             "groups": describe_groups(self.groups, self.facts.get("group_minima")),
             "settings": self.settings,
+            **({"root": self.facts["root"]} if "root" in self.facts else {}),
         }
         self.check_folder()
         write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)

@@ -17,7 +17,7 @@ from ltfast.engine.plot import plot_per_class
 from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
-METRICS, PICTURE = "metrics.json", "per_class.png"
+METRICS, PICTURE, MISTAKES = "metrics.json", "per_class.png", "mistakes.png"
 
 _ACCURACY = optional(number(0, 100))
 _RATES = (
@@ -51,6 +51,7 @@ _SCHEMA = record(
         "step_images": optional(integer(1)),
         **dict.fromkeys(_RATES, _ACCURACY),
         **dict.fromkeys(("negative_log_likelihood", "brier_score"), optional(number(0))),
+        "root": text,
         "intervals": optional(mapping(optional(list_of(number(0), 2)))),
         "class_names": list_of(text),
         "classes": list_of(_CLASS),
@@ -78,7 +79,8 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    (out / PICTURE).unlink(missing_ok=True)  # it shows older numbers
+    for name in (PICTURE, MISTAKES):  # they show older numbers
+        (out / name).unlink(missing_ok=True)
     write_json(out / METRICS, report)
     plot_per_class(out / PICTURE, report, class_names, groups)
 
