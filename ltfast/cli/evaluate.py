@@ -31,7 +31,8 @@ def evaluate(argv: Sequence[str]) -> int:
         default=None,
         help="decode all test images first, and skip those that cannot be decoded; default: the run's setting",
     )
-    parser.add_argument("--out", help="JSON file to write; default: eval.json in the folder of the checkpoint")
+    parser.add_argument("--out", help="JSON file to write; the predictions go to a file beside it whose name ends with "
+                        "_predictions.csv; default: eval.json in the folder of the checkpoint")  # fmt: skip
     add_option(
         parser,
         Option(
@@ -55,11 +56,14 @@ def evaluate(argv: Sequence[str]) -> int:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = folder / "eval.json" if args.out is None else Path(args.out)
 
-    from ltfast.data import class_groups
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
+    from ltfast.engine.measures import measures
+    from ltfast.engine.outcome import Outcome
+    from ltfast.engine.predictions import write_predictions
+    from ltfast.engine.scores import Scores
     from ltfast.runs.calibration import calibrated
-    from ltfast.runs.restore import restore_with_test_images
+    from ltfast.runs.restore import groups_of, restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
     trained = restore_with_test_images(
@@ -100,11 +104,18 @@ def evaluate(argv: Sequence[str]) -> int:
             say(f"calibrated by {calibration}")
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
-    groups = class_groups(trained.facts["class_counts"])
-    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator)
-    if accelerator.is_main_process:
-        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
+    groups = groups_of(trained.facts)
+    scores = Scores(len(names))
+    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator, scores.add)
+    found = scores.gathered(accelerator)
+    if found is not None:
+        outcome = Outcome(*found, predictor.score_scale)
+        result |= measures(outcome, names, trained.facts["class_counts"], groups)
+        result["groups"] = report.describe_groups(groups, trained.facts.get("group_minima"))
+        rows = out.with_name(f"{out.stem}_predictions.csv")
+        write_predictions(rows, outcome, names, trained.images.image_name)
+        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint)})
         print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
-        say(f"written to {out}")
+        say(f"written to {out} and {rows}")
     accelerator.end_training()
     return 0

@@ -58,6 +58,16 @@ DATA = (
         "share of the images to take for testing, where the source has no test images; the same images for any --seed",
     ),
     Option(
+        "folds",
+        int | None,
+        None,
+        "number of folds of the training images, for cross-validation: stratified and with whole groups; the same ones "
+        "for any --seed",
+    ),
+    Option(
+        "fold", int | None, None, "with --folds: the fold, from 1, whose images are tested instead of the source's own"
+    ),
+    Option(
         "root",
         str | None,
         None,
@@ -76,6 +86,21 @@ DATA = (
         str | None,
         None,
         "text file with one class name per line in the order of the labels, for npz:, csv: and list:",
+    ),
+    Option(
+        "mean",
+        tuple[float, ...] | None,
+        None,
+        "mean of each channel for the normalisation, for pixel values from 0 to 1, with --std; none: ImageNet's for "
+        "files, the data's own for arrays",
+    ),
+    Option("std", tuple[float, ...] | None, None, "standard deviation of each channel, see --mean"),
+    Option(
+        "groups",
+        tuple[int, int] | Literal["auto"],
+        (100, 20),
+        "borders of the groups of classes in reports: many have more training images than the first, few have fewer "
+        "than the second; auto: thirds of the classes",
     ),
     Option(
         "skip_broken",

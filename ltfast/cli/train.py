@@ -10,7 +10,7 @@ from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.options import DATA, add_options, as_columns, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given, value_of
-from ltfast.errors import InputNotFoundError, UserError
+from ltfast.errors import InputNotFoundError, SettingError, UserError
 from ltfast.terminal import say
 
 # not the docstring, which `python -OO` strips
@@ -53,7 +53,8 @@ def train(argv: Sequence[str]) -> int:
     )
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
-    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, predictions.csv, "
+                       "pictures, logs")  # fmt: skip
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
@@ -65,10 +66,13 @@ def train(argv: Sequence[str]) -> int:
     if not args["out"]:
         raise UsageError("--out: expected the name of a folder, got ''")
 
+    from ltfast.data.groups import check_borders  # after --help
+
     try:
         run = RunSettings(**{field.name: args[field.name] for field in dataclasses.fields(RunSettings)})
         fields = dataclasses.fields(METHODS[method].settings)
         settings = settings_of(method, {field.name: args[field.name] for field in fields})
+        check_borders(args["groups"])
         check_writable(next(folder for folder in (out, *out.parents) if folder.exists()))
         return _train(method, settings, run, args, out)
     except UserError as error:
@@ -98,16 +102,21 @@ def _elsewhere(method: str, own: Collection[str]) -> dict[str, str]:
 
 
 def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path) -> int:
-    from ltfast.data import check_images, class_groups, load
+    from ltfast.data import check_images, class_groups, group_minima, load
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.plan_text import plan_lines
+    from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
+    from ltfast.runs.image_size import with_image_size
+    from ltfast.runs.mistakes import draw_mistakes
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
-    parts = {name: args[name] for name in ("test", "validation", "test_fraction") if args[name] is not None}
+    names = ("test", "validation", "test_fraction", "folds", "fold")
+    parts = {name: args[name] for name in names if args[name] is not None}
     if args["columns"] is not None:
         parts["columns"] = as_columns(args["columns"])
     with accelerator.main_process_first():  # only the first process downloads
@@ -119,14 +128,25 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             class_names=args["class_names"],
             **parts,
         )
+    settings = settings.with_files_read(bundle)
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    chosen["class_weights"] = settings.class_weights  # not the path of a file
     continues = (out / CHECKPOINT).exists()
     # check before the processes divide work that depends on these settings
     identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
     identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
+    if args["mean"] is not None or args["std"] is not None:
+        for name, other in (("mean", "std"), ("std", "mean")):
+            if args[name] is None:
+                raise SettingError(name, f"a value for each channel, with --{other}", None)
+        bundle = bundle.with_statistics(args["mean"], args["std"])
+    bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
     counts = bundle.class_counts
+    minima = group_minima(counts, args["groups"])
+    groups = class_groups(counts, minima)
+    check_validation(run, None if bundle.validation is None else bundle.validation.class_counts, groups)
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     if accelerator.is_main_process:
         say(
@@ -135,33 +155,49 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         )
         if bundle.left_out is not None:
             say(bundle.left_out)
-        if words := _chosen_by_auto(settings, settings.chosen(bundle)):
-            say(f"chosen by auto: {words}")
+        if args["groups"] == "auto":
+            say(f"chosen by auto: --groups {minima[0] - 1},{minima[1]}")
+    asked = settings
+    if getattr(settings, "group_minima", None) == "auto":
+        settings = dataclasses.replace(settings, group_minima=minima)
+        chosen["group_minima"] = minima
+    if accelerator.is_main_process and (words := _chosen_by_auto(asked, settings.chosen(bundle))):
+        say(f"chosen by auto: {words}{why}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
     )
     if accelerator.is_main_process and run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
         say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
+    if accelerator.is_main_process:
+        for line in plan_lines(plan, run, processes=accelerator.num_processes):
+            say(line)
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
-    if chosen.get("init") is not None:
-        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # an absolute path works from any folder
+    for start in ("init", "weights"):
+        if chosen[start] is not None:
+            chosen[start] = str(Path(chosen[start]).expanduser().resolve())  # an absolute path works from any folder
     metrics = loop.train(
         plan,
         run=run,
         settings=json.loads(json.dumps(chosen)),  # normalised as when read from a checkpoint or metrics.json
         # the processes of a machine see the same files, so only one of them reads the sizes
-        facts=facts_of(bundle, args["data"], args["root"], parts, sizes=accelerator.is_local_main_process),
+        facts=facts_of(bundle, args["data"], args["root"], parts, minima, sizes=accelerator.is_local_main_process),
         class_counts=counts,
-        groups=class_groups(counts),
+        groups=groups,
         out=out,
         accelerator=accelerator,
+        image_name=bundle.test.image_name,
     )
     if accelerator.is_main_process and metrics is not None:
+        if not (out / report.MISTAKES).exists():  # while the images are at hand
+            draw_mistakes(out, metrics, bundle.test)
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        files = (
+            *("metrics.json", "predictions.csv", "per_class.png", "mistakes.png"),
+            *("checkpoint.pt", "weights.safetensors"),
+        )
         written = [name for name in files if (out / name).exists()]
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()

@@ -13,8 +13,9 @@ from ltfast.data.datasets import (
 )
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.data.device_views import device_views
-from ltfast.data.groups import class_groups
+from ltfast.data.groups import class_groups, group_minima
 from ltfast.data.held_out import load_test
+from ltfast.data.image_sizes import fitting_size
 from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
 from ltfast.data.patches import PatchViews
 from ltfast.data.samplers import (
@@ -55,6 +56,8 @@ __all__ = [
     "effective_number_probabilities",
     "eval_transform",
     "exponential_counts",
+    "fitting_size",
+    "group_minima",
     "group_preferred_probabilities",
     "load",
     "load_test",

@@ -1,10 +1,12 @@
 """The data of a training run and its properties."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from ltfast.data.datasets import ImageDataset
+from ltfast.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ class DataBundle:
     def class_counts(self) -> list[int]:
         """The number of training images of each class, length C."""
         return self.train.class_counts
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> "DataBundle":
+        """This data, with other values for the normalisation.
+
+        Args:
+            mean, std: mean and standard deviation of each channel, for pixel values in [0, 1]; length `channels`.
+
+        Raises:
+            SettingError: a length differs, a value is not finite, or a standard deviation is not above 0.
+        """
+        channels = "1 number, for the greyscale images" if self.channels == 1 else f"{self.channels} numbers"
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise SettingError(name, channels, tuple(values))
+        if min(std) <= 0:
+            raise SettingError("std", "numbers above 0", tuple(std))
+        return replace(self, mean=tuple(mean), std=tuple(std))
 
     def digests(self, *, sizes: bool = True) -> dict[str, str]:
         """Short hashes of the parts of the data, by name: `class names`, `training labels`, `test images`, ...

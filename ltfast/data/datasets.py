@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import chain
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ltfast.data.decode import check_header, decode, open_regular
+from ltfast.data.decode import Header, check_header, decode, open_regular
 
 
 class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
@@ -83,6 +83,15 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
             ImageDecodeError: the file cannot be read or decoded; the message names it.
         """
 
+    def header(self, index: int) -> Header:
+        """The size and mode of an image, read without decoding it where possible. For errors see `image`."""
+        image = self.image(index)
+        return Header(*image.size, image.mode)
+
+    def image_name(self, index: int) -> str:
+        """What identifies an image for the user: its file, or its place in the data set, from 0."""
+        return str(index)
+
     @abstractmethod
     def subset(self, indices: Tensor) -> "ImageDataset":
         """A data set of the images at `indices`, (M,) int64, in that order, with the same classes and their groups."""
@@ -139,6 +148,10 @@ class ArrayDataset(ImageDataset):
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
 
+    def header(self, index: int) -> Header:
+        height, width = self.images[index].shape[:2]
+        return Header(width, height, "L" if self.images.ndim == 3 else "RGB")
+
     def subset(self, indices: Tensor) -> "ArrayDataset":
         pixels = self.images[indices.numpy()]
         return ArrayDataset(pixels, self.labels[indices], self.class_names, self._groups_at(indices))
@@ -187,14 +200,20 @@ class FileDataset(ImageDataset):
         path = self.paths[index]
         return decode(lambda: open_regular(path), lambda: path)
 
+    def image_name(self, index: int) -> str:
+        return self.paths[index]
+
     def check_header(self, index: int) -> None:
         """Check the format, mode and size of an image without decoding it.
 
         Raises:
             IndexError, ImageNotFoundError, ImageDecodeError: see `image`.
         """
+        self.header(index)
+
+    def header(self, index: int) -> Header:
         path = self.paths[index]
-        check_header(lambda: open_regular(path), lambda: path)
+        return check_header(lambda: open_regular(path), lambda: path)
 
     def subset(self, indices: Tensor) -> "FileDataset":
         paths = [self.paths[i] for i in indices.tolist()]
@@ -243,8 +262,19 @@ class ReaderDataset(ImageDataset):
         self.positions = positions
 
     def image(self, index: int) -> Image.Image:
+        return decode(*self._file(index))
+
+    def header(self, index: int) -> Header:
+        return check_header(*self._file(index))
+
+    def _file(self, index: int) -> tuple[Callable[[], Any], Callable[[], str]]:
+        """Opens the file of an image, and gives its name."""
         position = int(self.positions[index])
-        return decode(lambda: self.reader[position][0], lambda: f"{self.reader.filename(position)} (number {position})")
+        return lambda: self.reader[position][0], lambda: self.image_name(index)
+
+    def image_name(self, index: int) -> str:
+        position = int(self.positions[index])
+        return f"{self.reader.filename(position)} (number {position})"
 
     def subset(self, indices: Tensor) -> "ReaderDataset":
         groups = self._groups_at(indices)

@@ -5,7 +5,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -85,10 +85,19 @@ def upright(image: Image.Image) -> Image.Image:
     return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
-def check_header(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> None:
+class Header(NamedTuple):
+    """The size in pixels, before any rotation, and Pillow's mode of an image: RGB, L, P, RGBA, CMYK, ..."""
+
+    width: int
+    height: int
+    mode: str
+
+
+def check_header(open_file: Callable[[], IO[bytes]], name: Callable[[], str]) -> Header:
     """Check an image's format, mode and size without decoding it. For arguments and errors see `decode`."""
     with _named(name), open_file() as file:
-        _open(file)
+        image = _open(file)
+        return Header(*image.size, image.mode)
 
 
 def _regular(path: str, flags: int) -> int:

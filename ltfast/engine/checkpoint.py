@@ -3,6 +3,7 @@
 import copy
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ _SCHEMA = record(
                 "class_names": list_of(text),
                 "named": boolean,
                 "class_counts": list_of(integer(1, 10**9)),
+                "group_minima": list_of(integer(1), 2),
                 "mean": list_of(number()),
                 "std": list_of(number(above=0)),
                 "image_size": integer(1, 2**16),
@@ -61,6 +63,8 @@ _SCHEMA = record(
                         "columns": mapping(text),
                         "validation": number(0, 1),
                         "test_fraction": number(0, 1),
+                        "folds": integer(2),
+                        "fold": integer(1),
                         "seed": integer(0),
                     },
                 ),
@@ -75,7 +79,17 @@ _SCHEMA = record(
         ),
         "scaler": optional(mapping(number(0))),
     },
-    {"whole": boolean},
+    {
+        "whole": boolean,
+        "average": mapping(tensor),
+        "selection": record(
+            {
+                "epochs": mapping(mapping(integer(1))),
+                "best": optional(record({"epoch": integer(1), "value": number(0, 100)})),
+                "weights": optional(mapping(tensor)),
+            }
+        ),
+    },
 )
 
 
@@ -127,6 +141,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} was not written by this version of ltfast")
     check_content(path, _SCHEMA, state)
     return state
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """Read the facts of a checkpoint file without its weights. For errors see `load_checkpoint`."""
+    if path.is_file():
+        with suppress(Exception):  # `load_checkpoint` reports what is wrong
+            facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["facts"]
+            mapping(plain)(facts, "facts")
+            return dict(facts)
+    return dict(load_checkpoint(path)["facts"])
 
 
 def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:

@@ -7,8 +7,8 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,19 +19,26 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, send_to_device
 from torch import Tensor, nn
 
+from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import CHECKPOINT, WEIGHTS
+from ltfast.engine.estimate import Estimate
 from ltfast.engine.files import remove_partial_files
 from ltfast.engine.finite import check_losses, check_scale
 from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, same_folder
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.log import Log
+from ltfast.engine.measures import measures
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.outcome import Outcome
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.position import Position
-from ltfast.engine.report import METRICS, PICTURE, finished_report, write_report
+from ltfast.engine.predictions import PREDICTIONS, write_predictions
+from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
+from ltfast.engine.scores import Scores
 from ltfast.engine.seeding import seed_everything
+from ltfast.engine.selection import Selection
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Predictor, Stage, freeze_untrained, replicated_names
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
@@ -53,11 +60,12 @@ def train(
     groups: Mapping[str, Sequence[int]],
     out: Path,
     accelerator: Accelerator,
+    image_name: Callable[[int], str] = str,
 ) -> dict[str, Any] | None:
     """Train a plan's stages, from the checkpoint in `out` if there is one, and write the run's report.
 
     Args:
-        plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
+        plan: stages, validation and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
         settings: all settings that decide the result, as values of JSON; a checkpoint of other settings is refused.
         facts: what `ltfast eval` needs to know about the data, as plain values, which the checkpoint stores. Its
@@ -66,6 +74,7 @@ def train(
         groups: class indices of each group.
         out: the run's folder, which is created if it does not exist.
         accelerator: from `make_accelerator(run.precision)`.
+        image_name: what identifies a test image in `predictions.csv`, from its place in the test set.
 
     Returns:
         What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
@@ -81,7 +90,7 @@ def train(
     settings = {**settings, "processes": accelerator.num_processes}
     check_processes(run_identity(run, settings, facts, class_counts), accelerator, hint=SAME_COMMAND)
     with locked(out) if accelerator.is_main_process else nullcontext() as lock:
-        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock).execute()
+        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock, image_name).execute()
 
 
 @dataclass(eq=False)
@@ -95,6 +104,7 @@ class _Run:
     out: Path
     accelerator: Accelerator
     lock: Lock | None
+    image_name: Callable[[int], str]
 
     def __post_init__(self) -> None:
         plan, run, accelerator = self.plan, self.run, self.accelerator
@@ -105,17 +115,23 @@ class _Run:
         self.loss_sum = 0.0  # over the steps of this epoch
         self.train_seconds = 0.0
         self.metrics: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None  # of the current stage
+        self.scores: Scores | None = None  # of the last evaluation
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
-        self.checkpoint = RunCheckpoint(self.out, plan, self.settings, self.facts, accelerator, self.check_folder)
+        self.estimate = Estimate(self.console.print)
+        self.selection = Selection(run, plan)
+        self.checkpoint = RunCheckpoint(
+            self.out, plan, self.settings, self.facts, accelerator, self.check_folder, self.selection
+        )
 
     def execute(self) -> dict[str, Any] | None:
         main = self.accelerator.is_main_process
         if main:
-            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
+            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE, PREDICTIONS))
         saved = self._load()
         finished = self.position.stage == len(self.plan.stages)
         report = finished_report(self.out, self.settings, self.class_counts) if finished else None
@@ -156,6 +172,8 @@ class _Run:
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
+        done = self.position.epoch * self.steps_per_epoch[number] + self.position.step
+        self.estimate.begin(stage.name, stage.optimisation.epochs * self.steps_per_epoch[number] - done)
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
             if self.position.step == 0:
@@ -167,14 +185,39 @@ class _Run:
             sent = [buffer for name, buffer in stage.named_buffers() if name not in replicated]
             broadcast(sent)  # all processes evaluate the weights in the checkpoint
             last = epoch + 1 == stage.optimisation.epochs
+            step = self._global_step()
+            self.metrics = None
+            with self._averaged(sent):
+                if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
+                    self.metrics = self._evaluate(stage, self.plan.validation)
+                    last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
+            if last and self.average is not None:
+                self.average.swap()
+                self.average = None
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
-            self._end_epoch(stage, epoch, loss)
+            if stage.evaluated and self.plan.validation is None:
+                with self._averaged(sent):
+                    self.metrics = self._evaluate(stage, self.plan.test)
+            self._log_epoch(stage, epoch, loss, step)
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
+            if last:
+                break
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
+
+    @contextmanager
+    def _averaged(self, buffers: Sequence[Tensor]) -> Iterator[None]:
+        """The stage has the average of its weights, if there is one. `buffers` are to be equal in all processes."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        broadcast(buffers)
+        yield
+        self.average.swap()
 
     def _prepare(self, stage: Stage, saved: dict[str, Any] | None) -> tuple[nn.Module, Any, Any]:
         """Start or resume a stage. Returns the model, optimiser and scheduler of its training."""
@@ -191,8 +234,12 @@ class _Run:
         leave_to_processes(stage, replicated_names(stage))
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, self.steps_per_epoch[number])
+        if self.run.ema is not None:
+            self.average = WeightAverage(stage, self.run.ema)
         if saved is not None and resumed:
             self.checkpoint.load_optimizer(saved, optimizer)
+            if self.average is not None:
+                self.average.load_state_dict(self.checkpoint.path, saved.get("average"))
         return model, optimizer, scheduler
 
     def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
@@ -204,6 +251,7 @@ class _Run:
         total = torch.tensor(self.loss_sum, device=self.accelerator.device)
         begun = saved = time.monotonic()
         model.train()
+        self.estimate.pause()
         with self.console.progress() as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
@@ -212,8 +260,11 @@ class _Run:
                 scheduler.step_update(done)
                 logged = self._step(stage, model, optimizer, batches, trained, done)
                 stage.after_step()
+                if self.average is not None:
+                    self.average.update(done + 1)
                 self.position.step += 1
                 total += logged["loss"]
+                self.estimate.step()
                 window.append(logged)
                 progress.advance(task)
                 last = self.position.step == steps
@@ -264,13 +315,22 @@ class _Run:
         self.log.steps(stage.name, window, lr, self._global_step())
         window.clear()
 
-    def _end_epoch(self, stage: Stage, epoch: int, loss: float) -> None:
-        self.metrics = self._evaluate(stage) if stage.evaluated else None
+    def _log_epoch(self, stage: Stage, epoch: int, loss: float, step: int) -> None:
+        validation = self.plan.validation is not None
+        names = dict.fromkeys(("top1", *self.groups, *([self.run.metric] if validation else [])))
         number = f"{epoch + 1}/{stage.optimisation.epochs}"
-        self.log.epoch(stage.name, number, loss, self.metrics, self.groups, self._global_step())
+        self.log.epoch(stage.name, number, loss, self.metrics, names, step, validation=validation)
+        ended = self.selection.epochs.get(stage.name)
+        if ended is not None and ended != dict.fromkeys(ended, stage.optimisation.epochs):
+            self.console.print(f"{stage.name} ends after epoch {ended['trained']} and keeps epoch {ended['kept']}")
 
-    def _evaluate(self, predictor: Predictor) -> dict[str, Any]:
-        return evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
+    def _evaluate(self, predictor: Predictor, images: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
+        classes = len(self.class_counts)
+        # the scores of the test images at the end of the run are reported
+        ended = images is self.plan.test and self.position.stage == len(self.plan.stages)
+        self.scores = Scores(classes) if ended else None
+        each = None if self.scores is None else self.scores.add
+        return evaluate(predictor, images, self.groups, classes, self.accelerator, each)
 
     def _due(self, saved: float) -> bool:
         """Whether a checkpoint must be written after this step, when the last one was written at time `saved`."""
@@ -280,24 +340,46 @@ class _Run:
 
     def _report(self) -> dict[str, Any] | None:
         # there are no metrics if the last stage is not evaluated, or the run was killed after its last step
-        if self.metrics is None or self.plan.final is not None:
-            self.metrics = self._evaluate(self.plan.predictor.to(self.accelerator.device))
-        if not self.accelerator.is_main_process:
+        chosen: dict[str, Any] = {}
+        if self.metrics is None or self.plan.final is not None or self.plan.validation is not None:
+            predictor = self.plan.predictor.to(self.accelerator.device)
+            if self.plan.validation is not None:
+                metrics = self._evaluate(predictor, self.plan.validation)
+                chosen = {"validation": metrics, "epochs": self.selection.epochs}
+            self.metrics = self._evaluate(predictor, self.plan.test)
+        assert self.scores is not None
+        found = self.scores.gathered(self.accelerator)
+        if found is None:
             return None
+        outcome = Outcome(*found, self.plan.predictor.score_scale)
+        names = self.facts["class_names"]
         seed = (self.run.seed, len(self.plan.stages), _STEP)
         report = {
             **self.metrics,
+            **chosen,
+            **measures(outcome, names, self.class_counts, self.groups),
             "train_seconds": self.train_seconds,
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
+            "groups": describe_groups(self.groups, self.facts.get("group_minima")),
             "settings": self.settings,
+            **({"root": self.facts["root"]} if "root" in self.facts else {}),
         }
         self.check_folder()
-        write_report(self.out, report, self.facts["class_names"], self.groups)
+        write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)
+        write_report(self.out, report, names, self.groups)
         return report
 
     def _save(self, optimizer: Any | None) -> None:
-        self.checkpoint.save(self.position, optimizer, loss_sum=self.loss_sum, train_seconds=self.train_seconds)
+        self.checkpoint.save(
+            self.position,
+            optimizer,
+            loss_sum=self.loss_sum,
+            train_seconds=self.train_seconds,
+            average=self.average,
+        )
 
     def _global_step(self) -> int:
-        return self.position.global_step(self.plan.stages, self.steps_per_epoch)
+        planned = {stage.name: stage.optimisation.epochs for stage in self.plan.stages}
+        trained = {name: ended["trained"] for name, ended in self.selection.epochs.items()}
+        return self.position.global_step(list({**planned, **trained}.values()), self.steps_per_epoch)

@@ -1,6 +1,7 @@
 """The report of a run, `metrics.json` and `per_class.png`, and tables of reports."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,13 +12,27 @@ from rich.table import Table
 
 from ltfast import terminal
 from ltfast.engine.files import replace_file
+from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
-from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
+from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
-METRICS, PICTURE = "metrics.json", "per_class.png"
+METRICS, PICTURE, MISTAKES = "metrics.json", "per_class.png", "mistakes.png"
 
 _ACCURACY = optional(number(0, 100))
+_RATES = (
+    *("top5", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_auroc", "macro_average_precision"),
+    "expected_calibration_error",
+)
+_CLASS = record(
+    {
+        "name": text,
+        "group": optional(text),
+        **dict.fromkeys(("training_images", "test_images", "confusions"), integer(0)),
+        **dict.fromkeys(("precision", "recall", "f1"), _ACCURACY),
+        "confused_with": optional(text),
+    }
+)
 _SCHEMA = record(
     {
         **dict.fromkeys(("top1", "many", "medium", "few"), _ACCURACY),
@@ -27,8 +42,33 @@ _SCHEMA = record(
         "loss_ms": optional(number(0)),
         "settings": mapping(plain),
     },
-    may={"step_ms": optional(number(above=0)), "step_images": optional(integer(1))},
+    # older files lack some of these
+    may={
+        "validation": mapping(plain),
+        "epochs": mapping(mapping(integer(1))),
+        "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
+        "step_ms": optional(number(above=0)),
+        "step_images": optional(integer(1)),
+        **dict.fromkeys(_RATES, _ACCURACY),
+        **dict.fromkeys(("negative_log_likelihood", "brier_score"), optional(number(0))),
+        "root": text,
+        "intervals": optional(mapping(optional(list_of(number(0), 2)))),
+        "class_names": list_of(text),
+        "classes": list_of(_CLASS),
+    },
 )
+_MINIMA = (101, 20)  # fewest training images of a class of many and of medium, in runs that have no other ones
+
+
+def describe_groups(groups: Mapping[str, Sequence[int]], minima: Sequence[int] | None) -> dict[str, dict[str, int]]:
+    """The groups of classes, as in `metrics.json`: the number of classes and the fewest training images of a class.
+
+    Args:
+        groups: class indices of each group, from the largest classes to the smallest.
+        minima: the fewest images in each group but the last; None means 101 and 20.
+    """
+    least = (*(minima or _MINIMA), 0)
+    return {name: {"classes": len(groups[name]), "minimum": m} for name, m in zip(groups, least, strict=False)}
 
 
 def write_report(
@@ -39,7 +79,8 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    (out / PICTURE).unlink(missing_ok=True)  # it shows older numbers
+    for name in (PICTURE, MISTAKES):  # they show older numbers
+        (out / name).unlink(missing_ok=True)
     write_json(out / METRICS, report)
     plot_per_class(out / PICTURE, report, class_names, groups)
 
@@ -92,25 +133,60 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     Returns:
         Accuracies in percent, the best of each column in bold if there are several runs. If the runs have times: the
         time of the loss (forward and backward pass) in microseconds per image and in percent of the step's time, and
-        the training time in seconds.
+        the training time in seconds. Runs of the folds of a cross-validation have a row with their mean and standard
+        deviation.
     """
-    result = Table(title=title and escape(terminal.shown(title)), title_justify="left")
-    result.add_column("run", overflow="fold")
+    result = Table(
+        title=title and escape(terminal.shown(title)),
+        title_justify="left",
+        caption=escape(_caption(rows)),
+        caption_justify="left",
+    )
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
+    folds = over_folds(rows, accuracies)
+    result.add_column("run", overflow="fold", min_width=min(15, max(map(len, (*rows, *folds)), default=0)))
     times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
     times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
     for heading in (*accuracies.values(), *times):
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=heading not in times)
     best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
     for i, (name, row) in enumerate(rows.items()):
-        cells = []
+        cells, groups = [], _groups(row)
         for key in accuracies:
             value = row[key]
             text = "-" if value is None else f"{value:.1f}"
+            if key in groups and groups[key]["classes"] == 0:
+                text = "none"
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
+    for label, cells in folds.items():
+        result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
+
+
+def _groups(row: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The groups of a run's classes as in `describe_groups`; older reports lack them."""
+    if "groups" in row:
+        return row["groups"]
+    most, least = _MINIMA
+    counts = row.get("class_counts")
+    bounds = {"many": (most, math.inf), "medium": (least, most), "few": (0, least)}
+    return {
+        name: {"classes": None if counts is None else sum(low <= n < high for n in counts), "minimum": low}
+        for name, (low, high) in bounds.items()
+    }
+
+
+def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the groups are; several runs may have different ones."""
+    borders = {name: tuple(group["minimum"] for group in _groups(row).values())[:2] for name, row in rows.items()}
+    if len(set(borders.values())) > 1:
+        each = (f"{terminal.shown(name)}: {', '.join(map(str, minima))}" for name, minima in borders.items())
+        return f"the runs have different groups; fewest training images of many and medium: {'; '.join(each)}"
+    most, least = next(iter(borders.values()))
+    empty = any(group["classes"] == 0 for row in rows.values() for group in _groups(row).values())
+    return f"many: {most} training images or more; few: fewer than {least}{'; none: no such classes' * empty}"
 
 
 def _loss_per_image(row: Mapping[str, Any]) -> str:
@@ -140,18 +216,19 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
         None unless there are several runs of the same classes, with accuracies of the rare ones.
     """
     metrics = list(rows.values())
-    same = all(row["class_counts"] == metrics[0]["class_counts"] for row in metrics)
+    same = all(row["class_counts"] == metrics[0]["class_counts"] and _groups(row) == _groups(metrics[0])
+               for row in metrics)  # fmt: skip
     if len(rows) < 2 or not same or any(row["few"] is None for row in metrics):
         return None
     first, *others = rows
     best = max(others, key=lambda name: rows[name]["few"])
     now, before = rows[best], rows[first]
-    counts = sorted(now["class_counts"], reverse=True)
+    counts, least = sorted(now["class_counts"], reverse=True), _groups(now)["medium"]["minimum"]
     gain = now["few"] - before["few"]
     change = f"{abs(gain):.1f} percentage points {'more' if gain > 0 else 'fewer'}" if abs(gain) >= 0.05 else "as many"
     return (
         f"Trained on {len(counts)} classes with {counts[0]:,} to {counts[-1]:,} images each, {terminal.shown(best)} "
-        f"recognises {now['few']:.1f} % of the test images of the rare classes (fewer than 20 training images), "
+        f"recognises {now['few']:.1f} % of the test images of the rare classes (fewer than {least} training images), "
         f"{terminal.shown(first)} {before['few']:.1f} %: {change}. "
         f"Of all test images, it is {now['top1']:.1f} % and {before['top1']:.1f} %."
     )
@@ -168,7 +245,7 @@ def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         values = row["importance"]
         total = sum(value for value in values.values() if value is not None)
         cells = [
-            "-" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
+            "none" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
             for value in values.values()
         ]
         result.add_row(escape(terminal.shown(name)), row["method"], *cells)

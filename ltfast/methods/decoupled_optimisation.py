@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
-from ltfast.methods.settings import unless_auto
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.decoupled_optimisation import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -58,11 +58,15 @@ class SubModelStage(SupervisedStage):
         super().__init__(name, batches, optimisation, network=network, loss=loss)
         self.number = number
         self.fresh = fresh
+        if number > 1:
+            self.epochs_setting = "later_epochs"
+            self.trains = "trains the weights that the stages before have pruned"
 
     def replicated(self) -> Iterable[Tensor]:
         return self.network.buffers(recurse=False)
 
     def start(self) -> None:
+        super().start()
         if self.number > 1:
             self.network.begin(self.number, self.fresh())
 
@@ -82,6 +86,8 @@ class PruningStage(SubModelStage):
     After epoch t of T the share pruned is :math:`\gamma (1 - (1 - t / T)^3)` (Zhu and Gupta, "To prune, or not to
     prune", 2017).
     """
+
+    selects = False  # the share is reached in the last epoch only
 
     share: Tensor
 
@@ -114,6 +120,9 @@ class PruningStage(SubModelStage):
         self.num_classes = num_classes
         self.given = share
         self.accumulate = accumulate
+        self.epochs_setting = "prune_epochs"
+        pruned = "a searched share (10 to 90 %)" if share is None else f"{100 * share:g} %"
+        self.trains = f"prunes {pruned} of its weights, and trains the others"
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
 
     def start(self) -> None:
@@ -239,11 +248,14 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
-    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
+    ema = context.run.ema
+    check(ema is None, "ema", "none with method do, which prunes weights to zero: their average would not be zero", ema)
     size = settings.size_for(bundle)
     counts = bundle.class_counts
 
@@ -252,7 +264,7 @@ def build(
             settings.backbone, bundle.num_classes, in_chans=bundle.channels, image_size=size, pretrained=pretrained
         )
 
-    every = class_groups(counts, settings.group_minima)
+    every = class_groups(counts, settings.minima)
     present = [name for name, classes in every.items() if classes]  # largest classes first
     order = unless_auto(settings.order, tuple(range(len(every))))
     names = [name for name in (list(every)[i] for i in order) if name in present]
@@ -265,7 +277,7 @@ def build(
             "tail, --group-minima sets other borders",
             stacklevel=2,
         )
-    first = network(settings.pretrained)
+    first: Any = network(settings.pretrained)
     together = context.normalised_together(settings.batch_size)
     check_batch_norm(first, (bundle.channels, size, size), together, "batch_size")
     sub_models = SubModels(first, len(names))
@@ -276,6 +288,7 @@ def build(
             bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, context=context
         )
 
+    initial = initial_weights(settings, bundle, context, first.backbone, first.head)
     stages: list[SubModelStage] = []
     start_draw = 0
     for number, name in enumerate(names):
@@ -284,7 +297,12 @@ def build(
         kind = 1 if name == present[0] else 3 if name == present[-1] else 2
         preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
         plain = kind == 2 and settings.sampler != "group_preferred"
-        loss = CompensationLoss(counts, **preferred) if settings.loss == "compensation" else nn.CrossEntropyLoss()
+        of_loss: dict[str, Any] = {
+            "weight": loss_weight(settings, counts),
+            "label_smoothing": unless_auto(settings.label_smoothing, 0.0),
+        }
+        compensates = settings.loss == "compensation"
+        loss = CompensationLoss(counts, **preferred, **of_loss) if compensates else nn.CrossEntropyLoss(**of_loss)
         options: dict[str, Any] = {
             "network": sub_models,
             "number": number + 1,
@@ -306,6 +324,7 @@ def build(
             start_draw += batches.batches.draws_per_epoch * optimisation.epochs
             if not pruning:
                 stages.append(SubModelStage(name, batches, optimisation, **options))
+                stages[-1].initial = initial if number == 0 else None
                 continue
 
             stages.append(
@@ -322,4 +341,6 @@ def build(
                 )
             )
     test = evaluation_batches(bundle, size, augmented=[transform, transform], context=context)
-    return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))
+    validation = validation_batches(bundle, size, augmented=[transform, transform], context=context)
+    final = Aggregation(sub_models, list(every.values()), settings.aggregate)
+    return Plan(stages, test, final, validation=validation)

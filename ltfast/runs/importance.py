@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.data import class_groups
 from ltfast.engine import RunSettings
 from ltfast.engine.parameter_importance import parameter_importance
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
 from ltfast.runs.own_data import load_own
-from ltfast.runs.restore import restore_with_test_images
+from ltfast.runs.restore import groups_of, restore_with_test_images
 
 
 def measure(
@@ -59,7 +58,7 @@ def measure(
     predictor = trained.predictor.to(device).eval()
     parameters = list(predictor.parameters())
     counts = bundle.class_counts
-    groups = class_groups(counts)
+    groups = groups_of(facts)
     aggregation = predictor if isinstance(predictor, Aggregation) else None
     with torch.no_grad():
         predictor.adapt([view.to(device) for view in batch[:-1]] for batch in trained.plan.test)

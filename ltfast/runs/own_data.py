@@ -16,7 +16,7 @@ _WORDS = {"train": "training", "validation": "validation"}  # the attributes of 
 def load_own(
     checkpoint: Path, trained: Trained, part: Literal["train", "validation"], *, root: str | Path | None = None
 ) -> DataBundle:
-    """Load the data of a run, divided as for its training.
+    """Load the data of a run, divided and normalised as for its training.
 
     Args:
         checkpoint: the checkpoint file, or the run's folder; for messages.
@@ -49,4 +49,4 @@ def load_own(
             f"data: the {_WORDS[part]} images of {facts['source']} have changed since {checkpoint} was trained. "
             f"What differs: {', '.join(changed or ['the images of each class'])}"
         )
-    return bundle
+    return bundle.with_statistics(facts["mean"], facts["std"])

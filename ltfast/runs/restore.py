@@ -1,6 +1,6 @@
 """Restores a trained method from its checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltfast.data import ArrayDataset, DataBundle, FileDataset, ImageDataset, check_images, load_test
+from ltfast.data import ArrayDataset, DataBundle, FileDataset, ImageDataset, check_images, class_groups, load_test
 from ltfast.data.class_names import with_classes
+from ltfast.data.groups import MINIMA
 from ltfast.data.sources import root_of
 from ltfast.engine import Plan, Predictor, RunSettings, schema
 from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
 from ltfast.engine.identity import changed_data
-from ltfast.engine.schema import anything, integer, list_of, one_of, record
+from ltfast.engine.schema import anything, integer, like, list_of, one_of, record
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, SettingError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.context import BuildContext
@@ -25,7 +26,7 @@ from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
-_PARTS = ("test", "columns", "validation", "test_fraction", "seed")
+_PARTS = ("test", "columns", "validation", "test_fraction", "folds", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class Tested(Trained):
     """A restored run with test images.
 
     Attributes:
+        images: the test images, in the order of the plan's batches in one process.
         source: the source of the test images.
         left_out: one line about the files that were left out of the data; None without any.
     """
 
+    images: ImageDataset
     source: str
     left_out: str | None
 
@@ -73,6 +76,7 @@ def facts_of(
     source: str,
     root: str | Path | None,
     parts: Mapping[str, Any] | None = None,
+    minima: Sequence[int] = MINIMA,
     *,
     sizes: bool = True,
 ) -> dict[str, Any]:
@@ -81,7 +85,9 @@ def facts_of(
     Args:
         bundle: the data.
         source, root: see `ltfast.data.load`.
-        parts: those of its arguments `test`, `columns`, `validation`, `test_fraction` and `seed` that were given.
+        parts: those of its arguments `test`, `columns`, `validation`, `test_fraction`, `folds`, `fold` and `seed` that
+            were given.
+        minima: those of the groups of classes in reports, see `ltfast.data.class_groups`.
         sizes: see `ImageDataset.digests`.
     """
     parts = dict(parts or {})
@@ -94,6 +100,7 @@ def facts_of(
         "class_names": bundle.class_names,
         "named": bundle.named,
         "class_counts": bundle.class_counts,
+        "group_minima": list(minima),
         "mean": list(bundle.mean),
         "std": list(bundle.std),
         "image_size": bundle.image_size,
@@ -188,7 +195,12 @@ def restore_with_test_images(
     context = BuildContext(run, rank, world_size, batch_size)
     placed = replace(_bundle(facts, train, test), image_size=bundle.image_size)
     trained = _rebuild(checkpoint, saved, settings, facts, placed, context, aggregate)
-    return Tested(**vars(trained), source=source, left_out=bundle.left_out)
+    return Tested(**vars(trained), images=test, source=source, left_out=bundle.left_out)
+
+
+def groups_of(facts: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The groups of a run's classes."""
+    return class_groups(facts["class_counts"], facts.get("group_minima", MINIMA))  # older checkpoints lack it
 
 
 def in_arrays(facts: Mapping[str, Any]) -> bool:
@@ -292,15 +304,15 @@ def _rebuild(
         raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
     check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
-    predictor, unfinished = _last_predictor(checkpoint, plan, saved["position"])
+    predictor, unfinished = _last_predictor(checkpoint, plan, saved)
     transforms = plan.test.dataset.transforms  # type: ignore[attr-defined]  # from `evaluation_batches`
     distribution = chosen.score_distribution(facts["class_counts"])
     return Trained(plan, predictor, dict(settings), dict(facts), size, transforms, distribution, unfinished)
 
 
-def _last_predictor(checkpoint: Path, plan: Plan, position: Mapping[str, int]) -> tuple[Predictor, str | None]:
+def _last_predictor(checkpoint: Path, plan: Plan, saved: Mapping[str, Any]) -> tuple[Predictor, str | None]:
     """The predictor of a run, and for an unfinished run a message with its state."""
-    number, epoch, step = (position[name] for name in ("stage", "epoch", "step"))
+    number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
         return plan.predictor, None
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
@@ -310,7 +322,16 @@ def _last_predictor(checkpoint: Path, plan: Plan, position: Mapping[str, int]) -
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    return stage, f"{where}; stage {stage.name} is evaluated in its current state"
+    best, average = saved.get("selection", {}).get("weights"), saved.get("average")
+    state = "in its current state"
+    for place, weights, what in (("selection.weights", best, "best epoch so far"), ("average", average, "average")):
+        if weights is not None and stage is current:
+            own = {name: value for name, value in stage.state_dict().items() if name in weights}
+            check_content(checkpoint, like(own), weights, place)
+            stage.load_state_dict({name: weights[name] for name in own}, strict=False)
+            state = f"with the weights of its {what}"
+            break
+    return stage, f"{where}; stage {stage.name} is evaluated {state}"
 
 
 def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

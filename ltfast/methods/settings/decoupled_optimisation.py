@@ -1,5 +1,6 @@
 """The options of `--method do`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -26,8 +27,10 @@ class Settings(BackboneSettings):
     later_lr: float | Literal["auto"] = option(
         "auto", "learning rate of the later stages, and while pruning; auto: a tenth of --lr"
     )
-    group_minima: tuple[int, ...] = option(
-        (101, 20), "fewest images of a class of each group but the last, falling; a group without classes has no stage"
+    group_minima: tuple[int, ...] | Literal["auto"] = option(
+        "auto",
+        "fewest images of a class of each group but the last, falling; a group without classes has no stage; auto: as "
+        "--groups",
     )
     order: tuple[int, ...] | Literal["auto"] = option(
         "auto", "the groups, from 0 for the largest classes, as the stages take them; auto: 0,1,2,..."
@@ -53,15 +56,18 @@ class Settings(BackboneSettings):
         later, minima = self.later_epochs, self.group_minima
         check(later == "auto" or later >= 1, "later_epochs", "at least 1, or auto", later)
         check(self.later_lr == "auto" or self.later_lr > 0, "later_lr", "a positive number, or auto", self.later_lr)
-        falling = all(a > b for a, b in pairwise(minima)) and all(m >= 1 for m in minima)
+        falling = minima == "auto" or all(a >= b >= 1 for a, b in pairwise((*minima, 1)))
         check(len(minima) >= 1 and falling, "group_minima", "falling numbers of images, at least 1", minima)
-        groups = len(minima) + 1
+        groups = len(self.minima) + 1
         permutation = self.order == "auto" or sorted(self.order) == list(range(groups))
         check(permutation, "order", f"each of 0 to {groups - 1} once, or auto", self.order)
         check(0 < self.rho < 1, "rho", "a number in (0, 1)", self.rho)
         check(self.prune_epochs >= 1, "prune_epochs", "at least 1", self.prune_epochs)
         fits = self.prune == "auto" or all(0 < share < 1 for share in self.prune)
         check(fits, "prune", "shares in (0, 1), one for each stage but the last, or auto", self.prune)
+
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return self.loss, ("label_smoothing", "class_weights")
 
     def of_stage(self, number: int) -> Optimisation:
         """The optimisation of a stage; `number` counts from 0."""
@@ -87,8 +93,14 @@ class Settings(BackboneSettings):
             super().chosen(bundle),
             later_epochs=unless_auto(self.later_epochs, max(self.epochs // 2, 1)),
             later_lr=self._later_lr,
-            order=unless_auto(self.order, tuple(range(len(self.group_minima) + 1))),
+            group_minima=self.minima,
+            order=unless_auto(self.order, tuple(range(len(self.minima) + 1))),
         )
+
+    @property
+    def minima(self) -> tuple[int, ...]:
+        """`group_minima`; if it is "auto", those of the default of `--groups`."""
+        return unless_auto(self.group_minima, (101, 20))  # the command line has replaced auto
 
     @property
     def _later_lr(self) -> float:
