@@ -57,6 +57,7 @@ def test_names_are_shown_and_not_sent(evil_data, capsys):
     assert main([*TRAIN, "--data", data, "--out", run]) == 0
     assert main([*TRAIN, "--data", data, "--out", run]) == 0  # nothing to do
     assert main(["eval", "--checkpoint", run]) == 0
+    assert main(["calibrate", "--checkpoint", run, "--data", data, "--class-recall", "1"]) == 0
     assert main(["report", run]) == 0
     assert main(["report", "importance", run, "--out", f"{EVIL}.png", "--images", "8"]) == 0
     assert main(["export", "--checkpoint", run, "--out", f"{EVIL}.pt2"]) == 0
@@ -84,6 +85,7 @@ def test_names_are_shown_and_not_sent(evil_data, capsys):
         ["report", "importance", EVIL],
         ["report", "prompts", EVIL],
         ["export", "--checkpoint", EVIL],
+        ["calibrate", "--checkpoint", EVIL],
         ["predict", "--checkpoint", EVIL, EVIL],
         ["predict", "--checkpoint", EVIL, f"no{EVIL}"],
         ["bench", "--compare", EVIL, EVIL],
@@ -247,6 +249,7 @@ COMMANDS = (
     "train",
     "train --method dscl",
     "eval",
+    "calibrate",
     "predict",
     "export",
     "report",
