@@ -38,6 +38,7 @@ from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import time_last_losses
 from ltfast.engine.votes import VOTE_STEPS, any_process
 from ltfast.ops.core.torch_internals import leave_to_processes
+from ltfast.progress import time_left
 
 _LOG_STEPS = VOTE_STEPS  # losses are read every so many steps, because reading one waits for the GPU
 _START, _EPOCH, _STEP = range(3)  # what a seed is for
@@ -104,6 +105,7 @@ class _Run:
         self.position = Position()
         self.loss_sum = 0.0  # over the steps of this epoch
         self.train_seconds = 0.0
+        self.stage_begun = time.monotonic(), 0  # when this process began to train the stage, and after which step of it
         self.metrics: dict[str, Any] | None = None
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
@@ -156,6 +158,7 @@ class _Run:
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
+        self.stage_begun = time.monotonic(), self._stage_step()
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
             if self.position.step == 0:
@@ -204,7 +207,14 @@ class _Run:
         total = torch.tensor(self.loss_sum, device=self.accelerator.device)
         begun = saved = time.monotonic()
         model.train()
-        with self.console.progress() as progress:
+
+        def note() -> str:
+            done, every = self._stage_step(), stage.optimisation.epochs * steps
+            left = time_left(time.monotonic() - self.stage_begun[0], done - self.stage_begun[1], every - done)
+            several = f" of {stage.name}" if left and len(self.plan.stages) > 1 else ""
+            return f"step {self.position.step}/{steps}, loss {float(total) / self.position.step:.4f}{left}{several}"
+
+        with self.console.progress(note) as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
             while self.position.step < steps:
@@ -299,6 +309,10 @@ class _Run:
 
     def _save(self, optimizer: Any | None) -> None:
         self.checkpoint.save(self.position, optimizer, loss_sum=self.loss_sum, train_seconds=self.train_seconds)
+
+    def _stage_step(self) -> int:
+        """The number of optimiser steps done in the current stage."""
+        return self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
 
     def _global_step(self) -> int:
         return self.position.global_step(self.plan.stages, self.steps_per_epoch)
