@@ -16,17 +16,18 @@ from ltfast.engine.metrics import accuracies
 from ltfast.losses import AGCLLoss
 from ltfast.methods.batches import evaluation_batches, train_batches
 from ltfast.methods.context import BuildContext
-from ltfast.methods.encoders import load_encoder, pretrained_encoder
+from ltfast.methods.earlier_run import read_run
 from ltfast.models import CosineClassifier, default_vit, make_backbone
+from ltfast.models.load_backbone import load_backbone
 
 RATES = (0.003, 0.03, 0.3, 3.0)
 
 
 def probe(
     features: list[tuple[Tensor, Tensor]], test: tuple[Tensor, Tensor], head: nn.Module, loss: nn.Module, lr: float
-) -> list[int]:
-    """The number of correct test images of each class after training on batches of features by SGD with a cosine
-    schedule."""
+) -> tuple[list[int], list[int]]:
+    """The numbers of test images that are rightly and wrongly predicted as each class, after training on batches of
+    features by SGD with a cosine schedule."""
     optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(features))
     for batch, labels in features:
@@ -35,8 +36,10 @@ def probe(
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        right = test[1][head(test[0]).argmax(1) == test[1]]
-    return right.bincount(minlength=int(test[1].max()) + 1).tolist()
+        predicted, classes = head(test[0]).argmax(1), int(test[1].max()) + 1
+    right = predicted == test[1]
+    correct, wrong = (predicted[part].bincount(minlength=classes).tolist() for part in (right, ~right))
+    return correct, wrong
 
 
 def main() -> None:
@@ -55,7 +58,7 @@ def main() -> None:
     context = BuildContext(RunSettings(seed=args.seed))
     encoder, width = make_backbone(default_vit(size), in_chans=bundle.channels, image_size=size)
     encoder.reset_classifier(0, "avg")
-    load_encoder(encoder, pretrained_encoder(args.init))
+    load_backbone(encoder, read_run(args.init, encoder=True).backbone)
     encoder.eval()
 
     @torch.no_grad()
@@ -84,7 +87,7 @@ def main() -> None:
                     cosine = name.startswith("cosine")
                     head = (CosineClassifier if cosine else nn.Linear)(width, bundle.num_classes)
                     loss = AGCLLoss(counts, gamma_neg=4.0) if cosine else nn.CrossEntropyLoss()
-                    result = accuracies(probe(scaled, unseen, head, loss, lr), total, class_groups(counts))
+                    result = accuracies(*probe(scaled, unseen, head, loss, lr), total, class_groups(counts))
                     best = max(best, {**result, "lr": lr}, key=lambda row: row["top1"])
                 groups = "  ".join(
                     f"{key} {value:.1f}" for key in ("many", "medium", "few") if (value := best[key]) is not None

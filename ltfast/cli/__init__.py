@@ -1,4 +1,4 @@
-"""The command line: `ltfast data | train | eval | predict | export | report | bench | tune | info`.
+"""The command line: `ltfast data | train | eval | calibrate | predict | export | report | bench | tune | info`.
 
 Each command has its own file. Packages that are slow to import (torch, timm, ...) are imported by the command that
 needs them, after its options are parsed.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import ltfast
-from ltfast.cli import bench, data, evaluate, export, info, predict, report, train, tune
+from ltfast.cli import bench, calibrate, data, evaluate, export, info, predict, report, train, tune
 from ltfast.cli.errors import UsageError, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
 from ltfast.cli.parser import Parser, did_you_mean, is_given, value_of
 from ltfast.terminal import tolerant_streams
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": data.data,
     "train": train.train,
     "eval": evaluate.evaluate,
+    "calibrate": calibrate.calibrate,
     "predict": predict.predict,
     "export": export.export,
     "report": report.compare,
@@ -30,6 +31,7 @@ _ABOUT = {
     "data": data.ABOUT,
     "train": train.ABOUT,
     "eval": evaluate.ABOUT,
+    "calibrate": calibrate.ABOUT,
     "predict": predict.ABOUT,
     "export": export.ABOUT,
     "report": report.ABOUT,
@@ -84,11 +86,13 @@ def _interrupted(argv: Sequence[str]) -> int:
 
 def _writes_files(argv: Sequence[str]) -> bool:
     reports = argv[:2] in (["report", "importance"], ["report", "prompts"])
-    return argv[:1] in (["train"], ["eval"], ["predict"], ["export"]) or reports or is_given("--out", argv)
+    return (
+        argv[:1] in (["train"], ["eval"], ["calibrate"], ["predict"], ["export"]) or reports or is_given("--out", argv)
+    )
 
 
 def _top_level() -> Parser:
-    commands = "\n".join(f"  {name:8}{_ABOUT[name]}" for name in COMMANDS)
+    commands = "\n".join(f"  {name:10}{_ABOUT[name]}" for name in COMMANDS)
     parser = Parser(
         "",
         f"Fast long-tailed image classification.\n\ncommands:\n{commands}",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_option, add_options, as_columns, options_of
+from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, as_columns, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -31,7 +31,8 @@ def evaluate(argv: Sequence[str]) -> int:
         default=None,
         help="decode all test images first, and skip those that cannot be decoded; default: the run's setting",
     )
-    parser.add_argument("--out", help="JSON file to write; default: eval.json in the folder of the checkpoint")
+    parser.add_argument("--out", help="JSON file to write; the predictions go to a file beside it whose name ends with "
+                        "_predictions.csv; default: eval.json in the folder of the checkpoint")  # fmt: skip
     add_option(
         parser,
         Option(
@@ -42,6 +43,7 @@ def evaluate(argv: Sequence[str]) -> int:
             "equal; default: the run's",
         ),
     )
+    add_option(parser, CALIBRATION)
     execution = [
         Option("batch_size", int, 256, "test images per batch and process"),
         *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
@@ -56,6 +58,11 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
+    from ltfast.engine.measures import measures
+    from ltfast.engine.outcome import Outcome
+    from ltfast.engine.predictions import write_predictions
+    from ltfast.engine.scores import Scores
+    from ltfast.runs.calibration import calibrated
     from ltfast.runs.restore import groups_of, restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
@@ -72,6 +79,7 @@ def evaluate(argv: Sequence[str]) -> int:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    trained, calibration = calibrated(trained, checkpoint, args.aggregate) if args.calibration else (trained, None)
     identity.check_processes(
         {
             **trained.settings,
@@ -79,6 +87,7 @@ def evaluate(argv: Sequence[str]) -> int:
             "aggregate": args.aggregate,
             "precision": run.precision,
             "unfinished": trained.unfinished,
+            "calibration": calibration and calibration.digest,
         },
         accelerator,
         hint="Start all of them with the same command",
@@ -91,14 +100,22 @@ def evaluate(argv: Sequence[str]) -> int:
             say(f"{checkpoint}: {trained.unfinished}")
         if trained.left_out is not None:
             say(trained.left_out)
+        if calibration is not None:
+            say(f"calibrated by {calibration}")
     names = trained.facts["class_names"]
     predictor = trained.predictor.to(accelerator.device)
     groups = groups_of(trained.facts)
-    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator)
-    if accelerator.is_main_process:
+    scores = Scores(len(names))
+    result = metrics.evaluate(predictor, trained.plan.test, groups, len(names), accelerator, scores.add)
+    found = scores.gathered(accelerator)
+    if found is not None:
+        outcome = Outcome(*found, predictor.score_scale)
+        result |= measures(outcome, names, trained.facts["class_counts"], groups)
         result["groups"] = report.describe_groups(groups, trained.facts.get("group_minima"))
-        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint), "class_names": names})
+        rows = out.with_name(f"{out.stem}_predictions.csv")
+        write_predictions(rows, outcome, names, trained.images.image_name)
+        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint)})
         print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
-        say(f"written to {out}")
+        say(f"written to {out} and {rows}")
     accelerator.end_training()
     return 0

@@ -58,6 +58,16 @@ DATA = (
         "share of the images to take for testing, where the source has no test images; the same images for any --seed",
     ),
     Option(
+        "folds",
+        int | None,
+        None,
+        "number of folds of the training images, for cross-validation: stratified and with whole groups; the same ones "
+        "for any --seed",
+    ),
+    Option(
+        "fold", int | None, None, "with --folds: the fold, from 1, whose images are tested instead of the source's own"
+    ),
+    Option(
         "root",
         str | None,
         None,
@@ -100,6 +110,10 @@ DATA = (
         "an invalid one is an error",
     ),
 )
+
+
+# of the commands that use a run's class scores
+CALIBRATION = Option("calibration", bool, True, "use the run's calibration, if `ltfast calibrate` has made one")
 
 
 def options_of(settings: type) -> list[Option]:

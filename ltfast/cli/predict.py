@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_option, add_options, options_of
+from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, options_of
 from ltfast.cli.output import check_writable
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -31,7 +31,11 @@ def predict(argv: Sequence[str]) -> int:
         Option("top", int, 3, "number of classes per image, the most probable first"),
         Option("tta", int, 1, "test-time augmentation: mean of the probabilities over this number of variants of each "
                "image: itself, its mirror image, and random crops"),
-        Option("abstain", float, 0.0, "leave the class empty if its probability is lower"),
+        Option("abstain", float | Literal["calibrated"], 0.0, "leave the class empty if its probability is lower; "
+               "calibrated: than the threshold of `ltfast calibrate`"),
+        Option("thresholds", bool, False, "leave the class empty if its probability is lower than the threshold that "
+               "`ltfast calibrate` has chosen for it"),
+        CALIBRATION,
         Option("aggregate", Literal["instance", "average"], None, "weights of the sub-models of method do, see "
                "`ltfast eval`; default: the run's"),
     ]  # fmt: skip
@@ -46,7 +50,18 @@ def predict(argv: Sequence[str]) -> int:
     run = RunSettings(precision=args.precision, workers=args.workers)
     for name in ("top", "tta", "batch_size"):
         check(getattr(args, name) >= 1, name, "at least 1", getattr(args, name))
-    check(0 <= args.abstain <= 1, "abstain", "a probability from 0 to 1", args.abstain)
+    chosen = [
+        name
+        for name, asked in {"abstain": args.abstain == "calibrated", "thresholds": args.thresholds}.items()
+        if asked
+    ]
+    if args.abstain != "calibrated":
+        check(0 <= args.abstain <= 1, "abstain", "a probability from 0 to 1", args.abstain)
+    if chosen and args.prior is not None:
+        raise UsageError(
+            f"--prior: expected none with {_given(chosen[0])}, whose thresholds hold for the class distribution of the "
+            "images that calibrated the run"
+        )
     out = Path(args.out)
     if out.is_dir():
         raise UsageError(f"--out: expected a file name, got the folder {args.out!r}")
@@ -56,6 +71,7 @@ def predict(argv: Sequence[str]) -> int:
     from ltfast.engine.console import Console
     from ltfast.engine.interrupt import graceful_interrupt
     from ltfast.runs import load
+    from ltfast.runs.calibration import digest_of
     from ltfast.runs.image_paths import ImagePaths
     from ltfast.runs.predict import Row, predictions
     from ltfast.runs.prediction_files import check_format, write_predictions
@@ -66,7 +82,11 @@ def predict(argv: Sequence[str]) -> int:
     accelerator = make_accelerator(run.precision)
     if accelerator.num_processes > 1:
         raise UsageError(f"ltfast predict runs in one process, not in {accelerator.num_processes}; divide the images")
-    classifier = load(args.checkpoint, accelerator.device, aggregate=args.aggregate)
+    classifier = load(args.checkpoint, accelerator.device, aggregate=args.aggregate, calibration=args.calibration)
+    calibration = classifier.calibration
+    abstain, thresholds = _thresholds(args, calibration, chosen)
+    if calibration is not None:
+        say(f"calibrated by {calibration}")
     shift = None if args.prior is None else prior_shift(classifier.trained, args.prior)
     top = min(args.top, len(classifier.class_names))
     counts = {"images": 0, "broken": 0, "without a class": 0}
@@ -84,7 +104,8 @@ def predict(argv: Sequence[str]) -> int:
                 top=top,
                 tta=args.tta,
                 shift=shift,
-                abstain=args.abstain,
+                abstain=abstain,
+                thresholds=thresholds,
                 batch_size=args.batch_size,
                 workers=run.workers,
                 autocast=accelerator.autocast,
@@ -98,8 +119,10 @@ def predict(argv: Sequence[str]) -> int:
                     raise KeyboardInterrupt
 
         settings: dict[str, Any] = {
-            "checkpoint": _digest(Path(args.checkpoint)),
+            "checkpoint": digest_of(Path(args.checkpoint)),
             **{name: getattr(args, name) for name in ("top", "tta", "abstain", "aggregate", "precision")},
+            "calibration": calibration and calibration.digest,
+            "thresholds": args.thresholds or None,  # files of older versions have neither
             "prior": None if shift is None else f"{args.prior}, {sha256(shift.numpy().tobytes()).hexdigest()[:16]}",
         }
         write_predictions(out, batches, paths, settings, top=top)
@@ -115,12 +138,26 @@ def continues(out: str | None) -> bool:
     return path.suffix != ".parquet" and path.is_file()
 
 
-def _digest(checkpoint: Path) -> str:
-    """The SHA-256 of a checkpoint, which identifies it wherever its folder is."""
-    from ltfast.engine.checkpoint import CHECKPOINT
+def _thresholds(args: Any, calibration: Any, chosen: Sequence[str]) -> tuple[float, list[float] | None]:
+    """The least probability of any class, and of each class if --thresholds asks for it."""
+    if chosen and not args.calibration:
+        raise UsageError(f"{_given(chosen[0])}: expected none with --no-calibration")
+    if chosen and calibration is None:
+        raise UsageError(f"{_given(chosen[0])}: expected a run with a calibration: `{_command(args)}` makes one")
+    if args.thresholds and calibration.thresholds is None:
+        raise UsageError(
+            f"--thresholds: the calibration of {args.checkpoint} has none; `{_command(args)} --class-precision 0.9` "
+            "chooses them"
+        )
+    return (
+        calibration.abstain if args.abstain == "calibrated" else args.abstain,
+        calibration.thresholds if args.thresholds else None,
+    )
 
-    result = sha256()
-    with open(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint, "rb") as file:
-        while block := file.read(2**20):
-            result.update(block)
-    return result.hexdigest()
+
+def _given(name: str) -> str:
+    return "--abstain calibrated" if name == "abstain" else "--thresholds"
+
+
+def _command(args: Any) -> str:
+    return f"ltfast calibrate --checkpoint {args.checkpoint}"

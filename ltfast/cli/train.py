@@ -53,7 +53,8 @@ def train(argv: Sequence[str]) -> int:
     )
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
-    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, per_class.png, logs")
+    group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, predictions.csv, "
+                       "per_class.png, logs")  # fmt: skip
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
@@ -105,13 +106,15 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.image_size import with_image_size
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
-    parts = {name: args[name] for name in ("test", "validation", "test_fraction") if args[name] is not None}
+    names = ("test", "validation", "test_fraction", "folds", "fold")
+    parts = {name: args[name] for name in names if args[name] is not None}
     if args["columns"] is not None:
         parts["columns"] = as_columns(args["columns"])
     with accelerator.main_process_first():  # only the first process downloads
@@ -123,7 +126,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             class_names=args["class_names"],
             **parts,
         )
+    settings = settings.with_files_read(bundle)
     chosen = {name: value for name, value in args.items() if name not in _NOT_SETTINGS}
+    chosen["class_weights"] = settings.class_weights  # not the path of a file
     continues = (out / CHECKPOINT).exists()
     # check before the processes divide work that depends on these settings
     identity.check_processes(chosen, accelerator, hint=identity.SAME_COMMAND)
@@ -138,6 +143,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
     counts = bundle.class_counts
     minima = group_minima(counts, args["groups"])
+    groups = class_groups(counts, minima)
+    check_validation(run, None if bundle.validation is None else bundle.validation.class_counts, groups)
     first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     if accelerator.is_main_process:
         say(
@@ -163,8 +170,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
-    if chosen.get("init") is not None:
-        chosen["init"] = str(Path(chosen["init"]).expanduser().resolve())  # an absolute path works from any folder
+    for start in ("init", "weights"):
+        if chosen[start] is not None:
+            chosen[start] = str(Path(chosen[start]).expanduser().resolve())  # an absolute path works from any folder
     metrics = loop.train(
         plan,
         run=run,
@@ -172,13 +180,14 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         # the processes of a machine see the same files, so only one of them reads the sizes
         facts=facts_of(bundle, args["data"], args["root"], parts, minima, sizes=accelerator.is_local_main_process),
         class_counts=counts,
-        groups=class_groups(counts, minima),
+        groups=groups,
         out=out,
         accelerator=accelerator,
+        image_name=bundle.test.image_name,
     )
     if accelerator.is_main_process and metrics is not None:
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = ("metrics.json", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        files = ("metrics.json", "predictions.csv", "per_class.png", "checkpoint.pt", "weights.safetensors")
         written = [name for name in files if (out / name).exists()]
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()

@@ -88,6 +88,10 @@ class ImageDataset(Dataset[tuple[Image.Image, int]], ABC):
         image = self.image(index)
         return Header(*image.size, image.mode)
 
+    def image_name(self, index: int) -> str:
+        """What identifies an image for the user: its file, or its place in the data set, from 0."""
+        return str(index)
+
     @abstractmethod
     def subset(self, indices: Tensor) -> "ImageDataset":
         """A data set of the images at `indices`, (M,) int64, in that order, with the same classes and their groups."""
@@ -196,6 +200,9 @@ class FileDataset(ImageDataset):
         path = self.paths[index]
         return decode(lambda: open_regular(path), lambda: path)
 
+    def image_name(self, index: int) -> str:
+        return self.paths[index]
+
     def check_header(self, index: int) -> None:
         """Check the format, mode and size of an image without decoding it.
 
@@ -263,7 +270,11 @@ class ReaderDataset(ImageDataset):
     def _file(self, index: int) -> tuple[Callable[[], Any], Callable[[], str]]:
         """Opens the file of an image, and gives its name."""
         position = int(self.positions[index])
-        return lambda: self.reader[position][0], lambda: f"{self.reader.filename(position)} (number {position})"
+        return lambda: self.reader[position][0], lambda: self.image_name(index)
+
+    def image_name(self, index: int) -> str:
+        position = int(self.positions[index])
+        return f"{self.reader.filename(position)} (number {position})"
 
     def subset(self, indices: Tensor) -> "ReaderDataset":
         groups = self._groups_at(indices)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ltfast.data.arrays import read_test_arrays
 from ltfast.data.bundle import DataBundle
@@ -20,16 +21,18 @@ def load_test(
     test: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     test_fraction: float | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     seed: int = 0,
 ) -> DataBundle:
     """Load the test images of a source. The training images of `folder:`, `csv:`, `list:` and `npz:` may be missing,
-    unless `test_fraction` is given.
+    unless `test_fraction` or `folds` is given.
 
     All images of a table without a column `split` are test images, and a list without "train" in its name is itself the
     test list.
 
     Args:
-        source, root, test, columns, test_fraction, seed: see `ltfast.data.load`.
+        source, root, test, columns, test_fraction, folds, fold, seed: see `ltfast.data.load`.
 
     Returns:
         The bundle. For these sources, its training images are the test images again, `mean` and `std` are 0 and 1, and
@@ -40,8 +43,10 @@ def load_test(
         InputError, InputTypeError, InputNotFoundError, PackageError: see `ltfast.data.load`.
     """
     kind, _, name = source.partition(":")
-    if test_fraction is not None or kind not in ("folder", "csv", "list", "npz") or not name:
-        return load(source, root=root, test=test, columns=columns, test_fraction=test_fraction, seed=seed)
+    taken = test_fraction is not None or folds is not None
+    if taken or kind not in ("folder", "csv", "list", "npz") or not name:
+        options: dict[str, Any] = {"test_fraction": test_fraction, "folds": folds, "fold": fold, "seed": seed}
+        return load(source, root=root, test=test, columns=columns, **options)
     check_options(source, test, columns)
     path, folder = Path(name).expanduser(), root_of(source, root)
     images: ImageDataset

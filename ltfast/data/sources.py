@@ -22,7 +22,7 @@ from ltfast.data.folder import read_folder
 from ltfast.data.labels import check_labels, numbered_classes
 from ltfast.data.lists import read_lists
 from ltfast.data.long_tail import Profile, long_tail_indices
-from ltfast.data.partition import partition
+from ltfast.data.partition import partition, take_fold
 from ltfast.data.splits import Splits
 from ltfast.data.table import read_table
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, UserError
@@ -63,12 +63,14 @@ def load(
     columns: Mapping[str, str] | None = None,
     validation: float | None = None,
     test_fraction: float | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     seed: int = 0,
 ) -> DataBundle:
     """Load a data set, and optionally subsample its training images to a long tail, and take images for validation and
     testing from them.
 
-    First, `test_fraction` takes test images from the training images; then `imbalance` subsamples these; then
+    First, `test_fraction` or `fold` takes test images from the training images; then `imbalance` subsamples these; then
     `validation` takes validation images from those that are left, which therefore have the same long tail.
 
     Args:
@@ -107,6 +109,9 @@ def load(
         validation: the share of the training images to use for validation, above 0 and below 1; see
             `ltfast.data.partition`. None uses the validation images of the source, if it has any.
         test_fraction: the share of the training images to use for testing, for a source without test images.
+        folds, fold: for cross-validation, the number of folds of the training images, at least 2, and the number of the
+            fold to use for testing, from 1; see `ltfast.data.partition.take_fold`. The test images of the source are
+            not used. Both or neither, and not with `test_fraction`.
         seed: the seed by which images are taken for validation and testing.
 
     Returns:
@@ -132,8 +137,10 @@ def load(
         columns=columns,
         validation=validation,
         test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
         seed=seed,
-        test_needed=test_fraction is None,
+        test_needed=test_fraction is None and folds is None,
     )
     assert splits.test is not None  # a source without test images is an error unless they are taken
     size, statistics = _size_and_statistics(source, splits.train)
@@ -161,6 +168,8 @@ def read_parts(
     columns: Mapping[str, str] | None = None,
     validation: float | None = None,
     test_fraction: float | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     seed: int = 0,
     test_needed: bool = False,
 ) -> Splits:
@@ -170,12 +179,15 @@ def read_parts(
         test_needed: whether the source must have test images.
     """
     check_options(source, test, columns)
+    check_folds(folds, fold, test_fraction)
     splits = _splits(source, root_of(source, root), test, columns, test_needed=test_needed)
     if class_names is not None:
         splits = _named(splits, Path(class_names).expanduser(), source)
     _check_classes(source, splits)
     if test_fraction is not None:
         splits = _take("test", "test_fraction", test_fraction, splits, source, seed)
+    if folds is not None and fold is not None:
+        splits = _cross_validation(splits, folds, fold, seed)
     if imbalance is not None:
         train = splits.train
         kept = long_tail_indices(train.labels, len(train.class_names), imbalance, profile)
@@ -196,6 +208,30 @@ def _take(
     origin = f"{fraction:g} of the training images{'' if train.groups is None else ', whole groups'}"
     changed: dict[str, Any] = {"train": train.subset(left), part: train.subset(taken)}
     return splits._replace(**changed, origins={**splits.origins, part: origin})
+
+
+def _cross_validation(splits: Splits, folds: int, fold: int, seed: int) -> Splits:
+    """Take a fold of the training images for testing, and drop the test images of the source."""
+    train = splits.train
+    left, taken = take_fold(train.labels, folds, fold, groups=train.groups, seed=seed)
+    whole = "" if train.groups is None else ", whole groups"
+    unused = "" if splits.test is None else f"; the {len(splits.test)} test images of the source are not used"
+    origin = f"fold {fold} of {folds} of the training images{whole}{unused}"
+    return splits._replace(
+        train=train.subset(left), test=train.subset(taken), origins={**splits.origins, "test": origin}
+    )
+
+
+def check_folds(folds: int | None, fold: int | None, test_fraction: float | None) -> None:
+    """Check that the arguments of a cross-validation go together; see `load`."""
+    if folds is None and fold is not None:
+        raise InputError(f"expected none without the number of folds, got {fold}", name="fold")
+    if folds is not None and fold is None:
+        raise InputError(f"expected a number from 1 to {folds}, the number of folds, got none", name="fold")
+    if folds is not None and test_fraction is not None:
+        raise InputError(
+            f"expected none with folds, which test all images, got {test_fraction:g}", name="test_fraction"
+        )
 
 
 def check_options(source: str, test: str | Path | None, columns: Mapping[str, str] | None) -> None:

@@ -63,6 +63,8 @@ _SCHEMA = record(
                         "columns": mapping(text),
                         "validation": number(0, 1),
                         "test_fraction": number(0, 1),
+                        "folds": integer(2),
+                        "fold": integer(1),
                         "seed": integer(0),
                     },
                 ),
@@ -77,7 +79,16 @@ _SCHEMA = record(
         ),
         "scaler": optional(mapping(number(0))),
     },
-    {"whole": boolean},
+    {
+        "whole": boolean,
+        "selection": record(
+            {
+                "epochs": mapping(mapping(integer(1))),
+                "best": optional(record({"epoch": integer(1), "value": number(0, 100)})),
+                "weights": optional(mapping(tensor)),
+            }
+        ),
+    },
 )
 
 
@@ -131,14 +142,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_facts(path: Path) -> dict[str, Any]:
-    """Read the facts of a checkpoint file without its weights. For errors see `load_checkpoint`."""
-    if path.is_file():
+def load_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the settings and the facts of a checkpoint without its weights. For the argument and errors see
+    `load_checkpoint`."""
+    file = path / CHECKPOINT if path.is_dir() else path
+    if file.is_file():
         with suppress(Exception):  # `load_checkpoint` reports what is wrong
-            facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["facts"]
-            mapping(plain)(facts, "facts")
-            return dict(facts)
-    return dict(load_checkpoint(path)["facts"])
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            described = dict(saved["settings"]), dict(saved["facts"])
+            list_of(mapping(plain))(described, "")
+            return described
+    saved = load_checkpoint(path)
+    return dict(saved["settings"]), dict(saved["facts"])
 
 
 def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:

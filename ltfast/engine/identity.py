@@ -37,8 +37,15 @@ def run_identity(
     return {**execution, **settings, **data, "ltfast": __version__, "torch": torch.__version__}
 
 
-def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_same_settings(
+    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], *, onward: str | None = None
+) -> None:
     """Refuse to continue a run with other settings.
+
+    Args:
+        path: the checkpoint.
+        saved, current: the settings in the checkpoint, and those of the command.
+        onward: see `Stage`, if the run is finished.
 
     Raises:
         CheckpointError: a setting differs; the message names each difference.
@@ -52,7 +59,16 @@ def check_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping[s
         raise CheckpointError(
             f"checkpoint {path} belongs to a run with other settings: {'; '.join(differ)}. "
             "Run with the settings it was started with, or choose another --out"
+            + _further(path, saved, current, onward)
         )
+
+
+def _further(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], onward: str | None) -> str:
+    """How to train on, if the command asks for other epochs of a finished run."""
+    if onward is None or saved.get("epochs") == current.get("epochs"):
+        return ""
+    options = onward.format(run=path.parent, epochs=current.get("epochs"))
+    return f". The run is finished; to train on from its weights, start a new run: {options} --out NEW"
 
 
 def changed_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

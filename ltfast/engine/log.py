@@ -46,7 +46,15 @@ class Log:
             self.events.add(f"{stage}/lr", lr, step)
 
     def epoch(
-        self, stage: str, epoch: str, loss: float, metrics: Mapping[str, Any] | None, groups: Iterable[str], step: int
+        self,
+        stage: str,
+        epoch: str,
+        loss: float,
+        metrics: Mapping[str, Any] | None,
+        names: Iterable[str],
+        step: int,
+        *,
+        validation: bool = False,
     ) -> None:
         """Print a line about an epoch, and write its accuracies.
 
@@ -55,15 +63,17 @@ class Log:
             epoch: the epoch and the number of epochs, in words.
             loss: the mean loss of the epoch.
             metrics: what `evaluate` returns; None if the stage is not evaluated.
-            groups: the names of the groups of classes.
+            names: the metrics to print and write.
             step: the last step's number in the whole run.
+            validation: whether the metrics are of the validation images; the line and the events say so.
         """
         line = f"{stage} {epoch}  loss {loss:.4f}"
         if metrics is not None:
             self.check_folder()
-            for name in ("top1", *groups):
+            line += "  validation:" if validation else ""
+            for name in names:
                 value = metrics[name]
                 line += f"  {name} {'-' if value is None else f'{value:.1f}'}"
                 if self.events and value is not None:
-                    self.events.add(f"{stage}/{name}", value, step)
+                    self.events.add(f"{stage}/{'validation_' if validation else ''}{name}", value, step)
         self.console.print(line)

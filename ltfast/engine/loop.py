@@ -7,7 +7,7 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -26,12 +26,17 @@ from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, 
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.log import Log
+from ltfast.engine.measures import measures
 from ltfast.engine.metrics import evaluate
+from ltfast.engine.outcome import Outcome
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.position import Position
+from ltfast.engine.predictions import PREDICTIONS, write_predictions
 from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
+from ltfast.engine.scores import Scores
 from ltfast.engine.seeding import seed_everything
+from ltfast.engine.selection import Selection
 from ltfast.engine.settings import RunSettings
 from ltfast.engine.stage import Plan, Predictor, Stage, freeze_untrained, replicated_names
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
@@ -54,11 +59,12 @@ def train(
     groups: Mapping[str, Sequence[int]],
     out: Path,
     accelerator: Accelerator,
+    image_name: Callable[[int], str] = str,
 ) -> dict[str, Any] | None:
     """Train a plan's stages, from the checkpoint in `out` if there is one, and write the run's report.
 
     Args:
-        plan: stages and test batches; the stages' initial weights already depend on `run.seed`.
+        plan: stages, validation and test batches; the stages' initial weights already depend on `run.seed`.
         run: how to run.
         settings: all settings that decide the result, as values of JSON; a checkpoint of other settings is refused.
         facts: what `ltfast eval` needs to know about the data, as plain values, which the checkpoint stores. Its
@@ -67,6 +73,7 @@ def train(
         groups: class indices of each group.
         out: the run's folder, which is created if it does not exist.
         accelerator: from `make_accelerator(run.precision)`.
+        image_name: what identifies a test image in `predictions.csv`, from its place in the test set.
 
     Returns:
         What `metrics.json` holds; None in processes other than the first, and if the user interrupted the run.
@@ -82,7 +89,7 @@ def train(
     settings = {**settings, "processes": accelerator.num_processes}
     check_processes(run_identity(run, settings, facts, class_counts), accelerator, hint=SAME_COMMAND)
     with locked(out) if accelerator.is_main_process else nullcontext() as lock:
-        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock).execute()
+        return _Run(plan, run, settings, facts, class_counts, groups, out, accelerator, lock, image_name).execute()
 
 
 @dataclass(eq=False)
@@ -96,6 +103,7 @@ class _Run:
     out: Path
     accelerator: Accelerator
     lock: Lock | None
+    image_name: Callable[[int], str]
 
     def __post_init__(self) -> None:
         plan, run, accelerator = self.plan, self.run, self.accelerator
@@ -107,17 +115,21 @@ class _Run:
         self.train_seconds = 0.0
         self.stage_begun = time.monotonic(), 0  # when this process began to train the stage, and after which step of it
         self.metrics: dict[str, Any] | None = None
+        self.scores: Scores | None = None  # of the last evaluation
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
-        self.checkpoint = RunCheckpoint(self.out, plan, self.settings, self.facts, accelerator, self.check_folder)
+        self.selection = Selection(run, plan)
+        self.checkpoint = RunCheckpoint(
+            self.out, plan, self.settings, self.facts, accelerator, self.check_folder, self.selection
+        )
 
     def execute(self) -> dict[str, Any] | None:
         main = self.accelerator.is_main_process
         if main:
-            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE))
+            remove_partial_files(self.out, (CHECKPOINT, WEIGHTS, METRICS, PICTURE, PREDICTIONS))
         saved = self._load()
         finished = self.position.stage == len(self.plan.stages)
         report = finished_report(self.out, self.settings, self.class_counts) if finished else None
@@ -170,11 +182,20 @@ class _Run:
             sent = [buffer for name, buffer in stage.named_buffers() if name not in replicated]
             broadcast(sent)  # all processes evaluate the weights in the checkpoint
             last = epoch + 1 == stage.optimisation.epochs
+            step = self._global_step()
+            self.metrics = None
+            if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
+                self.metrics = self._evaluate(stage, self.plan.validation)
+                last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
-            self._end_epoch(stage, epoch, loss)
+            if stage.evaluated and self.plan.validation is None:
+                self.metrics = self._evaluate(stage, self.plan.test)
+            self._log_epoch(stage, epoch, loss, step)
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
+            if last:
+                break
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
@@ -274,13 +295,22 @@ class _Run:
         self.log.steps(stage.name, window, lr, self._global_step())
         window.clear()
 
-    def _end_epoch(self, stage: Stage, epoch: int, loss: float) -> None:
-        self.metrics = self._evaluate(stage) if stage.evaluated else None
+    def _log_epoch(self, stage: Stage, epoch: int, loss: float, step: int) -> None:
+        validation = self.plan.validation is not None
+        names = dict.fromkeys(("top1", *self.groups, *([self.run.metric] if validation else [])))
         number = f"{epoch + 1}/{stage.optimisation.epochs}"
-        self.log.epoch(stage.name, number, loss, self.metrics, self.groups, self._global_step())
+        self.log.epoch(stage.name, number, loss, self.metrics, names, step, validation=validation)
+        ended = self.selection.epochs.get(stage.name)
+        if ended is not None and ended != dict.fromkeys(ended, stage.optimisation.epochs):
+            self.console.print(f"{stage.name} ends after epoch {ended['trained']} and keeps epoch {ended['kept']}")
 
-    def _evaluate(self, predictor: Predictor) -> dict[str, Any]:
-        return evaluate(predictor, self.plan.test, self.groups, len(self.class_counts), self.accelerator)
+    def _evaluate(self, predictor: Predictor, images: Iterable[Sequence[Tensor]]) -> dict[str, Any]:
+        classes = len(self.class_counts)
+        # the scores of the test images at the end of the run are reported
+        ended = images is self.plan.test and self.position.stage == len(self.plan.stages)
+        self.scores = Scores(classes) if ended else None
+        each = None if self.scores is None else self.scores.add
+        return evaluate(predictor, images, self.groups, classes, self.accelerator, each)
 
     def _due(self, saved: float) -> bool:
         """Whether a checkpoint must be written after this step, when the last one was written at time `saved`."""
@@ -290,13 +320,24 @@ class _Run:
 
     def _report(self) -> dict[str, Any] | None:
         # there are no metrics if the last stage is not evaluated, or the run was killed after its last step
-        if self.metrics is None or self.plan.final is not None:
-            self.metrics = self._evaluate(self.plan.predictor.to(self.accelerator.device))
-        if not self.accelerator.is_main_process:
+        chosen: dict[str, Any] = {}
+        if self.metrics is None or self.plan.final is not None or self.plan.validation is not None:
+            predictor = self.plan.predictor.to(self.accelerator.device)
+            if self.plan.validation is not None:
+                metrics = self._evaluate(predictor, self.plan.validation)
+                chosen = {"validation": metrics, "epochs": self.selection.epochs}
+            self.metrics = self._evaluate(predictor, self.plan.test)
+        assert self.scores is not None
+        found = self.scores.gathered(self.accelerator)
+        if found is None:
             return None
+        outcome = Outcome(*found, self.plan.predictor.score_scale)
+        names = self.facts["class_names"]
         seed = (self.run.seed, len(self.plan.stages), _STEP)
         report = {
             **self.metrics,
+            **chosen,
+            **measures(outcome, names, self.class_counts, self.groups),
             "train_seconds": self.train_seconds,
             **time_last_losses(self.plan.stages, self.accelerator, seed=seed, say=self.console.print),
             "class_counts": list(self.class_counts),
@@ -304,7 +345,8 @@ class _Run:
             "settings": self.settings,
         }
         self.check_folder()
-        write_report(self.out, report, self.facts["class_names"], self.groups)
+        write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)
+        write_report(self.out, report, names, self.groups)
         return report
 
     def _save(self, optimizer: Any | None) -> None:
@@ -315,4 +357,6 @@ class _Run:
         return self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
 
     def _global_step(self) -> int:
-        return self.position.global_step(self.plan.stages, self.steps_per_epoch)
+        planned = {stage.name: stage.optimisation.epochs for stage in self.plan.stages}
+        trained = {name: ended["trained"] for name, ended in self.selection.epochs.items()}
+        return self.position.global_step(list({**planned, **trained}.values()), self.steps_per_epoch)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ltfast.engine.stage import Stage
-
 
 @dataclass
 class Position:
@@ -18,15 +16,15 @@ class Position:
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}"
 
-    def global_step(self, stages: Sequence[Stage], steps_per_epoch: Sequence[int]) -> int:
+    def global_step(self, epochs: Sequence[int], steps_per_epoch: Sequence[int]) -> int:
         """The number of optimiser steps done in the whole run.
 
         Args:
-            stages: the stages of the run.
+            epochs: the epochs of each stage; of those before this position, the epochs that they were trained.
             steps_per_epoch: optimiser steps per epoch of each stage.
         """
-        before = zip(stages[: self.stage], steps_per_epoch, strict=False)
-        done = sum(stage.optimisation.epochs * steps for stage, steps in before)
-        if self.stage < len(stages):
+        before = zip(epochs[: self.stage], steps_per_epoch, strict=False)
+        done = sum(number * steps for number, steps in before)
+        if self.stage < len(epochs):
             done += self.epoch * steps_per_epoch[self.stage] + self.step
         return done

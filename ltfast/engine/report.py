@@ -12,13 +12,27 @@ from rich.table import Table
 
 from ltfast import terminal
 from ltfast.engine.files import replace_file
+from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
-from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record
+from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
 METRICS, PICTURE = "metrics.json", "per_class.png"
 
 _ACCURACY = optional(number(0, 100))
+_RATES = (
+    *("top5", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_auroc", "macro_average_precision"),
+    "expected_calibration_error",
+)
+_CLASS = record(
+    {
+        "name": text,
+        "group": optional(text),
+        **dict.fromkeys(("training_images", "test_images", "confusions"), integer(0)),
+        **dict.fromkeys(("precision", "recall", "f1"), _ACCURACY),
+        "confused_with": optional(text),
+    }
+)
 _SCHEMA = record(
     {
         **dict.fromkeys(("top1", "many", "medium", "few"), _ACCURACY),
@@ -28,10 +42,18 @@ _SCHEMA = record(
         "loss_ms": optional(number(0)),
         "settings": mapping(plain),
     },
+    # older files lack some of these
     may={
+        "validation": mapping(plain),
+        "epochs": mapping(mapping(integer(1))),
+        "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
         "step_ms": optional(number(above=0)),
         "step_images": optional(integer(1)),
-        "groups": mapping(record({"classes": integer(0), "minimum": integer(0)})),
+        **dict.fromkeys(_RATES, _ACCURACY),
+        **dict.fromkeys(("negative_log_likelihood", "brier_score"), optional(number(0))),
+        "intervals": optional(mapping(optional(list_of(number(0), 2)))),
+        "class_names": list_of(text),
+        "classes": list_of(_CLASS),
     },
 )
 _MINIMA = (101, 20)  # fewest training images of a class of many and of medium, in runs that have no other ones
@@ -109,7 +131,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     Returns:
         Accuracies in percent, the best of each column in bold if there are several runs. If the runs have times: the
         time of the loss (forward and backward pass) in microseconds per image and in percent of the step's time, and
-        the training time in seconds.
+        the training time in seconds. Runs of the folds of a cross-validation have a row with their mean and standard
+        deviation.
     """
     result = Table(
         title=title and escape(terminal.shown(title)),
@@ -122,7 +145,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
     times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
     for heading in (*accuracies.values(), *times):
-        result.add_column(heading, justify="right", no_wrap=heading not in times)
+        result.add_column(heading, justify="right")
     best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
     for i, (name, row) in enumerate(rows.items()):
         cells, groups = [], _groups(row)
@@ -130,10 +153,12 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             value = row[key]
             text = "-" if value is None else f"{value:.1f}"
             if key in groups and groups[key]["classes"] == 0:
-                text = "no classes"
+                text = "none"
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
+    for label, cells in over_folds(rows, accuracies).items():
+        result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
 
 
@@ -157,7 +182,9 @@ def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
         each = (f"{terminal.shown(name)}: {', '.join(map(str, minima))}" for name, minima in borders.items())
         return f"the runs have different groups; fewest training images of many and medium: {'; '.join(each)}"
     most, least = next(iter(borders.values()))
-    return f"many: {most} training images or more; few: fewer than {least}"
+    empty = any(group["classes"] == 0 for row in rows.values() for group in _groups(row).values())
+    none = "; none: no classes are in the group" if empty else ""
+    return f"many: {most} training images or more; few: fewer than {least}{none}"
 
 
 def _loss_per_image(row: Mapping[str, Any]) -> str:
@@ -216,7 +243,7 @@ def importance_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         values = row["importance"]
         total = sum(value for value in values.values() if value is not None)
         cells = [
-            "no classes" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
+            "none" if value is None else f"{value:.1e} ({100 * value / total:.0f})" if total else "0"
             for value in values.values()
         ]
         result.add_row(escape(terminal.shown(name)), row["method"], *cells)

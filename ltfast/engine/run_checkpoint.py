@@ -25,6 +25,7 @@ from ltfast.engine.finite import check_parameters, check_state
 from ltfast.engine.identity import check_same_data, check_same_settings
 from ltfast.engine.position import Position
 from ltfast.engine.schema import like
+from ltfast.engine.selection import Selection
 from ltfast.engine.stage import Plan
 
 
@@ -37,6 +38,7 @@ class RunCheckpoint:
         settings, facts: see `ltfast.engine.loop.train`; a checkpoint with other ones is refused.
         accelerator: has the processes, of which the first one writes, and the scaler of fp16.
         check_folder: called before anything is written; raises if the folder no longer belongs to this run.
+        selection: the choice of the epochs, which is part of the checkpoint of a run with validation images.
     """
 
     def __init__(
@@ -47,14 +49,15 @@ class RunCheckpoint:
         facts: Mapping[str, Any],
         accelerator: Accelerator,
         check_folder: Callable[[], None],
+        selection: Selection,
     ) -> None:
         self.path = out / CHECKPOINT
         self.plan, self.settings, self.facts = plan, settings, facts
-        self.accelerator, self.check_folder = accelerator, check_folder
+        self.accelerator, self.check_folder, self.selection = accelerator, check_folder, selection
         self.modules = nn.ModuleList(plan.stages)
 
     def load(self, steps_per_epoch: Sequence[int], console: Console) -> dict[str, Any] | None:
-        """Load the weights into the stages.
+        """Load the weights into the stages, and the choice of the epochs.
 
         Args:
             steps_per_epoch: optimiser steps per epoch of each stage.
@@ -69,12 +72,16 @@ class RunCheckpoint:
         if not os.path.lexists(self.path):
             return None
         saved = load_checkpoint(self.path)
-        check_same_settings(self.path, saved["settings"], self.settings)
+        finished = saved["position"]["stage"] == len(self.plan.stages)
+        onward = self.plan.stages[-1].onward if finished else None
+        check_same_settings(self.path, saved["settings"], self.settings, onward=onward)
         check_same_data(self.path, saved["facts"], self.facts)
         if "digests" in self.facts and "digests" not in saved["facts"]:
             console.print(f"{self.path} does not say what its data were (an older ltfast wrote it): not compared")
         check_position(self.path, saved["position"], self.plan, steps_per_epoch)
         load_weights(self.path, self.plan, saved["model"])
+        if self.plan.validation is not None:
+            self.selection.load_state_dict(self.path, saved["position"], saved.get("selection"))
         starts = saved["position"]["epoch"] == saved["position"]["step"] == 0
         if (saved["optimizer"] is None) != starts:
             expected = "expected a state inside of a stage, and none where it starts"
@@ -133,5 +140,6 @@ class RunCheckpoint:
                 "whole": not left_out,
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
+                **({} if self.plan.validation is None else {"selection": self.selection.state_dict()}),
             },
         )

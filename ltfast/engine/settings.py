@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from ltfast.errors import SettingError
 
+METRICS = ("balanced_accuracy", "top1", "macro_f1", "many", "medium", "few")
+DEFAULT_METRIC = METRICS[0]
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with a default and the line that `--help` shows for it."""
@@ -57,6 +60,17 @@ class RunSettings:
         "times classes of a call of the loss)",
     )
     compile: bool = option(False, "compile each stage's forward and backward pass whole, by torch.compile")
+    keep: Literal["last", "best"] = option(
+        "last",
+        "which weights a stage ends with: those of its last epoch, or of the epoch with the best --metric on the "
+        "validation images",
+    )
+    metric: Literal["balanced_accuracy", "top1", "macro_f1", "many", "medium", "few"] = option(
+        DEFAULT_METRIC, "what --keep best and --patience compare, on the validation images"
+    )
+    patience: int | None = option(
+        None, "end a stage after so many epochs without a better --metric; none: every stage has all its epochs"
+    )
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
 
     def __post_init__(self) -> None:
@@ -70,4 +84,7 @@ class RunSettings:
         check(clip is None or 0 < clip < math.inf, "clip_norm", "a positive finite number or none", clip)
         check(self.workers >= 0, "workers", "at least 0", self.workers)
         check(self.augment_on in ("cpu", "device"), "augment_on", "cpu or device", self.augment_on)
+        check(self.keep in ("last", "best"), "keep", "last or best", self.keep)
+        check(self.metric in METRICS, "metric", f"one of {', '.join(METRICS)}", self.metric)
+        check(self.patience is None or self.patience >= 1, "patience", "at least 1 epoch, or none", self.patience)
         check(self.checkpoint_minutes >= 0, "checkpoint_minutes", "at least 0", self.checkpoint_minutes)

@@ -81,8 +81,18 @@ class Stage(Predictor):
     evaluated: bool = True
     """Whether `predict` gives class scores, so that the engine reports accuracy after each epoch."""
 
+    selects: bool = True
+    """Whether the stage may end before its last epoch, or with the weights of an earlier one. It may not if its epochs
+    are the steps of a schedule that has to be completed, such as a pruning."""
+
     epoch: int = 0
     """The current epoch of this stage, which the engine sets."""
+
+    onward: str | None = "--init {run} --epochs {epochs}"
+    """The options of a new run that trains a finished run on, if this is its last stage; None if no run does."""
+
+    initial: Callable[[], None] | None = None
+    """Loads the weights with which the first stage of a run starts; None leaves them unchanged."""
 
     def __init__(self, name: str, batches: Batches, optimisation: Optimisation) -> None:
         super().__init__()
@@ -115,7 +125,9 @@ class Stage(Predictor):
         return self.optimisation.make_optimizer(self)
 
     def start(self) -> None:
-        """Called once, before the first epoch, to change weights or masks for this stage."""
+        """Called once, before the first epoch, to change weights or masks for this stage. It calls `initial`."""
+        if self.initial is not None:
+            self.initial()
 
     def start_epoch(self) -> None:
         """Called once at the start of each epoch, for example to exchange estimators or to prune further."""
@@ -175,7 +187,7 @@ class Adapted:
 
     network: nn.Module
     backbone: nn.Module
-    recall: Callable[[], None]
+    recall: Callable[[], object]
 
     def left_out(self, module: nn.Module) -> set[str]:
         """The names in a module's state dict that belong to the backbone."""
@@ -189,15 +201,20 @@ class Plan:
 
     Attributes:
         stages: in the order in which they are trained.
-        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels).
+        test: this process's share of the test set, without overlap or padding: batches of (view, ..., labels). Of W
+            processes, process r has the images r, r + W, r + 2 W, ... in this order.
         final: the predictor of the run's result, made of the stages' modules; None means the last stage.
         adapted: given by a method that adapts a frozen backbone; None keeps all weights of a finished run.
+        validation: this process's share of the validation images, in batches like those of `test`. Each epoch is
+            evaluated on them, and the test images are read only at the end of the run. None evaluates each epoch on the
+            test images.
     """
 
     stages: Sequence[Stage]
     test: Iterable[Sequence[Tensor]]
     final: Predictor | None = None
     adapted: Adapted | None = None
+    validation: Iterable[Sequence[Tensor]] | None = None
 
     @property
     def predictor(self) -> Predictor:

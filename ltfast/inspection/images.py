@@ -72,12 +72,6 @@ def see_all(images: ImageDataset, threads: int, step: Callable[[], None]) -> tup
     return seen, broken
 
 
-def name_of(images: ImageDataset, index: int) -> str:
-    """The path of an image, or its number."""
-    paths = getattr(images, "paths", None)
-    return str(index) if paths is None else paths[index]
-
-
 def default_threads(images: ImageDataset) -> int:
     """A thread for each core; for files some more, which wait for the disk."""
     cores = os.cpu_count() or 1

@@ -9,7 +9,7 @@ from ltfast.data.decode import ImageDecodeError
 from ltfast.data.splits import Splits
 from ltfast.inspection.counts import describe_classes, shared_groups
 from ltfast.inspection.duplicates import Pair, at_each_distance, find_duplicates, kinds
-from ltfast.inspection.images import name_of, see_all
+from ltfast.inspection.images import see_all
 from ltfast.inspection.sizes import describe_sizes, short_sides
 from ltfast.inspection.suggestion import Suggestion, suggest
 
@@ -163,7 +163,7 @@ def look(
             missing=[name for name, part in (("test", splits.test), ("validation", splits.validation)) if part is None],
             broken=len(known) < len(seen),
         ),
-        names=[name_of(images, index) for images in parts.values() for index in range(len(images))],
+        names=[images.image_name(index) for images in parts.values() for index in range(len(images))],
         parts=[part for part, images in parts.items() for _ in range(len(images))],
         labels=[images.class_names[label] for images in parts.values() for label in images.labels.tolist()],
     )

@@ -7,7 +7,7 @@ A method's module has a function
 Its `Settings` derive from `BackboneSettings`: `restore` builds a trained method with the image size of its training and
 without pretrained weights. `restore` has the labels, mean and std of the training, but not its images, so `build` must
 not open an image. The plan's `test` comes from `evaluation_batches`, whose transforms
-`ltfast.runs` applies to other images too.
+`ltfast.runs` applies to other images too, and its `validation` from `validation_batches`.
 """
 
 from collections.abc import Callable

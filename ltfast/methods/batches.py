@@ -1,4 +1,4 @@
-"""The training and test batches of the methods, made with `ltfast.data`."""
+"""The training, validation and test batches of the methods, made with `ltfast.data`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ltfast.data import DataBundle, NumberedBatches, PatchViews, SeededViews, device_views, eval_transform, make_sampler
+from ltfast.data import (
+    DataBundle,
+    ImageDataset,
+    NumberedBatches,
+    PatchViews,
+    SeededViews,
+    device_views,
+    eval_transform,
+    make_sampler,
+)
 from ltfast.data.seeding import derive_seed
 from ltfast.data.steps import Augmentation
 from ltfast.engine import Batches
@@ -115,8 +124,25 @@ def evaluation_batches(
 ) -> Iterable[Sequence[Tensor]]:
     """This process's share of the test images, in batches `(images, *views, labels)`. There is an augmented view for
     each transform in `augmented`; the views are the same at every evaluation."""
-    keys = [(index, index) for index in range(context.rank, len(bundle.test), context.world_size)]
-    views = SeededViews(bundle.test, [eval_transform(bundle, image_size), *augmented], seed=0)
+    return _share(bundle.test, [eval_transform(bundle, image_size), *augmented], context)
+
+
+def validation_batches(
+    bundle: DataBundle,
+    image_size: int,
+    *,
+    context: BuildContext,
+    augmented: Sequence[Callable[..., Any]] = (),
+) -> Iterable[Sequence[Tensor]] | None:
+    """This process's share of the validation images, in batches as those of `evaluation_batches`; None without any."""
+    if bundle.validation is None:
+        return None
+    return _share(bundle.validation, [eval_transform(bundle, image_size), *augmented], context)
+
+
+def _share(images: ImageDataset, transforms: Sequence[Callable[..., Any]], context: BuildContext) -> Loader:
+    keys = [(index, index) for index in range(context.rank, len(images), context.world_size)]
+    views = SeededViews(images, transforms, seed=0)
     return Loader(views, context.test_batch_size, sampler=keys, num_workers=context.run.workers)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Predictor, check
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
-from ltfast.methods.settings import unless_auto
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.decoupled_optimisation import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -63,6 +63,7 @@ class SubModelStage(SupervisedStage):
         return self.network.buffers(recurse=False)
 
     def start(self) -> None:
+        super().start()
         if self.number > 1:
             self.network.begin(self.number, self.fresh())
 
@@ -82,6 +83,8 @@ class PruningStage(SubModelStage):
     After epoch t of T the share pruned is :math:`\gamma (1 - (1 - t / T)^3)` (Zhu and Gupta, "To prune, or not to
     prune", 2017).
     """
+
+    selects = False  # the share is reached in the last epoch only
 
     share: Tensor
 
@@ -239,8 +242,9 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import class_groups, train_transform
     from ltfast.losses import CompensationLoss
-    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches
+    from ltfast.methods.batches import class_batches, evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.start import initial_weights
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
@@ -265,7 +269,7 @@ def build(
             "tail, --group-minima sets other borders",
             stacklevel=2,
         )
-    first = network(settings.pretrained)
+    first: Any = network(settings.pretrained)
     together = context.normalised_together(settings.batch_size)
     check_batch_norm(first, (bundle.channels, size, size), together, "batch_size")
     sub_models = SubModels(first, len(names))
@@ -276,6 +280,7 @@ def build(
             bundle, classes, size, most=IMPORTANCE_IMAGES, batch_size=settings.batch_size, context=context
         )
 
+    initial = initial_weights(settings, bundle, context, first.backbone, first.head)
     stages: list[SubModelStage] = []
     start_draw = 0
     for number, name in enumerate(names):
@@ -284,7 +289,12 @@ def build(
         kind = 1 if name == present[0] else 3 if name == present[-1] else 2
         preferred: dict[str, Any] = {"stage": kind, "rho": settings.rho, "preferred": classes if kind == 2 else None}
         plain = kind == 2 and settings.sampler != "group_preferred"
-        loss = CompensationLoss(counts, **preferred) if settings.loss == "compensation" else nn.CrossEntropyLoss()
+        of_loss: dict[str, Any] = {
+            "weight": loss_weight(settings, counts),
+            "label_smoothing": unless_auto(settings.label_smoothing, 0.0),
+        }
+        compensates = settings.loss == "compensation"
+        loss = CompensationLoss(counts, **preferred, **of_loss) if compensates else nn.CrossEntropyLoss(**of_loss)
         options: dict[str, Any] = {
             "network": sub_models,
             "number": number + 1,
@@ -306,6 +316,7 @@ def build(
             start_draw += batches.batches.draws_per_epoch * optimisation.epochs
             if not pruning:
                 stages.append(SubModelStage(name, batches, optimisation, **options))
+                stages[-1].initial = initial if number == 0 else None
                 continue
 
             stages.append(
@@ -322,4 +333,6 @@ def build(
                 )
             )
     test = evaluation_batches(bundle, size, augmented=[transform, transform], context=context)
-    return Plan(stages, test, Aggregation(sub_models, list(every.values()), settings.aggregate))
+    validation = validation_batches(bundle, size, augmented=[transform, transform], context=context)
+    final = Aggregation(sub_models, list(every.values()), settings.aggregate)
+    return Plan(stages, test, final, validation=validation)

@@ -16,6 +16,7 @@ from ltfast.engine import Batches, Optimisation, Plan, Stage, check
 from ltfast.errors import InputError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.dscl import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -95,6 +96,7 @@ class ContrastStage(Stage):
         return self
 
     def start(self) -> None:
+        super().start()
         self.key_network.set(self.network)
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -161,8 +163,9 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import PatchViews, train_transform
     from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
+    from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -215,6 +218,7 @@ def build(
         pbsd_weight=settings.pbsd_weight,
         key_momentum=settings.key_momentum,
     )
+    contrast.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // context.world_size, 1))
     together = context.normalised_together(batch_size)
     check_batch_norm(network, (bundle.channels, size, size), together, "classifier_batch_size")
@@ -226,16 +230,19 @@ def build(
         start_draw=contrast_batches.batches.draws_per_epoch * settings.epochs,
         context=context,
     )
+    weight = loss_weight(settings, bundle.class_counts)
+    loss = nn.CrossEntropyLoss(weight, label_smoothing=unless_auto(settings.label_smoothing, 0.0))
     images = batch_size * context.world_size * min(context.run.accumulate, len(classifier_batches))
     classifier = ClassifierStage(
         "classifier",
         classifier_batches,
         settings.of_classifier(batch_size, images),
         network=network,
-        loss=fused_loss(nn.CrossEntropyLoss(), context, rows=batch_size, num_classes=bundle.num_classes),
+        loss=fused_loss(loss, context, rows=batch_size, num_classes=bundle.num_classes),
     )
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([contrast, classifier], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([contrast, classifier], test, validation=validation)
 
 
 def _check_patch_size(network: nn.Module, backbone: str, size: int, patch_size: int, channels: int) -> None:

@@ -8,9 +8,8 @@ rates for its first layers. The checkpoint also keeps the pre-trained encoder, f
 The transformer's final normalisation precedes the mean over the tokens, as in timm; the authors' follows it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from torch.optim import Optimizer
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
-from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.fused_classifier import fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.livt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     from ltfast.data import DataBundle
     from ltfast.models import MaskedAutoencoder
-
-Weights = Callable[[], Mapping[str, Tensor]]
 
 
 class PretrainingStage(Stage):
@@ -46,24 +43,17 @@ class PretrainingStage(Stage):
         optimisation: Optimisation,
         *,
         autoencoder: "MaskedAutoencoder",
-        initial: Weights | None,
     ) -> None:
         """
         Args:
             name, batches, optimisation: see `Stage`.
             autoencoder: the network; all of its parameters are trained.
-            initial: called for the encoder's weights when the stage starts; None leaves them unchanged.
         """
         super().__init__(name, batches, optimisation)
         self.autoencoder = autoencoder
-        self.initial = initial
 
     def optimizer(self) -> Optimizer:
         return self.optimisation.make_optimizer(self.autoencoder, betas=(0.9, 0.95), filter_bias_and_bn=True)
-
-    def start(self) -> None:
-        if self.initial is not None:
-            load_encoder(self.autoencoder.encoder, self.initial())
 
     def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, _ = batch
@@ -74,6 +64,7 @@ class FineTuningStage(SupervisedStage):
     """Trains a network on mixed images and targets, which `prepare` makes."""
 
     network: "VisionTransformer"
+    onward = "--init {run} --pretrain-epochs 0 --epochs {epochs}"  # fine-tunes the pre-trained encoder again
 
     def __init__(
         self,
@@ -86,7 +77,6 @@ class FineTuningStage(SupervisedStage):
         mix: "Mixup | None",
         label_smoothing: float,
         layer_decay: float,
-        initial: Weights | None,
     ) -> None:
         """
         Args:
@@ -96,22 +86,15 @@ class FineTuningStage(SupervisedStage):
             mix: mixes images and makes their targets; None leaves images unchanged.
             label_smoothing: the smoothing of targets if `mix` is None.
             layer_decay: the factor of the learning rate from a block to the one before it.
-            initial: called for the network's weights without the head when the stage starts; None leaves them
-                unchanged.
         """
         super().__init__(name, batches, optimisation, network=network, loss=loss)
         self.mix = mix
         self.label_smoothing = label_smoothing
         self.layer_decay = layer_decay
-        self.initial = initial
 
     def optimizer(self) -> Optimizer:
         # of the network, not of the stage: timm identifies layers by the parameter names of its models
         return self.optimisation.make_optimizer(self.network, layer_decay=self.layer_decay, filter_bias_and_bn=True)
-
-    def start(self) -> None:
-        if self.initial is not None:
-            load_encoder(self.network, self.initial())
 
     def features(self, images: Tensor) -> Tensor:
         return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
@@ -138,7 +121,7 @@ def make_soft_target_loss(settings: Settings, class_counts: Sequence[int]) -> nn
     if settings.loss == "bce":
         return BalancedBCELoss(class_counts, tau=0.0)
     if settings.loss == "cross_entropy":
-        return nn.CrossEntropyLoss()
+        return nn.CrossEntropyLoss(loss_weight(settings, class_counts))
     raise SettingError("loss", "balanced_bce, bce or cross_entropy", settings.loss)
 
 
@@ -157,14 +140,15 @@ def build(
     from timm.data import Mixup
 
     from ltfast.data import train_transform
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
+    from ltfast.methods.start import initial_weights
     from ltfast.models import MaskedAutoencoder
 
     settings = settings.chosen(bundle)
     chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
     stages: list[Stage] = []
-    initial: Weights | None = None if settings.init is None else partial(pretrained_encoder, Path(settings.init))
+    autoencoder = None
     start_draw = 0
     if settings.pretrain_epochs > 0:
         autoencoder = MaskedAutoencoder(
@@ -181,10 +165,7 @@ def build(
             batch_size=settings.pretrain_batch_size,
             context=context,
         )
-        stages.append(
-            PretrainingStage("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder, initial=initial)
-        )
-        initial = autoencoder.encoder.state_dict
+        stages.append(PretrainingStage("pretrain", batches, settings.of_pretraining(), autoencoder=autoencoder))
         start_draw = batches.batches.draws_per_epoch * settings.pretrain_epochs
     batches = train_batches(
         bundle,
@@ -193,24 +174,43 @@ def build(
         start_draw=start_draw,
         context=context,
     )
-    mix = Mixup(
-        settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=bundle.num_classes
-    )
+    smoothing = unless_auto(settings.label_smoothing, 0.1)
+    mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=smoothing, num_classes=bundle.num_classes)
     loss = make_soft_target_loss(settings, bundle.class_counts)
+    network = _transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path)
     stages.append(
         FineTuningStage(
             "finetune",
             batches,
             settings,
-            network=_transformer(settings, bundle, size, bundle.num_classes, drop_path=settings.drop_path),
+            network=network,
             loss=fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
             mix=mix if settings.mixes else None,
-            label_smoothing=settings.label_smoothing,
+            label_smoothing=smoothing,
             layer_decay=settings.layer_decay,
-            initial=initial,
         )
     )
-    return Plan(stages, evaluation_batches(bundle, size, context=context))
+    if autoencoder is not None:
+        stages[-1].initial = partial(_continue_from, autoencoder, network)
+    stages[0].initial = initial_weights(
+        settings,
+        bundle,
+        context,
+        network if autoencoder is None else autoencoder.encoder,
+        network.head,
+        encoder=True,
+        mean_of_patches=True,
+    )
+    test = evaluation_batches(bundle, size, context=context)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan(stages, test, validation=validation)
+
+
+def _continue_from(autoencoder: "MaskedAutoencoder", network: "VisionTransformer") -> None:
+    """Start the fine-tuning from the encoder that the first stage has trained."""
+    from ltfast.models.load_backbone import load_backbone
+
+    load_backbone(network, autoencoder.encoder.state_dict())
 
 
 def _transformer(

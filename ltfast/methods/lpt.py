@@ -7,8 +7,7 @@ weight of the latter half decreases. The checkpoint of a finished run does not c
 timm or from a LiVT run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from ltfast.engine import Adapted, Batches, Optimisation, Plan, Stage, check
 from ltfast.methods.context import BuildContext
-from ltfast.methods.encoders import load_encoder, pretrained_encoder
 from ltfast.methods.fused_classifier import fused_loss, loss_inputs
+from ltfast.methods.settings import unless_auto
 from ltfast.methods.settings.lpt import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
@@ -30,18 +29,6 @@ class SharedPromptStage(SupervisedStage):
     """The first phase, which trains shared prompts and the classifier."""
 
     network: "PromptedClassifier"
-
-    def __init__(self, *arguments: Any, recall: Callable[[], None], **options: Any) -> None:
-        """
-        Args:
-            arguments, options: see `SupervisedStage`.
-            recall: loads the backbone's weights when the stage starts.
-        """
-        super().__init__(*arguments, **options)
-        self.recall = recall
-
-    def start(self) -> None:
-        self.recall()
 
     def features(self, images: Tensor) -> Tensor:
         return self.network.query(images)
@@ -64,6 +51,7 @@ class GroupPromptStage(Stage):
     """
 
     share: Tensor  # the weight of the other half's loss in this epoch
+    onward = None  # prompts start anew in each run
 
     def __init__(
         self,
@@ -146,7 +134,8 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import AGCLLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
+    from ltfast.methods.start import initial_weights
     from ltfast.models import PromptedClassifier
 
     settings = settings.chosen(bundle)
@@ -163,19 +152,25 @@ def build(
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
-        # a masked autoencoder does not train the class token, and the means of its patch tokens are far from zero
+        # a masked autoencoder does not train the class token, and the means of its patch tokens are far from zero;
+        # which method has trained the backbone is known only when the first phase starts
         global_pool=None if settings.init is None else "avg",
         standardise=settings.init is not None,
     )
 
-    def recall() -> None:
-        trained = settings.pretrained or settings.init is not None
-        check(trained, "backbone", "trained weights, from --pretrained or --init, for prompts to adapt", "new ones")
-        if settings.init is not None:
-            load_encoder(network.transformer.backbone, pretrained_encoder(Path(settings.init)))
+    initial = initial_weights(settings, bundle, context, network.transformer.backbone, None, encoder=True)
+
+    def check_trained() -> None:
+        check(
+            settings.pretrained or initial is not None,
+            "backbone",
+            "trained weights, from --pretrained, --init or --weights, for prompts to adapt",
+            "new ones",
+        )
 
     def loss(rows: int, *, gamma_pos: float = 0.0, gamma_neg: float) -> nn.Module:
-        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg)
+        smoothing = unless_auto(settings.label_smoothing, 0.1)
+        with_scores = AGCLLoss(counts, gamma_pos=gamma_pos, gamma_neg=gamma_neg, label_smoothing=smoothing)
         return fused_loss(with_scores, context, rows=rows, num_classes=bundle.num_classes)
 
     half = settings.batch_size // 2
@@ -189,8 +184,8 @@ def build(
         settings,
         network=network,
         loss=loss(settings.batch_size, gamma_neg=4.0),
-        recall=recall,
     )
+    first.initial = check_trained if initial is None else initial
     second_batches = train_batches(
         bundle,
         transforms,
@@ -217,4 +212,8 @@ def build(
     )
     first.score_scale = second.score_scale = AGCLLoss(counts).scale
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([first, second], test, adapted=Adapted(network, network.transformer.backbone, recall))
+    validation = validation_batches(bundle, size, context=context)
+    recall = check_trained if initial is None else initial.load
+    # a file may be lost: then the checkpoint keeps its weights
+    adapted = None if settings.weights is not None else Adapted(network, network.transformer.backbone, recall)
+    return Plan([first, second], test, validation=validation, adapted=adapted)

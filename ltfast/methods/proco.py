@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
+from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.proco import Settings
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def build(
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
     from ltfast.losses import LogitAdjustedLoss, ProCoLoss
-    from ltfast.methods.batches import evaluation_batches, train_batches
+    from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
+    from ltfast.methods.start import initial_weights
     from ltfast.models import TwoBranchClassifier
 
     settings = settings.chosen(bundle)
@@ -124,7 +126,11 @@ def build(
         image_size=size,
         pretrained=settings.pretrained,
     )
-    loss = LogitAdjustedLoss(bundle.class_counts)
+    loss = LogitAdjustedLoss(
+        bundle.class_counts,
+        weight=loss_weight(settings, bundle.class_counts),
+        label_smoothing=unless_auto(settings.label_smoothing, 0.0),
+    )
     stage = ProCoStage(
         "train",
         batches,
@@ -140,5 +146,7 @@ def build(
         contrast_weight=settings.contrast_weight,
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,
     )
+    stage.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     test = evaluation_batches(bundle, size, context=context)
-    return Plan([stage], test)
+    validation = validation_batches(bundle, size, context=context)
+    return Plan([stage], test, validation=validation)

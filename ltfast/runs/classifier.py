@@ -18,6 +18,7 @@ from ltfast.engine.report import METRICS, read_metrics
 from ltfast.engine.stage import Predictor
 from ltfast.errors import InputError, InputTypeError
 from ltfast.ops.core.warn import warn_caller
+from ltfast.runs.calibration import Calibration, calibrated
 from ltfast.runs.restore import Trained, restore
 from ltfast.runs.views import Fit, Views
 
@@ -35,6 +36,7 @@ class Classifier:
             (channels, size, size).
         class_names: the names of the classes, length C.
         metrics: the content of the run's `metrics.json`; None if the run has none.
+        calibration: the calibration of the run, which `predict` and `module` contain; None without one.
         device: the device of the module.
     """
 
@@ -42,15 +44,23 @@ class Classifier:
     transform: Callable[[Image.Image], Tensor]
     class_names: list[str]
     metrics: dict[str, Any] | None
+    calibration: Calibration | None
     device: torch.device
 
-    def __init__(self, trained: Trained, device: torch.device, metrics: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        device: torch.device,
+        metrics: dict[str, Any] | None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.trained = trained
         self.predictor = trained.predictor.to(device).eval()
         self.module = Prediction(self.predictor).eval()
         self.transform = Compose([Fit(trained.facts), trained.transforms[0]])
         self.class_names = list(trained.facts["class_names"])
         self.metrics = metrics
+        self.calibration = calibration
         self.device = device
 
     def predict(self, images: Sequence[ImageLike] | NDArray[np.uint8], *, batch_size: int = 256) -> Tensor:
@@ -83,13 +93,20 @@ class Classifier:
         return torch.cat(results) if results else torch.zeros(0, len(self.class_names))
 
 
-def load(run: str | Path, device: torch.device | str | None = None, *, aggregate: str | None = None) -> Classifier:
-    """Load a trained run. It needs the checkpoint alone, and none of the run's images.
+def load(
+    run: str | Path,
+    device: torch.device | str | None = None,
+    *,
+    aggregate: str | None = None,
+    calibration: bool = True,
+) -> Classifier:
+    """Load a trained run. It needs the run's folder alone, and none of the run's images.
 
     Args:
         run: the run's folder, or its checkpoint file.
         device: the device for the network; None means the GPU if there is one, otherwise the CPU.
         aggregate: the weighting of the sub-models of method `do`, "instance" or "average"; None means that of the run.
+        calibration: whether to use the calibration of the run, if `ltfast calibrate` has made one.
 
     Returns:
         The run as a `Classifier`.
@@ -97,23 +114,33 @@ def load(run: str | Path, device: torch.device | str | None = None, *, aggregate
     Raises:
         InputNotFoundError: there is no checkpoint.
         CheckpointError: the checkpoint cannot be read, or no trained stage gives class scores.
-        InputError: the run is one of method `do` that learns from a whole test set (`aggregate="group"`); or the method
-            does not support `aggregate`.
+        InputError: the run is one of method `do` that learns from a whole test set (`aggregate="group"`); the method
+            does not support `aggregate`; or the calibration is damaged, or belongs to something else.
     """
     path = Path(run)
     trained = restore(path, run=RunSettings(), aggregate=aggregate)
+    refuse_adapting(trained)
+    if trained.unfinished is not None:
+        warn_caller(f"{run}: {trained.unfinished}")
+    trained, found = calibrated(trained, path, aggregate) if calibration else (trained, None)
+    folder = path if path.is_dir() else path.parent
+    metrics = read_metrics(folder) if (folder / METRICS).is_file() else None
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return Classifier(trained, torch.device(default if device is None else device), metrics, found)
+
+
+def refuse_adapting(trained: Trained) -> None:
+    """Refuse a run that learns from a whole test set.
+
+    Raises:
+        InputError: the run is one.
+    """
     if trained.predictor.adapts:
         raise InputError(
             "expected instance or average: group learns the weights of the sub-models from a whole test set, and "
             "images are predicted one by one",
             name="aggregate",
         )
-    if trained.unfinished is not None:
-        warn_caller(f"{run}: {trained.unfinished}")
-    folder = path if path.is_dir() else path.parent
-    metrics = read_metrics(folder) if (folder / METRICS).is_file() else None
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return Classifier(trained, torch.device(default if device is None else device), metrics)
 
 
 @torch.no_grad()

@@ -3,22 +3,18 @@ al., AAAI 2024."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltfast.data import check_images, load
-from ltfast.data.long_tail import Profile
 from ltfast.engine import RunSettings
-from ltfast.engine.checkpoint import CheckpointError, check_content
-from ltfast.engine.identity import changed_data
 from ltfast.engine.parameter_importance import parameter_importance
-from ltfast.engine.schema import number, one_of, optional, record
 from ltfast.methods.batches import class_batches
 from ltfast.methods.context import BuildContext
 from ltfast.methods.decoupled_optimisation import Aggregation
-from ltfast.runs.restore import groups_of, parts_of, restore_with_test_images
+from ltfast.runs.own_data import load_own
+from ltfast.runs.restore import groups_of, restore_with_test_images
 
 
 def measure(
@@ -54,28 +50,9 @@ def measure(
             that the training images have changed.
     """
     trained = restore_with_test_images(checkpoint, run=run, batch_size=batch_size, root=root)
-    settings, facts = trained.settings, trained.facts
-    cut = {"imbalance": optional(number(1)), "profile": one_of(get_args(Profile))}
-    check_content(checkpoint, record(cut), settings, "settings")
-    bundle = load(
-        facts["source"],
-        imbalance=settings["imbalance"],
-        profile=settings["profile"],
-        root=facts["root"] if root is None else root,
-        **parts_of(facts),
-    )
-    bundle = bundle.with_statistics(facts["mean"], facts["std"])
-    if settings.get("skip_broken", False):
-        bundle = check_images(bundle, skip_broken=True, splits=["train"])
+    facts = trained.facts
+    bundle = load_own(checkpoint, trained, "train", root=root)
     names = facts["class_names"]
-    ignored = ("test ", "validation ") if bundle.named else ("test ", "validation ", "class names")  # maybe named since
-    now = {"digests": bundle.digests(), "class_names": bundle.class_names}
-    changed = [part for part in changed_data(facts, now) if not part.startswith(ignored)]
-    if changed or bundle.class_counts != facts["class_counts"]:
-        raise CheckpointError(
-            f"data: the training images of {facts['source']} have changed since {checkpoint} was trained. "
-            f"What differs: {', '.join(changed or ['the images of each class'])}"
-        )
     size = trained.image_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = trained.predictor.to(device).eval()
@@ -99,7 +76,7 @@ def measure(
 
     classes = [c for c, count in enumerate(counts) if count]
     return {
-        "method": settings["method"],
+        "method": trained.settings["method"],
         "importance": {group: importance(members) for group, members in groups.items()},
         "per_class": {names[c]: importance([c]) for c in classes} if per_class else None,
         "weights": None if aggregation is None else _weights(aggregation, trained.plan.test, groups, device),

@@ -42,6 +42,7 @@ def predictions(
     tta: int = 1,
     shift: Tensor | None = None,
     abstain: float = 0.0,
+    thresholds: Sequence[float] | None = None,
     batch_size: int = 256,
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -57,6 +58,7 @@ def predictions(
         tta: see `Views`.
         shift: is added to the class scores, (C,); from `prior_shift`.
         abstain: the least probability of the best class with which an image gets a class.
+        thresholds: such a probability for each class, length C; the larger one counts.
         batch_size: images per batch.
         workers: processes that load images; with 0, this process loads them.
         autocast: makes the context of each call of the network, for its precision.
@@ -64,7 +66,10 @@ def predictions(
     Yields:
         A row for each image of a batch.
     """
-    abstain = torch.tensor(abstain).item()  # as a float32 number, as the probabilities in a row
+    least = torch.full((len(classifier.class_names),), abstain, dtype=torch.float32)
+    if thresholds is not None:
+        least = least.maximum(torch.tensor(thresholds))
+    lowest = least.tolist()  # float32 numbers, as the probabilities in a row
     done = skip % batch_size  # rows of the first batch
     loader = Loader(
         _Images(Views(classifier.trained, tta)),
@@ -81,16 +86,16 @@ def predictions(
             values, indices = found.sort(descending=True, stable=True)  # the first of equal classes, as argmax
             rows = iter(zip(indices[:, :top].tolist(), values[:, :top].float().tolist(), strict=True))
         whole = [
-            Row(path, [], [], error) if error is not None else _row(path, *next(rows), classifier.class_names, abstain)
+            Row(path, [], [], error) if error is not None else _row(path, *next(rows), classifier.class_names, lowest)
             for path, error in zip(some, errors, strict=True)
         ]
         yield whole[done:]
         done = 0
 
 
-def _row(path: str, indices: list[int], values: list[float], names: Sequence[str], abstain: float) -> Row:
+def _row(path: str, indices: list[int], values: list[float], names: Sequence[str], lowest: Sequence[float]) -> Row:
     classes = [names[index] for index in indices]
-    if values[0] < abstain:
+    if values[0] < lowest[indices[0]]:
         classes[0] = ""
     return Row(path, classes, values, None)
 

@@ -14,9 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from ltfast.data.sources import PackageError
+from ltfast.engine.csv_lines import digits, line
 from ltfast.engine.files import replace_file
 from ltfast.engine.report import write_json
 from ltfast.engine.schema import read_json
@@ -161,16 +160,16 @@ class _Text(ABC):
 class _Csv(_Text):
     def __init__(self, names: list[str]) -> None:
         self.width = len(names)
-        self.header = self._line(names)
+        self.header = line(names)
 
     def encoded(self, row: Row) -> bytes:
-        cells = [cell for pair in zip(row.classes, map(_digits, row.probabilities), strict=True) for cell in pair]
-        return self._line([row.path, *(cells or [""] * (self.width - 2)), row.error or ""])
+        cells = [cell for pair in zip(row.classes, map(digits, row.probabilities), strict=True) for cell in pair]
+        return line([row.path, *(cells or [""] * (self.width - 2)), row.error or ""])
 
     def records(self, file: BinaryIO) -> Iterator[bytes]:
         record = b""
-        for line in file:
-            record += line
+        for part in file:
+            record += part
             if record.count(b'"') % 2 == 0:  # no line feed inside of quotes
                 yield record
                 record = b""
@@ -182,18 +181,13 @@ class _Csv(_Text):
         cells = next(csv.reader(io.StringIO(text, newline="")), [])
         return cells[0] if record.endswith(b"\n") and len(cells) == self.width else None
 
-    def _line(self, cells: list[str]) -> bytes:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode(errors="surrogateescape")  # a file name may have any bytes
-
 
 class _JsonLines(_Text):
     def __init__(self, names: list[str]) -> None:
         self.names = names
 
     def encoded(self, row: Row) -> bytes:
-        values = chain.from_iterable(zip(row.classes, (float(_digits(p)) for p in row.probabilities), strict=True))
+        values = chain.from_iterable(zip(row.classes, (float(digits(p)) for p in row.probabilities), strict=True))
         cells = dict(zip(self.names[1:-1], values, strict=False))
         cells = {name: cells.get(name) for name in self.names[1:-1]}
         return (json.dumps({"path": row.path, **cells, "error": row.error}) + "\n").encode()
@@ -207,10 +201,6 @@ class _JsonLines(_Text):
         except ValueError:
             return None
         return content.get("path") if isinstance(content, dict) and list(content) == self.names else None
-
-
-def _digits(probability: float) -> str:
-    return str(np.float32(probability))  # the fewest digits that give the same float32 number
 
 
 def _parquet() -> Any:

@@ -17,7 +17,7 @@ from ltfast.data.sources import root_of
 from ltfast.engine import Plan, Predictor, RunSettings, schema
 from ltfast.engine.checkpoint import CheckpointError, check_content, check_position, load_checkpoint, load_weights
 from ltfast.engine.identity import changed_data
-from ltfast.engine.schema import anything, integer, list_of, one_of, record
+from ltfast.engine.schema import anything, integer, like, list_of, one_of, record
 from ltfast.errors import InputError, InputNotFoundError, InputTypeError, SettingError
 from ltfast.methods import METHODS, settings_of
 from ltfast.methods.context import BuildContext
@@ -26,7 +26,7 @@ from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.match_classes import match_classes
 
 _FACTS = ("source", "root", "class_names", "class_counts", "mean", "std", "image_size", "channels")
-_PARTS = ("test", "columns", "validation", "test_fraction", "seed")
+_PARTS = ("test", "columns", "validation", "test_fraction", "folds", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ class Tested(Trained):
     """A restored run with test images.
 
     Attributes:
+        images: the test images, in the order of the plan's batches in one process.
         source: the source of the test images.
         left_out: one line about the files that were left out of the data; None without any.
     """
 
+    images: ImageDataset
     source: str
     left_out: str | None
 
@@ -83,7 +85,8 @@ def facts_of(
     Args:
         bundle: the data.
         source, root: see `ltfast.data.load`.
-        parts: those of its arguments `test`, `columns`, `validation`, `test_fraction` and `seed` that were given.
+        parts: those of its arguments `test`, `columns`, `validation`, `test_fraction`, `folds`, `fold` and `seed` that
+            were given.
         minima: those of the groups of classes in reports, see `ltfast.data.class_groups`.
         sizes: see `ImageDataset.digests`.
     """
@@ -192,7 +195,7 @@ def restore_with_test_images(
     context = BuildContext(run, rank, world_size, batch_size)
     placed = replace(_bundle(facts, train, test), image_size=bundle.image_size)
     trained = _rebuild(checkpoint, saved, settings, facts, placed, context, aggregate)
-    return Tested(**vars(trained), source=source, left_out=bundle.left_out)
+    return Tested(**vars(trained), images=test, source=source, left_out=bundle.left_out)
 
 
 def groups_of(facts: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -301,15 +304,15 @@ def _rebuild(
         raise CheckpointError(f"checkpoint {checkpoint}: settings: {error}") from error
     check_position(checkpoint, saved["position"], plan)
     load_weights(checkpoint, plan, saved["model"])
-    predictor, unfinished = _last_predictor(checkpoint, plan, saved["position"])
+    predictor, unfinished = _last_predictor(checkpoint, plan, saved)
     transforms = plan.test.dataset.transforms  # type: ignore[attr-defined]  # from `evaluation_batches`
     distribution = chosen.score_distribution(facts["class_counts"])
     return Trained(plan, predictor, dict(settings), dict(facts), size, transforms, distribution, unfinished)
 
 
-def _last_predictor(checkpoint: Path, plan: Plan, position: Mapping[str, int]) -> tuple[Predictor, str | None]:
+def _last_predictor(checkpoint: Path, plan: Plan, saved: Mapping[str, Any]) -> tuple[Predictor, str | None]:
     """The predictor of a run, and for an unfinished run a message with its state."""
-    number, epoch, step = (position[name] for name in ("stage", "epoch", "step"))
+    number, epoch, step = (saved["position"][name] for name in ("stage", "epoch", "step"))
     if number == len(plan.stages):
         return plan.predictor, None
     stage, current = plan.stages[number if epoch or step else number - 1], plan.stages[number]
@@ -319,7 +322,12 @@ def _last_predictor(checkpoint: Path, plan: Plan, position: Mapping[str, int]) -
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    return stage, f"{where}; stage {stage.name} is evaluated in its current state"
+    if (best := saved.get("selection", {}).get("weights")) is None or stage is not current:
+        return stage, f"{where}; stage {stage.name} is evaluated in its current state"
+    own = {name: value for name, value in stage.state_dict().items() if name in best}
+    check_content(checkpoint, like(own), best, "selection.weights")
+    stage.load_state_dict({name: best[name] for name in own}, strict=False)
+    return stage, f"{where}; stage {stage.name} is evaluated with the weights of its best epoch so far"
 
 
 def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

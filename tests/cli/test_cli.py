@@ -73,7 +73,18 @@ def test_same_command_again_does_nothing(run, capsys):
 def test_more_epochs_are_refused(run, capsys):
     words = [word if word != "2" else "3" for word in TINY]
     assert main([*words, "--out", str(run)]) == 2
-    assert "epochs was 2 and is now 3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "epochs was 2 and is now 3" in error
+    assert f"to train on from its weights, start a new run: --init {run} --epochs 3 --out NEW\n" in error
+
+
+def test_a_finished_run_is_trained_on_by_a_new_one(run, tmp_path, capsys):
+    assert main([*TINY, "--init", str(run), "--epochs", "1", "--lr", "1e-9", "--out", str(tmp_path)]) == 0
+    assert f"starting from {run} (method ce): its backbone and its classifier\n" in capsys.readouterr().out
+    before, after = (load_checkpoint(folder)["model"] for folder in (run, tmp_path))
+    assert all(torch.allclose(value, before[name], atol=1e-6) for name, value in after.items() if "weight" in name)
+    assert main([*TINY, "--lr", "0.2", "--out", str(run)]) == 2
+    assert "to train on" not in capsys.readouterr().err
 
 
 def test_eval_gives_the_runs_metrics(run, tmp_path, capsys):
@@ -469,7 +480,7 @@ def test_each_default_of_a_method_is_a_value_or_auto_or_none(method):
     """`None` is "none", which the help describes. The value of "auto" is chosen, and the help says how."""
     for field in dataclasses.fields(METHODS[method].settings):
         if field.default is None:
-            assert field.name == "init", field.name
+            assert field.name in ("init", "weights", "class_weights"), field.name
         if field.default == "auto":
             assert "auto: " in field.metadata["help"], field.name
         assert "none: " not in field.metadata["help"], field.name
@@ -481,6 +492,7 @@ def test_chosen_leaves_auto_to_what_is_known_later_alone(method):
 
     chosen = METHODS[method].settings().chosen(load("digits"))
     left = {field.name for field in dataclasses.fields(chosen) if getattr(chosen, field.name) == "auto"}
+    left.discard("label_smoothing")  # chosen by the loss
     assert left == {"do": {"prune"}, "dscl": {"classifier_lr"}, "lpt": {"group_blocks"}}.get(method, set())
     assert chosen.backbone == ("vit_digits" if method in ("livt", "lpt") else "digits_convnet")
     assert chosen.chosen(load("digits")) == chosen

@@ -160,3 +160,37 @@ def test_validation_images_in_a_recipe(pets, capsys):
     Path("own.yaml").write_text("data: folder:pets\nvalidation: 2.0\n")
     error = refused(capsys, "train", "--config", "own.yaml", "--out", "other")
     assert "--config own.yaml:2: validation: expected a number above 0 and below 1, got 2.0" in error
+
+
+@pytest.mark.filterwarnings("error:.*has changed since:")
+def test_cross_validation(pets, capsys):
+    words = [*TRAIN, "--data", "folder:pets", "--folds", "3"]
+    for fold in ("1", "2"):
+        assert main([*words, "--fold", fold, "--validation", "0.25", "--out", f"run{fold}"]) == 0
+        out = capsys.readouterr().out
+        assert f", 3 validation images (0.25 of the training images), 6 test images (fold {fold} of 3 of the" in out
+        assert "of the training images; the 6 test images of the source are not used); " in out
+    first, second = (load_checkpoint(Path(run))["facts"] for run in ("run1", "run2"))
+    assert first["parts"] == {"validation": 0.25, "folds": 3, "fold": 1}
+    assert first["digests"]["test file names"] != second["digests"]["test file names"]
+    assert main(["report", "run1", "run2"]) == 0
+    out = capsys.readouterr().out
+    assert " ± " in out
+    assert "mean of" in out
+    Path("run1").rename("run")
+    same_test_images()
+    assert main(["report", "importance", "run"]) == 0
+    (pets / "test").rename(pets.parent / "unused")
+    same_test_images()  # the source needs no test images
+    for more, message in (
+        ([], "--fold: expected a number from 1 to 3, the number of folds, got none"),
+        (["--fold", "4"], "--fold: expected a number from 1 to 3, the number of folds, got 4"),
+        (["--fold", "1", "--test-fraction", "0.2"], "--test-fraction: expected none with folds, which test all images"),
+        (
+            ["--fold", "1", "--folds", "7"],
+            "--folds: expected at most 6, the images of the largest class that can be te",
+        ),
+        (["--fold", "1", "--folds", "1"], "--folds: expected at least 2, got 1"),
+        (["--fold", "1", "--folds", "none"], "--fold: expected none without the number of folds, got 1"),
+    ):
+        assert message in refused(capsys, *words, *more)

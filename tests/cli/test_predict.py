@@ -91,7 +91,21 @@ def test_predictions_are_those_of_eval(trained, here, capsys):
         for rank in range(10):
             end = f"_{rank + 1}" if rank else ""
             assert np.float32(row[f"probability{end}"]) == expected[i, int(row[f"class{end}"])].item()
-    evaluated = json.loads((trained / "run" / "eval.json").read_text())["per_class"]
+    for name in ("eval_predictions.csv", "predictions.csv"):  # of `ltfast eval`, and of the end of the training
+        listed = rows(trained / "run" / name)
+        assert [row["path"].split("/")[-2:] for row in listed] == [row["path"].split("/")[-2:] for row in found]
+        assert [row["label"] for row in listed] == [row["path"].split("/")[-2] for row in found]
+        for key in ("class", "probability"):
+            assert [row[key] for row in listed] == [row[key] for row in found]
+        assert [float(row["label_probability"]) for row in listed] == pytest.approx(
+            expected[torch.arange(40), labels].tolist()
+        )
+    content = json.loads((trained / "run" / "eval.json").read_text())
+    report = json.loads((trained / "run" / "metrics.json").read_text())
+    same = ("macro_f1", "expected_calibration_error", "intervals", "classes", "class_names")
+    assert all(content[name] == report[name] for name in same)
+    assert content["classes"][3]["name"] == "3"
+    evaluated = content["per_class"]
     hits = [100 * np.mean([row["class"] == str(c) for row in found if row["path"].split("/")[1] == str(c)])
             for c in range(10)]  # fmt: skip
     assert hits == pytest.approx(evaluated)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltfast.data.partition import partition
-from ltfast.errors import InputError
+from ltfast.data.partition import partition, take_fold
+from ltfast.errors import InputError, SettingError
 
 LABELS = st.lists(st.integers(0, 7), min_size=1, max_size=80)
 FRACTIONS = st.floats(0.01, 0.99)
@@ -115,3 +115,81 @@ def test_what_is_impossible(labels, groups, message):
     groups = None if groups is None else np.array(groups)
     with pytest.raises(InputError, match=f"^validation: {message}"):
         partition(torch.tensor(labels), 0.5, groups=groups, name="validation")
+
+
+def every_fold(labels, folds, groups=None, seed=0):
+    """The fold of each image, -1 for images that no fold has."""
+    of_image = np.full(len(labels), -1)
+    for fold in range(1, folds + 1):
+        left, taken = take_fold(torch.tensor(labels), folds, fold, groups=groups, seed=seed)
+        assert left.dtype == taken.dtype == torch.int64
+        assert sorted(left.tolist() + taken.tolist()) == list(range(len(labels)))
+        assert set(np.array(labels)[left].tolist()) == set(labels)  # every class keeps an image
+        assert (of_image[taken] == -1).all()  # each image in one fold at most
+        of_image[taken] = fold
+    return of_image
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 5), min_size=10, max_size=80), st.integers(2, 6), SEEDS)
+def test_folds_are_stratified(labels, folds, seed):
+    counts = np.bincount(labels)
+    if folds > counts[counts > 1].max(initial=0):
+        with pytest.raises(InputError, match=r"^folds: expected at most"):
+            every_fold(labels, folds, seed=seed)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_image = every_fold(labels, folds, seed=seed)
+    for label, count in enumerate(counts):
+        own = of_image[np.array(labels) == label]
+        if count == 1:
+            assert own.tolist() == [-1]
+        elif count:
+            sizes = np.bincount(own, minlength=folds + 1)[1:]
+            assert sizes.sum() == count
+            assert sizes.max() - sizes.min() <= 1
+    assert np.array_equal(of_image, every_fold(labels, folds, seed=seed))
+
+
+def test_folds_keep_groups_whole():
+    random = np.random.default_rng(0)
+    groups = np.array([f"camera {i}" for i in random.integers(0, 60, 600)])
+    labels = random.choice(3, 600, p=[0.7, 0.2, 0.1])
+    labels[groups == "camera 7"] = 3  # all images of its class
+    of_image = every_fold(labels.tolist(), 5, groups)
+    folds = {group: set(of_image[groups == group].tolist()) for group in groups}
+    assert all(len(found) == 1 for found in folds.values())
+    assert folds["camera 7"] == {-1}
+    assert set(of_image.tolist()) == {-1, 1, 2, 3, 4, 5}
+    for label in range(3):
+        sizes = np.bincount(of_image[(labels == label) & (of_image > 0)], minlength=6)[1:]
+        assert sizes.sum() == (labels == label).sum()
+        assert sizes.max() <= 2 * sizes.min()
+    assert not np.array_equal(of_image, every_fold(labels.tolist(), 5, groups, seed=1))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=20, max_size=80), st.integers(2, 3), SEEDS)
+def test_any_groups_stay_whole(images, folds, seed):
+    labels, groups = map(list, zip(*images, strict=True))
+    try:
+        of_image = every_fold(labels, folds, np.array(groups), seed)
+    except InputError:
+        return
+    for group in set(groups):
+        assert len(set(of_image[np.array(groups) == group].tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "message"),
+    [
+        (1, 1, "folds: expected at least 2, got 1"),
+        (3, 0, "fold: expected a number from 1 to 3, the number of folds, got 0"),
+        (3, 4, "fold: expected a number from 1 to 3"),
+        (5, 1, "folds: expected at most 4, the images of the largest class that can be tested, got 5"),
+    ],
+)
+def test_folds_that_are_impossible(folds, fold, message):
+    with pytest.raises((SettingError, InputError), match=message):
+        take_fold(torch.tensor([0, 0, 0, 0, 1, 1, 2]), folds, fold)

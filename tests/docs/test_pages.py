@@ -93,6 +93,7 @@ def test_options_that_pages_name():
     for script in (*ROOT.glob("ltfast/cli/*.py"), *ROOT.glob("bench/*.py")):
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
         known |= {f"--{name.replace('_', '-')}" for name in re.findall(r'Option\(\s*"(\w+)"', script.read_text())}
+        known |= {f"--no-{name}" for name in re.findall(r'Option\(\s*"(\w+)",\s*bool', script.read_text())}
     known |= {"--data", "--imbalance", "--profile", "--root", "--help"} | OTHERS
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", page.read_text()))

@@ -16,6 +16,7 @@ from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoin
 from ltfast.engine.finite import TrainingError
 from ltfast.engine.lock import _lock, locked
 from ltfast.engine.plot import plot_per_class
+from ltfast.engine.predictions import PREDICTIONS, read_predictions
 from ltfast.engine.seeding import seed_everything
 
 
@@ -257,8 +258,13 @@ def test_two_processes_evaluate_every_image_once_with_the_same_weights(tmp_path)
         plan = toy.toy_plan(stages=stages)
         torch.nn.ModuleList(plan.stages).load_state_dict(load_checkpoint(out)["model"])
         stage = plan.stages[-1].eval()
-        predicted = torch.cat([stage.predict(x).argmax(1) for x, _ in plan.test])
+        scores = torch.cat([stage.predict(x) for x, _ in plan.test])
+        predicted = scores.argmax(1)
         labels = torch.cat([y for _, y in plan.test])
+        listed = read_predictions(out / PREDICTIONS, ["a", "b", "c"])
+        assert listed.paths == [str(i) for i in range(13)]  # in their order, none twice
+        assert (listed.labels.tolist(), listed.predicted.tolist()) == (labels.tolist(), predicted.tolist())
+        torch.testing.assert_close(torch.from_numpy(listed.confidence), scores.double().softmax(1).amax(1))
         expected = [100.0 * (predicted[labels == c] == c).float().mean().item() for c in range(3)]
         assert metrics["per_class"] == pytest.approx(expected)
         assert metrics["top1"] == pytest.approx(100.0 * (predicted == labels).float().mean().item())

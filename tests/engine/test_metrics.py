@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
 from ltfast.engine import Predictor
@@ -40,6 +41,10 @@ def test_metrics_against_a_plain_computation():
     assert result["many"] == pytest.approx((each[0] + each[1]) / 2)
     assert result["medium"] == pytest.approx((each[2] + each[3]) / 2)
     assert result["few"] is None
+    predicted = logits.argmax(1)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        assert result["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, predicted))
+    assert result["macro_f1"] == pytest.approx(100 * f1_score(labels, predicted, average="macro", zero_division=0))
 
 
 def test_adapting_sees_all_views_and_no_label():
@@ -59,13 +64,18 @@ def test_adapting_sees_all_views_and_no_label():
 
 
 def test_groups_without_classes_or_images_are_none():
-    result = accuracies([1, 0, 0, 0], [2, 0, 0, 0], GROUPS)
-    assert result == {"top1": 50.0, "many": 50.0, "medium": None, "few": None, "per_class": [50.0, None, None, None]}
+    result = accuracies([1, 0, 0, 0], [0, 1, 0, 0], [2, 0, 0, 0], GROUPS)
+    groups = {"many": 50.0, "medium": None, "few": None}
+    per_class = [50.0, None, None, None]
+    f1 = (100 * 2 / 3 + 0) / 2  # class 1 has no image and is predicted
+    assert result == {"top1": 50.0, **groups, "balanced_accuracy": 50.0, "macro_f1": f1, "per_class": per_class}
+    nothing = accuracies([0], [0], [0], {})
+    assert nothing == {"top1": None, "balanced_accuracy": None, "macro_f1": None, "per_class": [None]}
 
 
 def test_report_is_written_read_and_shown(tmp_path):
     report = {
-        **accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS),
+        **accuracies([9, 7, 3, 0], [1, 2, 5, 3], [10, 10, 10, 0], GROUPS),
         "train_seconds": 12.0,
         "loss_ms": 0.25,
         "step_ms": 5.0,
@@ -81,15 +91,15 @@ def test_report_is_written_read_and_shown(tmp_path):
     shown = table({"a": report, "b": {**report, "many": 10.0}})
     columns = {column.header: list(column.cells) for column in shown.columns}
     assert columns["many"] == ["[bold]80.0[/bold]", "10.0"]
-    assert columns["few"] == ["no classes", "no classes"]
-    assert shown.caption == "many: 101 training images or more; few: fewer than 20"
+    assert columns["few"] == ["none", "none"]
+    assert shown.caption == "many: 101 training images or more; few: fewer than 20; none: no classes are in the group"
     assert columns["loss µs/image"] == ["5.00", "5.00"]
     assert columns["loss % of step"] == ["5.0", "5.0"]
     assert columns["train s"] == ["12", "12"]
 
 
 def test_names_with_brackets_and_losses_without_a_time_are_shown():
-    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "loss_ms": None}
+    report = {**accuracies([9, 7, 3, 0], [1, 2, 5, 3], [10, 10, 10, 0], GROUPS), "loss_ms": None}
     console = Console(file=StringIO(), width=80)
     console.print(table({"run[x]": report}, title="on [y]"))
     shown = console.file.getvalue()
@@ -99,7 +109,7 @@ def test_names_with_brackets_and_losses_without_a_time_are_shown():
 
 
 def test_a_run_of_an_older_version_has_no_time_of_its_step():
-    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "loss_ms": 1.0, "train_seconds": 2.0}
+    report = {**accuracies([9, 7, 3, 0], [1, 2, 5, 3], [10, 10, 10, 0], GROUPS), "loss_ms": 1.0, "train_seconds": 2.0}
     columns = {column.header: list(column.cells) for column in table({"a": report}).columns}
     assert "loss µs/image" not in columns
     assert columns["train s"] == ["2"]
@@ -140,7 +150,7 @@ def test_runs_are_drawn_side_by_side(classes, tmp_path):
 
 
 def test_classes_without_training_images_are_drawn(tmp_path):
-    report = {**accuracies([9, 7, 3, 0], [10, 10, 10, 0], GROUPS), "class_counts": [500, 3, 0, 0]}
+    report = {**accuracies([9, 7, 3, 0], [1, 2, 5, 3], [10, 10, 10, 0], GROUPS), "class_counts": [500, 3, 0, 0]}
     write_report(tmp_path, report, ["w", "x", "y", "z"], GROUPS)
     assert (tmp_path / "per_class.png").read_bytes().startswith(b"\x89PNG")
 
@@ -247,3 +257,29 @@ def test_losses_are_timed_as_they_train():
 
     time_losses(Timed(call, Loss()).eval(), torch.randn(4, 3), Accelerator(cpu=True))
     assert modes == {True}
+
+
+def test_folds_have_a_row_with_their_mean():
+    def fold(number, top1, **settings):
+        own = {"lr": 0.1, "folds": 3, "fold": number, "seed": 0, "class_counts": [4, number], **settings}
+        row = {"top1": top1, "many": 90.0, "medium": None, "few": 10.0 * number}
+        return {**row, "class_counts": own["class_counts"], "settings": own}
+
+    def cells(rows):
+        return [list(column.cells) for column in table(rows).columns]
+
+    every = cells({"a": fold(1, 50.0), "b": fold(2, 60.0), "c": fold(3, 70.0)})
+    assert [column[3:] for column in every] == [
+        ["mean of 3 folds"],
+        ["90.0 ± 0.0"],
+        ["-"],
+        ["20.0 ± 10.0"],
+        ["60.0 ± 10.0"],
+    ]
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(3, 60.0), "c": fold(3, 70.0, seed=1)})
+    assert names[3:] == ["mean of 3 runs in 2 of 3 folds"]
+    other = {"d": fold(1, 50.0, lr=0.2), "e": fold(2, 52.0, lr=0.2), "f": fold(1, 50.0, lr=0.3)}
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(2, 60.0), **other})
+    assert names[5:] == ["mean of 2 of 3 folds (a, ...)", "mean of 2 of 3 folds (d, ...)"]
+    names, *_ = cells({"a": fold(1, 50.0), "b": fold(1, 50.0, folds=None)})
+    assert len(names) == 2

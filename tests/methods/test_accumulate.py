@@ -67,8 +67,9 @@ def make_plan(name, accumulate, **values):
                 (order := images.unfold(2, 2, 2).unfold(3, 2, 2).sum((1, 4, 5)).flatten(1).argsort(1))[:, masked:],
                 order[:, :masked],
             )
+    if plan.adapted is not None:
+        plan.stages[0].initial = None  # new weights will do
     for stage in plan.stages:
-        stage.recall = lambda: None  # new weights will do
         stage.losses = list
     return plan
 

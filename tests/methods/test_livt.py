@@ -16,8 +16,9 @@ from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from ltfast.engine.seeding import seed_everything
 from ltfast.methods import METHODS, BuildContext, settings_of
-from ltfast.methods.encoders import PRETRAINED, load_encoder, pretrained_encoder
+from ltfast.methods.earlier_run import ENCODER, read_run
 from ltfast.models import make_backbone
+from ltfast.models.load_backbone import load_backbone
 from methods.conftest import check_killed_runs, tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "livt").glob("*.yaml"))
@@ -236,7 +237,7 @@ def test_a_run_starts_from_another_s_encoder_and_is_evaluated_without_it(digits_
     short = ["--pretrain-epochs", "0", "--epochs", "1", "--lr", "1e-9", "--init", str(given)]
     assert main([*DIGITS, *short, "--out", str(out)]) == 0
     model = load_checkpoint(out)["model"]
-    expected = pretrained_encoder(digits_run)
+    expected = read_run(digits_run, encoder=True).backbone
     assert {name.removeprefix("0.network.") for name in model} == {*expected, "head.weight", "head.bias"}
     assert all(torch.allclose(value, model[f"0.network.{name}"], atol=1e-6) for name, value in expected.items())
     checkpoint.unlink()
@@ -253,30 +254,46 @@ def test_encoders_that_cannot_be_had_are_named(digits_run, tmp_path):
     def refused(message, **changes):
         save_checkpoint(tmp_path / "checkpoint.pt", {**saved, **changes})
         with pytest.raises(ValueError, match=message):
-            pretrained_encoder(tmp_path)
+            read_run(tmp_path, encoder=True)
 
-    refused("init: expected a run of method 'livt' .*, got one of method 'ce'", settings={"method": "ce"})
-    left = {name: value for name, value in saved["model"].items() if not name.startswith(PRETRAINED)}
-    refused("init: expected a run of method 'livt' with pre-training, got one without pre-training", model=left)
-    position = {"stage": 0, "epoch": 1, "step": 0}
-    refused("init: expected a finished pre-training, got one after 1 epochs", position=position)
+    refused("init: expected a run's checkpoint with a backbone, .* of method 'ce'", settings={"method": "ce"})
+    refused("init: expected a run's checkpoint with a backbone, .* of method 'none'", settings={"method": "none"})
+    left = {name: value for name, value in saved["model"].items() if name.startswith("0.autoencoder.decoder")}
+    refused("init: expected a run's checkpoint with a backbone, .* of method 'livt'", model=left)
     (tmp_path / "checkpoint.pt").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"init: checkpoint .* is truncated, damaged or no checkpoint \(\w+\)$"):
-        pretrained_encoder(tmp_path)
+        read_run(tmp_path, encoder=True)
     with pytest.raises(FileNotFoundError, match="init: expected a run's folder or checkpoint"):
-        pretrained_encoder(tmp_path / "nothing")
+        read_run(tmp_path / "nothing", encoder=True)
+
+
+def test_the_encoder_is_taken_before_or_after_its_fine_tuning(digits_run, tmp_path):
+    saved = load_checkpoint(digits_run)
+    model = saved["model"]
+    before, after = read_run(digits_run, encoder=True), read_run(digits_run)
+    assert torch.equal(before.backbone["cls_token"], model[f"{ENCODER}cls_token"])
+    assert torch.equal(after.backbone["pos_embed"], model["1.network.pos_embed"])
+    assert (before.head, after.head.keys(), before.unfinished) == ({}, {"weight", "bias"}, "")
+    for position, unfinished in (
+        ({"stage": 0, "epoch": 1, "step": 0}, ", unfinished: stage 1, epoch 2, step 0"),
+        ({"stage": 1, "epoch": 0, "step": 0}, ""),  # the fine-tuning has not begun
+    ):
+        save_checkpoint(tmp_path / "checkpoint.pt", {**saved, "position": position})
+        run = read_run(tmp_path)
+        assert torch.equal(run.backbone["cls_token"], model[f"{ENCODER}cls_token"])
+        assert (run.head, run.unfinished) == ({}, unfinished)
 
 
 def test_encoders_fit_other_sizes_and_no_other_networks():
     weights = build()[0].autoencoder.encoder.state_dict()
     larger, _ = make_backbone("vit_digits", in_chans=1, image_size=12)
-    load_encoder(larger, weights)
+    load_backbone(larger, weights)
     assert torch.equal(larger.blocks[3].mlp.fc2.weight, weights["blocks.3.mlp.fc2.weight"])
     torch.testing.assert_close(larger.pos_embed[:, 1:].mean(1), weights["pos_embed"][:, 1:].mean(1), atol=0.02, rtol=0)
     for name, options in (("vit_tiny_cifar", {}), ("vit_digits", {"depth": 3}), ("vit_digits", {"depth": 5})):
         other, _ = make_backbone(name, in_chans=1, image_size=8, **options)
-        with pytest.raises(ValueError, match="init: the encoder belongs to another backbone: "):
-            load_encoder(other, weights)
+        with pytest.raises(ValueError, match=r"(missing|unexpected|of another shape)$"):
+            load_backbone(other, weights)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
 from ltfast.methods import METHODS, BuildContext, settings_of
-from ltfast.methods.encoders import pretrained_encoder
+from ltfast.methods.earlier_run import read_run
 from ltfast.models import PromptedClassifier
 from methods.conftest import check_killed_runs, tiny_bundle
 
@@ -125,7 +125,7 @@ def test_half_of_a_batch_is_class_balanced():
 @pytest.mark.usefixtures("_command_line")
 def test_nothing_but_prompts_keys_and_classifier_moves(tmp_path):
     plan = build(epochs=1)
-    plan.stages[0].recall = lambda: None
+    plan.stages[0].initial = None
     network = plan.stages[0].network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     train(
@@ -199,7 +199,7 @@ def test_a_finished_run_has_no_backbone(runs):
     plan.adapted.recall()
     network = plan.adapted.network
     assert not network.load_state_dict(weights, strict=False).unexpected_keys
-    encoder = pretrained_encoder(livt)
+    encoder = read_run(livt, encoder=True).backbone
     for name, value in network.transformer.backbone.named_parameters():
         if name in encoder:
             assert torch.equal(value, encoder[name])

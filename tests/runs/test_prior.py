@@ -2,9 +2,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ltfast.errors import InputError
+from ltfast.losses import LogitAdjustedLoss
 from ltfast.methods import settings_of
+from ltfast.methods.ce import make_loss
+from ltfast.methods.livt import make_soft_target_loss
+from ltfast.methods.settings import loss_weight
 from ltfast.runs.prior import prior_shift
 
 COUNTS = [60, 30, 10]
@@ -61,6 +66,44 @@ def test_scores_of_cross_entropy_follow_the_training_set(method, values, tmp_pat
     file = tmp_path / "prior.csv"
     file.write_text("class;weight\nc;5\na;1\nb;0\n")
     torch.testing.assert_close(shifted(one, str(file), posterior(TRAIN)), posterior(torch.tensor([1.0, 0.0, 5.0])))
+
+
+def loss_of(method, values):
+    """The loss of the classifier, and the class distribution of the images that it gets."""
+    settings = settings_of(method, values)
+    if method == "ce":
+        return make_loss(settings, COUNTS), torch.tensor(COUNTS)
+    if method == "livt":
+        return make_soft_target_loss(settings, COUNTS), torch.tensor(COUNTS)
+    weight = loss_weight(settings, COUNTS)
+    if method == "proco":
+        return LogitAdjustedLoss(COUNTS, weight=weight), torch.tensor(COUNTS)
+    return torch.nn.CrossEntropyLoss(weight), torch.full((3,), 30)  # dscl draws the classes equally often
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", "effective", (3.0, 1.0, 0.2)])
+@pytest.mark.parametrize(("method", "loss"), [("ce", "cross_entropy"), ("ce", "logit_adjusted"), ("proco", None),
+                                              ("dscl", None), ("livt", "cross_entropy")])  # fmt: skip
+def test_class_weights_weight_the_distribution(method, loss, weights):
+    """The scores that are optimal for images without any information are corrected to the prior itself."""
+    values = {"class_weights": weights, **({"loss": loss} if loss else {})}
+    criterion, counts = loss_of(method, values)
+    labels = torch.repeat_interleave(torch.arange(3), counts)
+    scores = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], lr=1, max_iter=100, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+    target = F.one_hot(labels, 3).float() if method == "livt" else labels
+
+    def step():
+        optimizer.zero_grad()
+        value = criterion(scores.expand(len(labels), 3), target)
+        value.backward()
+        return value
+
+    optimizer.step(step)
+    one = run(method, **values)
+    for prior, expected in (("train", TRAIN), ("uniform", torch.full((3,), 1 / 3))):
+        corrected = (scores.detach() + prior_shift(one, prior)).softmax(0)
+        torch.testing.assert_close(corrected, expected, atol=1e-3, rtol=0)
 
 
 def test_samplers_and_strengths_between_the_two():

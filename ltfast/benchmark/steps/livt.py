@@ -23,6 +23,5 @@ def pair(size: Size, device: torch.device) -> StepPair:
         mix=stage.mix,
         label_smoothing=stage.label_smoothing,
         layer_decay=stage.layer_decay,
-        initial=None,
     )
     return make_pair(stage, published, device)

@@ -4,6 +4,16 @@ They are separate from the methods, so that the command line knows every option 
 """
 
 from ltfast.methods.settings import ce, decoupled_optimisation, dscl, livt, lpt, proco
-from ltfast.methods.settings.backbone import BackboneSettings, unless_auto
+from ltfast.methods.settings.backbone import BackboneSettings, loss_weight, unless_auto
 
-__all__ = ["BackboneSettings", "ce", "decoupled_optimisation", "dscl", "livt", "lpt", "proco", "unless_auto"]
+__all__ = [
+    "BackboneSettings",
+    "ce",
+    "decoupled_optimisation",
+    "dscl",
+    "livt",
+    "loss_weight",
+    "lpt",
+    "proco",
+    "unless_auto",
+]

@@ -1,6 +1,6 @@
 """The options of `--method ce`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,10 @@ class Settings(BackboneSettings):
         "basic", "augmentation of training images; basic is a shifted crop, cifar flips too"
     )
 
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        takes = {"agcl": ("label_smoothing",), "balanced_bce": ("label_smoothing",), "ldam": ("class_weights",)}
+        return self.loss, takes.get(self.loss, ("label_smoothing", "class_weights"))
+
     def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
         import torch
 
@@ -41,6 +45,7 @@ class Settings(BackboneSettings):
             "square_root": square_root_probabilities(class_counts),
             "effective_number": effective_number_probabilities(class_counts),
         }[self.sampler]
+        drawn = self._weighted(drawn, class_counts)
         if self.loss in ("logit_adjusted", "balanced_bce"):  # the loss adds the log-prior of the training set
             return drawn / counts
         return drawn if self.loss == "cross_entropy" else None

@@ -1,5 +1,6 @@
 """The options of `--method do`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -64,6 +65,9 @@ class Settings(BackboneSettings):
         check(self.prune_epochs >= 1, "prune_epochs", "at least 1", self.prune_epochs)
         fits = self.prune == "auto" or all(0 < share < 1 for share in self.prune)
         check(fits, "prune", "shares in (0, 1), one for each stage but the last, or auto", self.prune)
+
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return self.loss, ("label_smoothing", "class_weights")
 
     def of_stage(self, number: int) -> Optimisation:
         """The optimisation of a stage; `number` counts from 0."""

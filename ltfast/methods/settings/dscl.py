@@ -98,4 +98,5 @@ class Settings(BackboneSettings):
     def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
         import torch
 
-        return torch.ones(len(class_counts), dtype=torch.float64)  # the classifier sees each class equally often
+        # the classifier sees each class equally often
+        return self._weighted(torch.ones(len(class_counts), dtype=torch.float64), class_counts)

@@ -1,6 +1,6 @@
 """The options of `--method livt`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -30,10 +30,16 @@ class Settings(BackboneSettings):
         "auto", "any plain vision transformer of timm's; auto: vit_digits up to 16 pixels, vit_tiny_cifar up to 64, "
         "vit_base_patch16_224 above"
     )  # fmt: skip
-    init: str | None = option(None, "folder or checkpoint of a LiVT run: start from the encoder it has pre-trained")
+    init: str | None = option(
+        None,
+        "folder or checkpoint of a run: start from its vision transformer; from a LiVT run, from the encoder it has "
+        "pre-trained",
+    )
     loss: Literal["balanced_bce", "bce", "cross_entropy"] = option("balanced_bce", "training loss")
     tau: float = option(1.0, "strength of the class prior in balanced_bce")
-    label_smoothing: float = option(0.1, "share of a target that is spread over all classes")
+    label_smoothing: float | Literal["auto"] = option(
+        0.1, "share of a target that is spread over all classes; auto: 0.1"
+    )
     mixup: float = option(0.8, "MixUp's alpha; 0 leaves it out")
     cutmix: float = option(1.0, "CutMix's alpha; 0 leaves it out; with both, a batch gets one of them")
     drop_path: float = option(0.1, "stochastic depth: the last block's chance of being left out")
@@ -56,9 +62,7 @@ class Settings(BackboneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
         check(self.tau >= 0, "tau", "at least 0", self.tau)
-        check(0 <= self.label_smoothing < 1, "label_smoothing", "a number in [0, 1)", self.label_smoothing)
         check(self.mixup >= 0, "mixup", "at least 0", self.mixup)
         check(self.cutmix >= 0, "cutmix", "at least 0", self.cutmix)
         even = self.batch_size % 2 == 0 or not self.mixes
@@ -103,9 +107,12 @@ class Settings(BackboneSettings):
             warmup_epochs=unless_auto(self.pretrain_warmup_epochs, self.pretrain_epochs // 10),
         )
 
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return self.loss, ("label_smoothing", "class_weights") if self.loss == "cross_entropy" else ("label_smoothing",)
+
     def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
         import torch
 
         counts = torch.tensor(class_counts, dtype=torch.float64)
         # balanced_bce adds tau times the log-prior
-        return counts ** (1 - self.tau) if self.loss == "balanced_bce" else counts
+        return counts ** (1 - self.tau) if self.loss == "balanced_bce" else self._weighted(counts, class_counts)

@@ -1,5 +1,6 @@
 """The options of `--method lpt`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +33,9 @@ class Settings(BackboneSettings):
         "class_balanced", "which images the first phase draws: each once, or by class"
     )
     init: str | None = option(
-        None, "folder or checkpoint of a LiVT run: the encoder it has pre-trained is the backbone"
+        None,
+        "folder or checkpoint of a run: its vision transformer is the backbone; of a LiVT run, the encoder it has "
+        "pre-trained",
     )
     prompt_length: int = option(10, "shared prompts of each block")
     group_epochs: int | Literal["auto"] = option(
@@ -49,7 +52,6 @@ class Settings(BackboneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(not (self.pretrained and self.init), "init", "none with --pretrained", self.init)
         for name in ("prompt_length", "group_length", "pool_size"):
             check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         check(1 <= self.matches <= self.pool_size, "matches", f"1 to {self.pool_size}, the pool's size", self.matches)
@@ -61,6 +63,9 @@ class Settings(BackboneSettings):
         check(blocks == "auto" or blocks >= 1, "group_blocks", "at least 1, or auto", blocks)
         check(self.group_lr == "auto" or self.group_lr > 0, "group_lr", "a positive number, or auto", self.group_lr)
         check(self.eta >= 0, "eta", "at least 0", self.eta)
+
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return "agcl", ("label_smoothing",)
 
     def chosen(self, bundle: "DataBundle") -> "Settings":
         from ltfast.models import default_vit

@@ -1,6 +1,6 @@
 """The options of `--method proco`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -40,7 +40,11 @@ class Settings(BackboneSettings):
         check(self.feature_dim >= 2, "feature_dim", "at least 2", self.feature_dim)
         check(self.hidden_dim >= 1, "hidden_dim", "at least 1", self.hidden_dim)
 
+    def loss_takes(self) -> tuple[str, Collection[str]]:
+        return "logit_adjusted", ("label_smoothing", "class_weights")
+
     def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
         import torch
 
-        return torch.ones(len(class_counts), dtype=torch.float64)  # the loss adds the log-prior of the training set
+        # the loss adds the log-prior of the training set
+        return self._weighted(torch.ones(len(class_counts), dtype=torch.float64), class_counts)
