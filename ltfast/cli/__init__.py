@@ -1,4 +1,4 @@
-"""The command line: `ltfast train | eval | calibrate | predict | export | report | bench | tune | info`.
+"""The command line: `ltfast data | train | eval | calibrate | predict | export | report | bench | tune | info`.
 
 Each command has its own file. Packages that are slow to import (torch, timm, ...) are imported by the command that
 needs them, after its options are parsed.
@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 import ltfast
-from ltfast.cli import bench, calibrate, evaluate, export, info, predict, report, train, tune
+from ltfast.cli import bench, calibrate, data, evaluate, export, info, predict, report, train, tune
 from ltfast.cli.errors import UsageError, failed, interrupted, noted_interrupts, say_what_is_lost, shown_warnings
 from ltfast.cli.parser import Parser, did_you_mean, is_given, value_of
 from ltfast.terminal import tolerant_streams
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "data": data.data,
     "train": train.train,
     "eval": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "info": info.info,
 }
 _ABOUT = {
+    "data": data.ABOUT,
     "train": train.ABOUT,
     "eval": evaluate.ABOUT,
     "calibrate": calibrate.ABOUT,

@@ -13,7 +13,7 @@ import ltfast
 from ltfast.errors import UserError
 from ltfast.terminal import Output, say, shown
 
-_EXTRA = {"accelerate", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard", "timm",
+_EXTRA = {"accelerate", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard", "timm", "imagehash",
           "torchmetrics", "torchvision", "yaml", "PIL"}  # fmt: skip
 
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import distributed
 
 from ltfast.data.bundle import DataBundle
 from ltfast.data.datasets import ArrayDataset, FileDataset, ImageDataset
 from ltfast.data.decode import ImageDecodeError, ImageNotFoundError
 from ltfast.errors import InputError
+from ltfast.progress import Progress
 from ltfast.terminal import shown
 
 _SHOWN = 5  # maximum number of images named in a message
@@ -32,7 +32,7 @@ def check_images(
     """Check that images can be read, and either raise an error or skip those that cannot.
 
     Files are checked in threads. If `torch.distributed` is initialised, each process checks a part of the files, and
-    all processes must call this function. The first process shows a progress bar on a terminal.
+    all processes must call this function. The first process shows its progress.
 
     Args:
         bundle: the data.
@@ -90,12 +90,17 @@ def _look_at(look: Callable[[int], Any], indices: range, console: Console, title
     """The error of each broken image among those at `indices`, by index."""
     threads = min(32, (os.cpu_count() or 1) + 4)  # the default of concurrent.futures, for mixed I/O and decoding
     with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        Progress(console) as progress,
         ThreadPool(threads) as pool,
     ):
         errors = pool.imap(partial(_error, look), indices, chunksize=16)
-        pairs = zip(indices, progress.track(errors, total=len(indices), description=title), strict=True)
-        return {index: error for index, error in pairs if error is not None}
+        task = progress.add_task(title, total=len(indices))
+        found = {}
+        for index, error in zip(indices, errors, strict=True):
+            if error is not None:
+                found[index] = error
+            progress.advance(task)
+        return found
 
 
 def _error(look: Callable[[int], Any], index: int) -> _BrokenImage | None:

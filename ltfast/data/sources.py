@@ -127,23 +127,21 @@ def load(
         InputNotFoundError: a file or folder is missing, or could not be downloaded.
         PackageError: `hfds/` needs Hugging Face's package `datasets`, which is not installed.
     """
-    check_options(source, test, columns)
-    check_folds(folds, fold, test_fraction)
-    taken = test_fraction is not None or folds is not None
-    splits = _splits(source, root_of(source, root), test, columns, test_needed=not taken)
-    if class_names is not None:
-        splits = _named(splits, Path(class_names).expanduser(), source)
-    _check_classes(source, splits)
-    if test_fraction is not None:
-        splits = _take("test", "test_fraction", test_fraction, splits, source, seed)
-    if folds is not None and fold is not None:
-        splits = _cross_validation(splits, folds, fold, seed)
-    if imbalance is not None:
-        train = splits.train
-        kept = long_tail_indices(train.labels, len(train.class_names), imbalance, profile)
-        splits = splits._replace(train=train.subset(kept))
-    if validation is not None:
-        splits = _take("validation", "validation", validation, splits, source, seed)
+    splits = read_parts(
+        source,
+        imbalance=imbalance,
+        profile=profile,
+        root=root,
+        class_names=class_names,
+        test=test,
+        columns=columns,
+        validation=validation,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
+        seed=seed,
+        test_needed=test_fraction is None and folds is None,
+    )
     assert splits.test is not None  # a source without test images is an error unless they are taken
     size, statistics = _size_and_statistics(source, splits.train)
     return DataBundle(
@@ -157,6 +155,46 @@ def load(
         validation=splits.validation,
         origins=splits.origins,
     )
+
+
+def read_parts(
+    source: str,
+    *,
+    imbalance: float | None = None,
+    profile: Profile = "exponential",
+    root: str | Path | None = None,
+    class_names: str | Path | None = None,
+    test: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    validation: float | None = None,
+    test_fraction: float | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    seed: int = 0,
+    test_needed: bool = False,
+) -> Splits:
+    """Read the parts of a data set. For the other arguments and the errors see `load`.
+
+    Args:
+        test_needed: whether the source must have test images.
+    """
+    check_options(source, test, columns)
+    check_folds(folds, fold, test_fraction)
+    splits = _splits(source, root_of(source, root), test, columns, test_needed=test_needed)
+    if class_names is not None:
+        splits = _named(splits, Path(class_names).expanduser(), source)
+    _check_classes(source, splits)
+    if test_fraction is not None:
+        splits = _take("test", "test_fraction", test_fraction, splits, source, seed)
+    if folds is not None and fold is not None:
+        splits = _cross_validation(splits, folds, fold, seed)
+    if imbalance is not None:
+        train = splits.train
+        kept = long_tail_indices(train.labels, len(train.class_names), imbalance, profile)
+        splits = splits._replace(train=train.subset(kept))
+    if validation is not None:
+        splits = _take("validation", "validation", validation, splits, source, seed)
+    return splits
 
 
 def _take(

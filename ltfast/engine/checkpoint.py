@@ -143,14 +143,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_facts(path: Path) -> dict[str, Any]:
-    """Read the facts of a checkpoint file without its weights. For errors see `load_checkpoint`."""
-    if path.is_file():
+def load_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the settings and the facts of a checkpoint without its weights. For the argument and errors see
+    `load_checkpoint`."""
+    file = path / CHECKPOINT if path.is_dir() else path
+    if file.is_file():
         with suppress(Exception):  # `load_checkpoint` reports what is wrong
-            facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["facts"]
-            mapping(plain)(facts, "facts")
-            return dict(facts)
-    return dict(load_checkpoint(path)["facts"])
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            described = dict(saved["settings"]), dict(saved["facts"])
+            list_of(mapping(plain))(described, "")
+            return described
+    saved = load_checkpoint(path)
+    return dict(saved["settings"]), dict(saved["facts"])
 
 
 def check_content(path: Path, schema: Schema, content: Any, place: str = "") -> None:

@@ -1,10 +1,11 @@
 """The console of a run, for lines, tables and progress bars."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich import console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ltfast.progress import Progress
 from ltfast.terminal import shown
 
 
@@ -23,14 +24,6 @@ class Console(console.Console):
         lines = (shown(x) if isinstance(x, str) else x for x in objects)
         super().print(*lines, **{"markup": False, **options})
 
-    def progress(self) -> Progress:
-        """Progress bars. They appear on a terminal only, and disappear when they are complete."""
-        return Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self,
-            transient=True,
-            disable=not self.is_terminal,
-        )
+    def progress(self, note: Callable[[], str] | None = None) -> Progress:
+        """Progress bars, or lines off a terminal. For `note` see `Progress`."""
+        return Progress(self, note)

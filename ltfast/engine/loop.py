@@ -45,6 +45,7 @@ from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import time_last_losses
 from ltfast.engine.votes import VOTE_STEPS, any_process
 from ltfast.ops.core.torch_internals import leave_to_processes
+from ltfast.progress import in_words
 
 _LOG_STEPS = VOTE_STEPS  # losses are read every so many steps, because reading one waits for the GPU
 _START, _EPOCH, _STEP = range(3)  # what a seed is for
@@ -252,7 +253,14 @@ class _Run:
         begun = saved = time.monotonic()
         model.train()
         self.estimate.pause()
-        with self.console.progress() as progress:
+
+        def note() -> str:
+            left = self.estimate.seconds_left
+            several = f" of {stage.name}" if len(self.plan.stages) > 1 else ""
+            time_left = "" if left is None else f", {in_words(left)} left{several}"
+            return f"step {self.position.step}/{steps}, loss {float(total) / self.position.step:.4f}{time_left}"
+
+        with self.console.progress(note) as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
             while self.position.step < steps:

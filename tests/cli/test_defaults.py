@@ -67,7 +67,8 @@ def test_a_run_continues_with_its_size(pets, capsys, monkeypatch):
 def test_weights_and_fixed_backbones_decide(pets):
     data, new = load("folder:pets"), Path("new/checkpoint.pt")
     for settings, size, words in (
-        ({"pretrained": True}, 224, "pretrained weights are made for about 224 pixels"),
+        ({"pretrained": True}, 224, "trained weights are mostly made for 224 pixels"),
+        ({"weights": "w.pth"}, 224, "trained weights are mostly made for 224 pixels"),
         ({"backbone": "vit_tiny_patch16_384"}, 224, "vit_tiny_patch16_384 is made for images of 384 pixels"),
         ({"backbone": "vit_tiny_cifar"}, 32, "vit_tiny_cifar is made for images of 32 pixels"),
         ({"backbone": "resnet18"}, 8, "half of the images have a short side of at most 8 pixels"),
@@ -79,6 +80,16 @@ def test_weights_and_fixed_backbones_decide(pets):
     assert with_image_size(data, settings_of("ce", {"image_size": 50}), new) == (data, "")
     arrays = load("digits")
     assert with_image_size(arrays, settings_of("ce", {}), new) == (arrays, "")
+
+
+def test_a_run_from_another_one_has_its_size(pets):
+    assert main([*TRAIN, "--image-size", "12"]) == 0
+    data, new = load("folder:pets"), Path("new/checkpoint.pt")
+    for start in ("run", "run/checkpoint.pt"):
+        kept, why = with_image_size(data, settings_of("ce", {"init": start}), new)
+        assert (kept.image_size, why) == (12, f", as in the run {start}")
+    kept, why = with_image_size(data, settings_of("ce", {"init": "missing"}), new)  # an error where it is read
+    assert kept.image_size == 8
 
 
 @pytest.mark.parametrize("method", ["livt", "ce"])

@@ -51,7 +51,7 @@ class BackboneSettings(Optimisation):
     image_size: int | Literal["auto"] = option(
         "auto",
         "pixels of height and width; auto: that of arrays; for files 8, 16, 32, 64, 128 or 224, by the median of their "
-        "short sides, and 224 with --pretrained",
+        "short sides; 224 with --pretrained and --weights, and with --init that of the run",
     )
     label_smoothing: float | Literal["auto"] = option(
         "auto",
