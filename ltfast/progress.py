@@ -68,8 +68,11 @@ def time_left(seconds: float, done: float, left: float) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration, such as `40 s`, `12 min` or `3 h 05 min`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
+    """A duration with two units at most, such as `40 s`, `12 min` or `3 h 20 min`."""
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -24,12 +24,15 @@ def fresh_accelerator():
 
 @pytest.fixture(autouse=True, scope="module")
 def undrawn_pictures():
-    """The picture of a run takes as long to draw as a small training. `engine/test_picture.py` draws it."""
+    """The pictures of a run take as long to draw as a small training. `engine/test_picture.py` and
+    `engine/test_result_plots.py` draw them."""
     from ltfast.engine import loop, report
+    from ltfast.runs import mistakes
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (loop, report):
             patch.setattr(module, "plot_per_class", lambda path, *_: path.write_bytes(b"picture"))
+        patch.setattr(mistakes, "plot_mistakes", lambda path, found: path.write_bytes(b"picture"))
         yield
 
 

@@ -66,5 +66,5 @@ def test_a_terminal_has_bars(monkeypatch):
 
 
 def test_durations():
-    words = ["0 s", "59 s", "1 min", "12 min", "1 h 00 min", "3 h 05 min"]
-    assert [in_words(seconds) for seconds in (0, 59.4, 59.6, 700, 3595, 11_100)] == words
+    words = ["0 s", "59 s", "60 s", "12 min", "60 min", "3 h 5 min", "2 d 2 h"]
+    assert [in_words(seconds) for seconds in (0, 59.4, 59.6, 700, 3595, 11_100, 181_000)] == words

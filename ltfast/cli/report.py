@@ -1,7 +1,9 @@
 """`ltfast report`, `ltfast report importance` and `ltfast report prompts`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ltfast.cli.errors import UsageError
 from ltfast.cli.options import Option, add_options, options_of
@@ -10,8 +12,8 @@ from ltfast.cli.parser import command_parser, did_you_mean
 from ltfast.terminal import say
 
 ABOUT = (
-    "compare finished runs; `report importance` shows the importance of their parameters to class groups, "
-    "`report prompts` the prompts that classes choose"
+    "write report.html for a finished run, or compare several; `report importance` shows the importance of their "
+    "parameters to class groups, `report prompts` the prompts that classes choose"
 )
 _IMPORTANCE = "show the importance of the parameters of trained runs to many, medium and few classes"
 _PROMPTS = "show which group prompts the test images of each class choose in a run of method lpt"
@@ -46,7 +48,27 @@ def compare(argv: Sequence[str]) -> int:
         say(sentence)
     if picture is not None and plot.plot_comparison(picture, rows):
         say(f"comparison of the runs: {picture}")
+    if len(args.runs) == 1:
+        _write_page(Path(first), rows[first])
     return 0
+
+
+def _write_page(folder: Path, metrics: dict[str, Any]) -> None:
+    if "classes" not in metrics:
+        say(
+            f"{folder} was evaluated by an older version, so there is no report.html: delete its metrics.json and "
+            "repeat its command to evaluate it again"
+        )
+        return
+    if not os.access(folder, os.W_OK):
+        say(f"{folder} is not writable, so there is no report.html")
+        return
+
+    from ltfast.cli.command import command_of
+    from ltfast.runs.page import PAGE, write_page
+
+    write_page(folder, metrics, command_of(metrics, folder))
+    say(f"report with pictures and tables: {folder / PAGE}")
 
 
 def importance(argv: Sequence[str]) -> int:

@@ -54,7 +54,7 @@ def train(argv: Sequence[str]) -> int:
     group = parser.add_argument_group("run")
     group.add_argument("--method", default="ce", help=f"one of {', '.join(METHODS)} (default: ce)")
     group.add_argument("--out", required=True, help="folder of the run: checkpoint, metrics.json, predictions.csv, "
-                       "per_class.png, logs")  # fmt: skip
+                       "pictures, logs")  # fmt: skip
     group.add_argument("--config", help=f"recipe: a YAML file or one of {', '.join(recipe_names())}; "
                        "command-line options override it; default without --data: METHOD/digits")  # fmt: skip
     for title, options in groups.items():
@@ -106,10 +106,12 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.engine import identity, loop, report, seeding
     from ltfast.engine.accelerator import make_accelerator
     from ltfast.engine.checkpoint import CHECKPOINT
+    from ltfast.engine.plan_text import plan_lines
     from ltfast.engine.selection import check_validation
     from ltfast.methods import METHODS, BuildContext
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.image_size import with_image_size
+    from ltfast.runs.mistakes import draw_mistakes
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
@@ -167,6 +169,9 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     )
     if accelerator.is_main_process and run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
         say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
+    if accelerator.is_main_process:
+        for line in plan_lines(plan, run, processes=accelerator.num_processes):
+            say(line)
     chosen["class_counts"] = counts
     if args["class_names"] is not None:
         chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
@@ -186,8 +191,13 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         image_name=bundle.test.image_name,
     )
     if accelerator.is_main_process and metrics is not None:
+        if not (out / report.MISTAKES).exists():  # while the images are at hand
+            draw_mistakes(out, metrics, bundle.test)
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = ("metrics.json", "predictions.csv", "per_class.png", "checkpoint.pt", "weights.safetensors")
+        files = (
+            *("metrics.json", "predictions.csv", "per_class.png", "mistakes.png"),
+            *("checkpoint.pt", "weights.safetensors"),
+        )
         written = [name for name in files if (out / name).exists()]
         say(f"written to {out}: {', '.join(written)}, TensorBoard events")
     accelerator.end_training()

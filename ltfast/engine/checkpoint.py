@@ -81,6 +81,7 @@ _SCHEMA = record(
     },
     {
         "whole": boolean,
+        "average": mapping(tensor),
         "selection": record(
             {
                 "epochs": mapping(mapping(integer(1))),

@@ -7,8 +7,8 @@ resumed ends with the same weights as an uninterrupted run, bit for bit on a CPU
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, find_batch_size, send_to_device
 from torch import Tensor, nn
 
+from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import CHECKPOINT, WEIGHTS
+from ltfast.engine.estimate import Estimate
 from ltfast.engine.files import remove_partial_files
 from ltfast.engine.finite import check_losses, check_scale
 from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, same_folder
@@ -115,12 +117,14 @@ class _Run:
         self.train_seconds = 0.0
         self.stage_begun = time.monotonic(), 0  # when this process began to train the stage, and after which step of it
         self.metrics: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None  # of the current stage
         self.scores: Scores | None = None  # of the last evaluation
         self.interrupt = Interrupt()
         # called before anything is written: checks that the folder still belongs to this run
         self.check_folder = (lambda: None) if self.lock is None else self.lock.check
         self.log = Log(first=accelerator.is_main_process, check_folder=self.check_folder)
         self.console = self.log.console
+        self.estimate = Estimate(self.console.print)
         self.selection = Selection(run, plan)
         self.checkpoint = RunCheckpoint(
             self.out, plan, self.settings, self.facts, accelerator, self.check_folder, self.selection
@@ -170,7 +174,9 @@ class _Run:
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
-        self.stage_begun = time.monotonic(), self._stage_step()
+        done = self._stage_step()
+        self.stage_begun = time.monotonic(), done
+        self.estimate.begin(stage.name, stage.optimisation.epochs * self.steps_per_epoch[number] - done)
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
             if self.position.step == 0:
@@ -184,13 +190,18 @@ class _Run:
             last = epoch + 1 == stage.optimisation.epochs
             step = self._global_step()
             self.metrics = None
-            if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
-                self.metrics = self._evaluate(stage, self.plan.validation)
-                last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
+            with self._averaged(sent):
+                if stage.evaluated and self.plan.validation is not None:  # before the checkpoint, which has the choice
+                    self.metrics = self._evaluate(stage, self.plan.validation)
+                    last = self.selection.end_epoch(stage, epoch + 1, self.metrics)
+            if last and self.average is not None:
+                self.average.swap()
+                self.average = None
             self.position = Position(number + 1) if last else Position(number, epoch + 1)
             self._save(None if last else optimizer)
             if stage.evaluated and self.plan.validation is None:
-                self.metrics = self._evaluate(stage, self.plan.test)
+                with self._averaged(sent):
+                    self.metrics = self._evaluate(stage, self.plan.test)
             self._log_epoch(stage, epoch, loss, step)
             if self.position.stage < len(self.plan.stages) and any_process(self.interrupt.asked, 0, self.accelerator):
                 return False
@@ -199,6 +210,17 @@ class _Run:
         if self.position.stage < len(self.plan.stages):
             self.accelerator.free_memory()  # otherwise it keeps this stage's optimiser
         return True
+
+    @contextmanager
+    def _averaged(self, buffers: Sequence[Tensor]) -> Iterator[None]:
+        """The stage has the average of its weights, if there is one. `buffers` are to be equal in all processes."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        broadcast(buffers)
+        yield
+        self.average.swap()
 
     def _prepare(self, stage: Stage, saved: dict[str, Any] | None) -> tuple[nn.Module, Any, Any]:
         """Start or resume a stage. Returns the model, optimiser and scheduler of its training."""
@@ -215,8 +237,12 @@ class _Run:
         leave_to_processes(stage, replicated_names(stage))
         model, optimizer = self.accelerator.prepare(stage, stage.optimizer())
         scheduler = stage.optimisation.make_scheduler(optimizer, self.steps_per_epoch[number])
+        if self.run.ema is not None:
+            self.average = WeightAverage(stage, self.run.ema)
         if saved is not None and resumed:
             self.checkpoint.load_optimizer(saved, optimizer)
+            if self.average is not None:
+                self.average.load_state_dict(self.checkpoint.path, saved.get("average"))
         return model, optimizer, scheduler
 
     def _train_epoch(self, stage: Stage, model: nn.Module, optimizer: Any, scheduler: Any) -> float | None:
@@ -235,6 +261,7 @@ class _Run:
             several = f" of {stage.name}" if left and len(self.plan.stages) > 1 else ""
             return f"step {self.position.step}/{steps}, loss {float(total) / self.position.step:.4f}{left}{several}"
 
+        self.estimate.pause()
         with self.console.progress(note) as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
@@ -243,8 +270,11 @@ class _Run:
                 scheduler.step_update(done)
                 logged = self._step(stage, model, optimizer, batches, trained, done)
                 stage.after_step()
+                if self.average is not None:
+                    self.average.update(done + 1)
                 self.position.step += 1
                 total += logged["loss"]
+                self.estimate.step()
                 window.append(logged)
                 progress.advance(task)
                 last = self.position.step == steps
@@ -343,6 +373,7 @@ class _Run:
             "class_counts": list(self.class_counts),
             "groups": describe_groups(self.groups, self.facts.get("group_minima")),
             "settings": self.settings,
+            **({"root": self.facts["root"]} if "root" in self.facts else {}),
         }
         self.check_folder()
         write_predictions(self.out / PREDICTIONS, outcome, names, self.image_name)
@@ -350,7 +381,13 @@ class _Run:
         return report
 
     def _save(self, optimizer: Any | None) -> None:
-        self.checkpoint.save(self.position, optimizer, loss_sum=self.loss_sum, train_seconds=self.train_seconds)
+        self.checkpoint.save(
+            self.position,
+            optimizer,
+            loss_sum=self.loss_sum,
+            train_seconds=self.train_seconds,
+            average=self.average,
+        )
 
     def _stage_step(self) -> int:
         """The number of optimiser steps done in the current stage."""

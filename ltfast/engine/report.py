@@ -17,7 +17,7 @@ from ltfast.engine.plot import plot_per_class
 from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
 
-METRICS, PICTURE = "metrics.json", "per_class.png"
+METRICS, PICTURE, MISTAKES = "metrics.json", "per_class.png", "mistakes.png"
 
 _ACCURACY = optional(number(0, 100))
 _RATES = (
@@ -51,6 +51,7 @@ _SCHEMA = record(
         "step_images": optional(integer(1)),
         **dict.fromkeys(_RATES, _ACCURACY),
         **dict.fromkeys(("negative_log_likelihood", "brier_score"), optional(number(0))),
+        "root": text,
         "intervals": optional(mapping(optional(list_of(number(0), 2)))),
         "class_names": list_of(text),
         "classes": list_of(_CLASS),
@@ -78,7 +79,8 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    (out / PICTURE).unlink(missing_ok=True)  # it shows older numbers
+    for name in (PICTURE, MISTAKES):  # they show older numbers
+        (out / name).unlink(missing_ok=True)
     write_json(out / METRICS, report)
     plot_per_class(out / PICTURE, report, class_names, groups)
 
@@ -140,12 +142,13 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
         caption=escape(_caption(rows)),
         caption_justify="left",
     )
-    result.add_column("run", overflow="fold")
     accuracies = {"many": "many", "medium": "medium", "few": "few", "top1": "all"}
+    folds = over_folds(rows, accuracies)
+    result.add_column("run", overflow="fold", min_width=min(15, max(map(len, (*rows, *folds)), default=0)))
     times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
     times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
     for heading in (*accuracies.values(), *times):
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=heading not in times)
     best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
     for i, (name, row) in enumerate(rows.items()):
         cells, groups = [], _groups(row)
@@ -157,7 +160,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
             cells.append(f"[bold]{text}[/bold]" if len(rows) > 1 and value is not None and value == best[key] else text)
         cells += [column[i] for column in times.values()]
         result.add_row(escape(terminal.shown(name)), *cells)
-    for label, cells in over_folds(rows, accuracies).items():
+    for label, cells in folds.items():
         result.add_row(escape(terminal.shown(label)), *cells, *[""] * len(times))
     return result
 
@@ -183,8 +186,7 @@ def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
         return f"the runs have different groups; fewest training images of many and medium: {'; '.join(each)}"
     most, least = next(iter(borders.values()))
     empty = any(group["classes"] == 0 for row in rows.values() for group in _groups(row).values())
-    none = "; none: no classes are in the group" if empty else ""
-    return f"many: {most} training images or more; few: fewer than {least}{none}"
+    return f"many: {most} training images or more; few: fewer than {least}{'; none: no such classes' * empty}"
 
 
 def _loss_per_image(row: Mapping[str, Any]) -> str:

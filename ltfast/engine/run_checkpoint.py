@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
@@ -100,7 +101,15 @@ class RunCheckpoint:
             check_content(self.path, like(scaler.state_dict()), saved["scaler"], "scaler")
             scaler.load_state_dict(saved["scaler"])
 
-    def save(self, position: Position, optimizer: Any | None, *, loss_sum: float, train_seconds: float) -> None:
+    def save(
+        self,
+        position: Position,
+        optimizer: Any | None,
+        *,
+        loss_sum: float,
+        train_seconds: float,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Write the checkpoint. All processes must call it. A finished run with a frozen backbone also writes the
         weights without the backbone to a file of their own.
 
@@ -109,6 +118,7 @@ class RunCheckpoint:
             optimizer: Accelerate's, inside of a stage; None at the start of a stage and in a finished run.
             loss_sum: the sum of the losses of this epoch's steps.
             train_seconds: the training time of the run.
+            average: the average of the weights, inside of a stage.
 
         Raises:
             TrainingError: a weight is not finite; the last checkpoint is kept.
@@ -140,6 +150,7 @@ class RunCheckpoint:
                 "whole": not left_out,
                 "optimizer": optimizer.state_dict() if optimizer is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None,
+                **({} if average is None else {"average": average.state_dict()}),
                 **({} if self.plan.validation is None else {"selection": self.selection.state_dict()}),
             },
         )

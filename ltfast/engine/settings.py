@@ -71,6 +71,11 @@ class RunSettings:
     patience: int | None = option(
         None, "end a stage after so many epochs without a better --metric; none: every stage has all its epochs"
     )
+    ema: float | None = option(
+        None,
+        "decay of a moving average of the weights a step, such as 0.999: evaluated and kept are the averaged weights; "
+        "none: the weights themselves",
+    )
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch (each epoch ends with one)")
 
     def __post_init__(self) -> None:
@@ -87,4 +92,5 @@ class RunSettings:
         check(self.keep in ("last", "best"), "keep", "last or best", self.keep)
         check(self.metric in METRICS, "metric", f"one of {', '.join(METRICS)}", self.metric)
         check(self.patience is None or self.patience >= 1, "patience", "at least 1 epoch, or none", self.patience)
+        check(self.ema is None or 0 < self.ema < 1, "ema", "a number above 0 and below 1, or none", self.ema)
         check(self.checkpoint_minutes >= 0, "checkpoint_minutes", "at least 0", self.checkpoint_minutes)

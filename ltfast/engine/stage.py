@@ -88,6 +88,12 @@ class Stage(Predictor):
     epoch: int = 0
     """The current epoch of this stage, which the engine sets."""
 
+    epochs_setting: str = "epochs"
+    """The setting that gives the number of epochs, for the printed plan."""
+
+    trains: str | None = None
+    """What the stage trains, for the printed plan; None if `trained` says it."""
+
     onward: str | None = "--init {run} --epochs {epochs}"
     """The options of a new run that trains a finished run on, if this is its last stage; None if no run does."""
 

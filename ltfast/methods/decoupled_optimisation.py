@@ -58,6 +58,9 @@ class SubModelStage(SupervisedStage):
         super().__init__(name, batches, optimisation, network=network, loss=loss)
         self.number = number
         self.fresh = fresh
+        if number > 1:
+            self.epochs_setting = "later_epochs"
+            self.trains = "trains the weights that the stages before have pruned"
 
     def replicated(self) -> Iterable[Tensor]:
         return self.network.buffers(recurse=False)
@@ -117,6 +120,9 @@ class PruningStage(SubModelStage):
         self.num_classes = num_classes
         self.given = share
         self.accumulate = accumulate
+        self.epochs_setting = "prune_epochs"
+        pruned = "a searched share (10 to 90 %)" if share is None else f"{100 * share:g} %"
+        self.trains = f"prunes {pruned} of its weights, and trains the others"
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
 
     def start(self) -> None:
@@ -248,6 +254,8 @@ def build(
     from ltfast.models import ImageClassifier, SubModels
 
     settings = settings.chosen(bundle)
+    ema = context.run.ema
+    check(ema is None, "ema", "none with method do, which prunes weights to zero: their average would not be zero", ema)
     size = settings.size_for(bundle)
     counts = bundle.class_counts
 

@@ -143,6 +143,8 @@ class ContrastStage(Stage):
 class ClassifierStage(SupervisedStage):
     """Trains the linear classifier only."""
 
+    epochs_setting = "classifier_epochs"
+
     def trained(self) -> Iterable[nn.Parameter]:
         return self.network.head.parameters()
 

@@ -35,6 +35,7 @@ class PretrainingStage(Stage):
     """Trains a masked autoencoder; the labels are ignored."""
 
     evaluated = False
+    epochs_setting = "pretrain_epochs"
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class GroupPromptStage(Stage):
 
     share: Tensor  # the weight of the other half's loss in this epoch
     onward = None  # prompts start anew in each run
+    epochs_setting = "group_epochs"
 
     def __init__(
         self,

@@ -322,12 +322,16 @@ def _last_predictor(checkpoint: Path, plan: Plan, saved: Mapping[str, Any]) -> t
     )
     if not stage.evaluated:
         raise CheckpointError(f"checkpoint {checkpoint}: {where}, and its stage {stage.name} gives no class scores")
-    if (best := saved.get("selection", {}).get("weights")) is None or stage is not current:
-        return stage, f"{where}; stage {stage.name} is evaluated in its current state"
-    own = {name: value for name, value in stage.state_dict().items() if name in best}
-    check_content(checkpoint, like(own), best, "selection.weights")
-    stage.load_state_dict({name: best[name] for name in own}, strict=False)
-    return stage, f"{where}; stage {stage.name} is evaluated with the weights of its best epoch so far"
+    best, average = saved.get("selection", {}).get("weights"), saved.get("average")
+    state = "in its current state"
+    for place, weights, what in (("selection.weights", best, "best epoch so far"), ("average", average, "average")):
+        if weights is not None and stage is current:
+            own = {name: value for name, value in stage.state_dict().items() if name in weights}
+            check_content(checkpoint, like(own), weights, place)
+            stage.load_state_dict({name: weights[name] for name in own}, strict=False)
+            state = f"with the weights of its {what}"
+            break
+    return stage, f"{where}; stage {stage.name} is evaluated {state}"
 
 
 def _checked_content(checkpoint: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

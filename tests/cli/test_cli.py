@@ -66,7 +66,9 @@ def test_killed_in_mid_epoch_ends_with_the_same_bits(run, tmp_path):
 def test_same_command_again_does_nothing(run, capsys):
     before = (run / "checkpoint.pt").stat().st_mtime_ns
     assert main([*TINY, "--out", str(run)]) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing to do" in shown
+    assert "\nplan: train: 2 epochs (--epochs), 10 steps of 64 images; trains 65,824 parameters (all)" in shown
     assert (run / "checkpoint.pt").stat().st_mtime_ns == before
 
 
@@ -138,7 +140,7 @@ def test_eval_takes_batch_size_workers_and_precision(run, tmp_path, monkeypatch)
     monkeypatch.setattr(metrics, "evaluate", lambda *args: seen.append(args) or evaluate(*args))
     words = ["--batch-size", "100", "--workers", "1", "--precision", "bf16", "--out", str(tmp_path / "e.json")]
     assert main(["eval", "--checkpoint", str(run), *words]) == 0
-    (_, test, _, _, accelerator) = seen[0]
+    (_, test, _, _, accelerator, _) = seen[0]
     assert (test.batch_size, test.num_workers, accelerator.mixed_precision) == (100, 1, "bf16")
     assert main(["eval", "--checkpoint", str(run), "--batch-size", "0"]) == 2
 
@@ -273,7 +275,7 @@ def test_milestones_with_commas(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nonsense"], "'nonsense' is not a command; expected one of train, eval, .*info$"),
+        (["nonsense"], "'nonsense' is not a command; expected one of data, train, eval, .*info$"),
         (["trian"], "'trian' is not a command; .*; did you mean train\\?$"),
         (["--verison"], "--verison: there is no such option; did you mean --version\\?$"),
         (["bench", "stp"], "ltfast bench does not accept 'stp'; did you mean step\\?$"),

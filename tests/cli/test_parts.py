@@ -176,7 +176,7 @@ def test_cross_validation(pets, capsys):
     assert main(["report", "run1", "run2"]) == 0
     out = capsys.readouterr().out
     assert " ± " in out
-    assert "mean of" in out
+    assert "mean" in out  # the label is folded in a narrow terminal
     Path("run1").rename("run")
     same_test_images()
     assert main(["report", "importance", "run"]) == 0

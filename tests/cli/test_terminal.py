@@ -220,7 +220,7 @@ def test_help_without_docstrings():
     assert (result.returncode, result.stderr) == (0, "")
     assert "None" not in re.sub(r"default: None", "", result.stdout)
     assert result.stdout.count("usage: ltfast") == len(cli.COMMANDS) + 4
-    for text in ("Train a method on a data set", "train   train a method", "Show versions, devices"):
+    for text in ("Train a method on a data set", "train     train a method", "Show versions, devices"):
         assert text in result.stdout
 
 

@@ -92,7 +92,7 @@ def test_report_is_written_read_and_shown(tmp_path):
     columns = {column.header: list(column.cells) for column in shown.columns}
     assert columns["many"] == ["[bold]80.0[/bold]", "10.0"]
     assert columns["few"] == ["none", "none"]
-    assert shown.caption == "many: 101 training images or more; few: fewer than 20; none: no classes are in the group"
+    assert shown.caption == "many: 101 training images or more; few: fewer than 20; none: no such classes"
     assert columns["loss µs/image"] == ["5.00", "5.00"]
     assert columns["loss % of step"] == ["5.0", "5.0"]
     assert columns["train s"] == ["12", "12"]

@@ -85,7 +85,7 @@ def test_no_room_for_the_next_checkpoint(words, whole, tmp_path, capsys, monkeyp
     assert same_bits(tmp_path, whole)
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "per_class.png"])
+@pytest.mark.parametrize("name", ["predictions.csv", "metrics.json", "per_class.png"])
 def test_no_room_for_the_report(name, words, whole, tmp_path, capsys, fill):
     fill(name)
     assert main([*words, "--out", str(tmp_path)]) == 1

@@ -194,7 +194,7 @@ def written(folder, *names):
 
 def test_a_run_writes_through_no_link(lpt_run, planted, tmp_path):
     words, _ = lpt_run
-    names = ("metrics.json", "per_class.png", "weights.safetensors")
+    names = ("metrics.json", "predictions.csv", "per_class.png", "weights.safetensors")
     planted(tmp_path, *names)
     (tmp_path / "checkpoint.pt.partial").symlink_to(tmp_path / "victim0")
     assert main([*words[:-1], str(tmp_path)]) == 0
@@ -204,7 +204,7 @@ def test_a_run_writes_through_no_link(lpt_run, planted, tmp_path):
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        (["eval", "--checkpoint", "RUN"], ["eval.json"]),
+        (["eval", "--checkpoint", "RUN"], ["eval.json", "eval_predictions.csv"]),
         (["report", "importance", "RUN", "--out", "RUN/i.png"], ["i.png", "i.json"]),
         (["report", "prompts", "RUN", "--out", "RUN/p.svg"], ["p.svg", "p.json"]),
     ],

@@ -13,8 +13,10 @@ from ltfast.engine import RunSettings, loop
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.seeding import seed_everything
+from ltfast.errors import SettingError
 from ltfast.methods import METHODS, BuildContext, settings_of
 
+AVERAGED = ("proco", "dscl", "livt", "lpt")
 COUNTS = [12, 7, 5]
 GROUP_MINIMA = (10, 6)
 RUNS = {
@@ -105,9 +107,9 @@ def check_test_images_are_last(events):
 @pytest.mark.parametrize("method", RUNS)  # in this order: lpt takes the encoder of livt
 def test_test_images_are_read_once_at_the_end(method, folder, monkeypatch):
     monkeypatch.setattr("ltfast.engine.report.plot_per_class", lambda *_: None)
-    events = []
+    events, run = [], {"keep": "best", "ema": 0.9 if method in AVERAGED else None}
     out = Path(folder) / method / "whole"
-    metrics = trained(method, out, events, keep="best")
+    metrics = trained(method, out, events, **run)
     check_test_images_are_last(events)
     ends = metrics["epochs"]
     assert {name: end["trained"] for name, end in ends.items()} == ENDS[method]
@@ -117,14 +119,20 @@ def test_test_images_are_read_once_at_the_end(method, folder, monkeypatch):
     steps = events.count("step")
     events, cut = [], out.with_name("cut")
     with pytest.raises(KeyboardInterrupt):
-        trained(method, cut, events, keep="best", kill_at=steps - 1)
-    again = trained(method, cut, events, keep="best")
+        trained(method, cut, events, **run, kill_at=steps - 1)
+    assert ("average" in load_checkpoint(cut)) == (method in AVERAGED)
+    again = trained(method, cut, events, **run)
     check_test_images_are_last(events)
     for name in ("top1", "per_class", "validation", "epochs"):
         assert again[name] == metrics[name]
     models = [load_checkpoint(path)["model"] for path in (out, cut)]
     assert models[0].keys() == models[1].keys()
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_an_average_of_pruned_weights_is_refused(folder):
+    with pytest.raises(SettingError, match=r"^ema: expected none with method do, which prunes weights to zero"):
+        trained("do", Path(folder) / "do" / "averaged", [], ema=0.9)
 
 
 def test_without_validation_images_the_reads_would_be_noticed(folder, monkeypatch):
