@@ -65,6 +65,12 @@ def test_a_terminal_has_bars(monkeypatch):
     assert "\n".join(console.file.getvalue().splitlines()).count("left") == 0
 
 
-def test_durations():
-    words = ["0 s", "59 s", "60 s", "12 min", "60 min", "3 h 5 min", "2 d 2 h"]
-    assert [in_words(seconds) for seconds in (0, 59.4, 59.6, 700, 3595, 11_100, 181_000)] == words
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((0, "0 s"), (40.4, "40 s"), (59.6, "60 s"), (90, "2 min"), (700, "12 min"), (3600, "60 min")),
+        *((12_000, "3 h 20 min"), (200_000, "2 d 7 h")),
+    ],
+)
+def test_durations(seconds, words):
+    assert in_words(seconds) == words

@@ -27,8 +27,8 @@ def command_of(metrics: Mapping[str, Any], out: Path) -> str:
         value = settings.get(option.name, option.default)
         if option.name == "root" and str(settings.get("data")).partition(":")[0] not in _WITHOUT_ROOT:
             value = metrics.get("root")
-        elif option.name == "class_names" and value is not None:
-            value = "FILE"  # the run has the names, not the file
+        elif option.name in ("class_names", "class_weights") and isinstance(value, list):
+            value = "FILE"  # the run has its content
         elif isinstance(value, list):
             value = tuple(value)
         if option.name != "data" and value == option.default:

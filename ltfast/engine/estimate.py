@@ -11,7 +11,7 @@ _STEPS = 10
 
 
 class Estimate:
-    """Prints one line for a stage as soon as enough of its steps are measured, unless little is left.
+    """Measures the steps of a stage, and prints one line as soon as enough of them are measured, unless little is left.
 
     Args:
         say: prints a line.
@@ -31,22 +31,25 @@ class Estimate:
     def step(self) -> None:
         """Count an optimiser step."""
         self.left -= 1
-        if not self.due:
-            return
         now = self.clock()
         if self.last is not None:
             self.made += 1
             self.seconds += now - self.last if self.made > 0 else 0.0
         self.last = now
-        if self.made < _STEPS or self.seconds < _SECONDS:
+        left = self.seconds_left
+        if not self.due or left is None or self.made < _STEPS or self.seconds < _SECONDS:
             return
         self.due = False
-        each = self.seconds / self.made
-        if self.left * each >= 2 * _SECONDS:
+        if left >= 2 * _SECONDS:
             self.say(
-                f"{self.stage}: about {in_words(self.left * each)} for the {self.left:,} steps that are left, at "
-                f"{each:.2g} s a step, without evaluations and checkpoints"
+                f"{self.stage}: about {in_words(left)} for the {self.left:,} steps that are left, at "
+                f"{self.seconds / self.made:.2g} s a step, without evaluations and checkpoints"
             )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time for the steps that are left, in seconds; None before any step was measured."""
+        return self.left * self.seconds / self.made if self.made > 0 else None
 
     def pause(self) -> None:
         """Do not count the time until the next step ends, as at the start of an epoch."""

@@ -35,8 +35,9 @@ def overall(outcome: Outcome) -> dict[str, float | None]:
         the mean squared error of the probabilities, summed over the classes; `expected_calibration_error`, that of the
         predicted class in 15 bins of equal width.
 
-        Means over classes are over those that have test images. A value is None if there is nothing to compute it from,
-        or if it needs probabilities and a score is not finite.
+        Means over classes are over those that have test images; `macro_f1` also has those that are predicted, with an
+        F1 of 0. A value is None if there is nothing to compute it from, or if it needs probabilities and a score is not
+        finite.
     """
     figures = weighted_figures(outcome, torch.ones(len(outcome.labels), 1), {})
     return {name: None if value is None or value.isnan() else value.item() for name, value in figures.items()}
@@ -67,7 +68,7 @@ def weighted_figures(
     found = _sums(weights[hits], labels[hits], classes)
     predicted = _sums(weights, outcome.predicted, classes)
     recall = found / support  # NaN for a class without images in a resample
-    f1 = torch.where(support > 0, 2 * found / (support + predicted), torch.nan)
+    f1 = 2 * found / (support + predicted)
     result: dict[str, Tensor | None] = {"top1": 100 * mean(hits)}
     if classes > 5:
         result["top5"] = 100 * mean(outcome.top5_hits)

@@ -45,7 +45,7 @@ from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import time_last_losses
 from ltfast.engine.votes import VOTE_STEPS, any_process
 from ltfast.ops.core.torch_internals import leave_to_processes
-from ltfast.progress import time_left
+from ltfast.progress import in_words
 
 _LOG_STEPS = VOTE_STEPS  # losses are read every so many steps, because reading one waits for the GPU
 _START, _EPOCH, _STEP = range(3)  # what a seed is for
@@ -115,7 +115,6 @@ class _Run:
         self.position = Position()
         self.loss_sum = 0.0  # over the steps of this epoch
         self.train_seconds = 0.0
-        self.stage_begun = time.monotonic(), 0  # when this process began to train the stage, and after which step of it
         self.metrics: dict[str, Any] | None = None
         self.average: WeightAverage | None = None  # of the current stage
         self.scores: Scores | None = None  # of the last evaluation
@@ -174,8 +173,7 @@ class _Run:
         number = self.position.stage
         model, optimizer, scheduler = self._prepare(stage, saved)
         replicated = replicated_names(stage)
-        done = self._stage_step()
-        self.stage_begun = time.monotonic(), done
+        done = self.position.epoch * self.steps_per_epoch[number] + self.position.step
         self.estimate.begin(stage.name, stage.optimisation.epochs * self.steps_per_epoch[number] - done)
         for epoch in range(self.position.epoch, stage.optimisation.epochs):
             stage.epoch = epoch
@@ -254,14 +252,14 @@ class _Run:
         total = torch.tensor(self.loss_sum, device=self.accelerator.device)
         begun = saved = time.monotonic()
         model.train()
+        self.estimate.pause()
 
         def note() -> str:
-            done, every = self._stage_step(), stage.optimisation.epochs * steps
-            left = time_left(time.monotonic() - self.stage_begun[0], done - self.stage_begun[1], every - done)
-            several = f" of {stage.name}" if left and len(self.plan.stages) > 1 else ""
-            return f"step {self.position.step}/{steps}, loss {float(total) / self.position.step:.4f}{left}{several}"
+            left = self.estimate.seconds_left
+            several = f" of {stage.name}" if len(self.plan.stages) > 1 else ""
+            time_left = "" if left is None else f", {in_words(left)} left{several}"
+            return f"step {self.position.step}/{steps}, loss {float(total) / self.position.step:.4f}{time_left}"
 
-        self.estimate.pause()
         with self.console.progress(note) as progress:
             task = progress.add_task(f"{stage.name} {epoch + 1}/{stage.optimisation.epochs}", total=steps)
             progress.update(task, completed=self.position.step)
@@ -388,10 +386,6 @@ class _Run:
             train_seconds=self.train_seconds,
             average=self.average,
         )
-
-    def _stage_step(self) -> int:
-        """The number of optimiser steps done in the current stage."""
-        return self.position.epoch * self.steps_per_epoch[self.position.stage] + self.position.step
 
     def _global_step(self) -> int:
         planned = {stage.name: stage.optimisation.epochs for stage in self.plan.stages}

@@ -39,7 +39,7 @@ def class_records(
 
     Returns:
         Length C: `name`; `group`; `training_images`; `test_images`; `precision`, `recall` and `f1` in percent, None for
-        a class without test images, and `precision` also for one that is never predicted; `confused_with`, the wrong
+        a class that is never predicted, one without test images, and one with both of these; `confused_with`, the wrong
         class that is predicted most often for its test images, the first of equal ones, or None; `confusions`, for how
         many of them.
     """
@@ -53,8 +53,8 @@ def class_records(
     group_of = {c: name for name, members in groups.items() for c in members}
     confused = _confused(outcome)
 
-    def percent(part: int, c: int, whole: int) -> float | None:
-        return 100 * part / whole if test[c] and whole else None
+    def percent(part: int, whole: int) -> float | None:
+        return 100 * part / whole if whole else None
 
     return [
         {
@@ -62,9 +62,9 @@ def class_records(
             "group": group_of.get(c),
             "training_images": class_counts[c],
             "test_images": test[c],
-            "precision": percent(found[c], c, predicted[c]),
-            "recall": percent(found[c], c, test[c]),
-            "f1": percent(2 * found[c], c, predicted[c] + test[c]),
+            "precision": percent(found[c], predicted[c]),
+            "recall": percent(found[c], test[c]),
+            "f1": percent(2 * found[c], predicted[c] + test[c]),
             "confused_with": class_names[confused[c][0]] if c in confused else None,
             "confusions": confused[c][1] if c in confused else 0,
         }

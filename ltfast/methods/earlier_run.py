@@ -44,6 +44,17 @@ class EarlierRun:
     facts: Mapping[str, Any] = field(default_factory=dict)
     unfinished: str = ""
 
+    def backbone_name(self) -> str:
+        """The setting `backbone` of the run; the name that was chosen if it is "auto"."""
+        from ltfast.models import default_backbone, default_vit
+
+        name, size = self.settings.get("backbone", "auto"), self.settings.get("image_size", "auto")
+        if name not in ("auto", None):
+            return str(name)
+        size = self.facts.get("image_size") if size in ("auto", None) else size
+        default = default_vit if self.method in ("livt", "lpt") else default_backbone
+        return "another one" if size is None else default(size)
+
     def __str__(self) -> str:
         return f"{self.path} (method {self.method}{self.unfinished})"
 

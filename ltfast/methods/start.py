@@ -95,8 +95,8 @@ class InitialWeights:
         try:
             load_backbone(self.backbone, run.backbone)
         except ValueError as error:
-            theirs = run.settings.get("backbone")
-            named = "another one" if theirs in (None, "auto", self.settings.backbone) else theirs
+            theirs = run.backbone_name()
+            named = "another form of it" if theirs == self.settings.backbone else theirs
             raise InputError(
                 f"expected a run with the backbone {self.settings.backbone}, as here, got {named} in {run}: {error}",
                 name="init",

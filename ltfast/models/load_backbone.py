@@ -28,7 +28,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         ValueError: a name is missing or unexpected, or a tensor has another shape; the message lists them.
     """
     own, config = model.state_dict(), getattr(model, "pretrained_cfg", None) or {}
-    classifier = tuple(f"{name}." for name in _names(config.get("classifier")))
+    classifier = tuple(_prefix(name, own) for name in _names(config.get("classifier")))
     needed = [name for name in own if not name.startswith(classifier)]
     found = dict(state)
     if any(name not in found or found[name].shape != own[name].shape for name in needed):
@@ -63,6 +63,13 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # of many types, if the weights are those of another network
         raise ValueError(f"timm cannot convert them: {type(error).__name__}: {error}") from error
+
+
+def _prefix(classifier: str, own: Mapping[str, Tensor]) -> str:
+    """The prefix of a classifier's names. It is that of the layers around it (`head.bn` of `head.linear`) if the model
+    has none of them."""
+    around = f"{classifier.rpartition('.')[0]}."
+    return f"{classifier}." if around == "." or any(name.startswith(around) for name in own) else around
 
 
 def _names(value: Any) -> Sequence[str]:

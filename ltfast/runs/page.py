@@ -55,7 +55,7 @@ def write_page(folder: Path, metrics: Mapping[str, Any], command: str) -> None:
     missing = list(_draw(folder, metrics))
     intervals = metrics.get("intervals") or {}
     classes = sorted(metrics["classes"], key=lambda one: -one["training_images"])
-    tested = [one for one in classes if one["f1"] is not None]
+    tested = [one for one in classes if one["test_images"]]
     templates = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
     environment.filters["one"] = _one_digit
@@ -112,13 +112,13 @@ def _about(metrics: Mapping[str, Any]) -> str:
 def _groups(
     classes: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], intervals: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    for name in dict.fromkeys(one["group"] for one in classes if one["group"] is not None):
+    for name in metrics.get("groups", dict.fromkeys(one["group"] for one in classes if one["group"] is not None)):
         counts = [one["training_images"] for one in classes if one["group"] == name]
-        low, high = f"{min(counts):,}", f"{max(counts):,}"
+        ends = dict.fromkeys(f"{end:,}" for end in (max(counts), min(counts))) if counts else {"no classes": None}
         yield {
             "name": name,
             "classes": len(counts),
-            "range": high if low == high else f"{high} to {low}",
+            "range": " to ".join(ends),
             "value": metrics.get(name),
             "interval": _range(name, intervals.get(name)),
         }

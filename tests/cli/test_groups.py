@@ -35,7 +35,7 @@ def test_given_borders(capsys):
         metrics[name] for name in ("many", "medium", "few", "groups")
     ]
     assert metrics["few"] == metrics["per_class"][2]
-    assert " none " not in capsys.readouterr().out
+    assert "none" not in capsys.readouterr().out
     assert main(["report", "importance", "run"]) == 0
     assert all(json.loads(Path("importance.json").read_text())["run"]["importance"].values())
     assert main([*TRAIN, "--groups", "5,4"]) == 2
@@ -51,16 +51,16 @@ def test_given_borders(capsys):
 def test_a_group_without_classes(capsys):
     assert main(TRAIN) == 0
     out = capsys.readouterr().out
-    assert out[out.index("┏") :].count(" none ") == 2
+    assert out.count(" none │") == 2
     assert main(["eval", "--checkpoint", "run"]) == 0
-    assert capsys.readouterr().out.count(" none ") == 2
+    assert capsys.readouterr().out.count(" none │") == 2
     assert main(["report", "importance", "run"]) == 0
-    assert capsys.readouterr().out.count(" none ") == 2
+    assert capsys.readouterr().out.count(" none │") == 2
     report = json.loads(Path("run/metrics.json").read_text())
     del report["groups"]  # as in an older run
     Path("run/metrics.json").write_text(json.dumps(report))
     assert main(["report", "run"]) == 0
-    assert capsys.readouterr().out.count(" none ") == 2
+    assert capsys.readouterr().out.count(" none │") == 2
 
 
 @pytest.mark.usefixtures("tail")

@@ -114,7 +114,7 @@ def test_predictions_are_those_of_eval(trained, here, capsys):
 def test_export_and_load_need_no_data(trained, here):
     from ltfast.runs import load as load_run
 
-    assert main(["export", "--checkpoint", "run", "--out", "model.pt2"]) == 0
+    assert main(["export", "--checkpoint", "run", "--raw", "--out", "model.pt2"]) == 0
     classifier = load_run("run", "cpu")
     assert classifier.class_names == [str(digit) for digit in range(10)]
     assert classifier.metrics == json.loads((trained / "run" / "metrics.json").read_text())

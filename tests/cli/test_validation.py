@@ -27,17 +27,20 @@ def test_the_kept_weights_are_those_of_eval(pets, capsys):
     assert "keep was 'best' and is now 'last'" in refused(capsys, *changed)
 
 
-def test_an_unfinished_run_is_evaluated_after_its_best_epoch(pets, capsys):
-    assert main([*TRAIN, "--validation", "0.4", "--keep", "best"]) == 0
+@pytest.mark.parametrize("what", ["best epoch so far", "average"])
+def test_an_unfinished_run_is_evaluated_with_the_weights_it_would_keep(what, pets, capsys):
+    assert main([*TRAIN, "--validation", "0.4", "--keep", "best", "--ema", "0.9"]) == 0
     saved = load_checkpoint(Path("run"))
     best = {name.removeprefix("0."): value for name, value in saved["model"].items()}
     saved["model"] = {name: value * 0 for name, value in saved["model"].items()}
     saved["position"] = {"stage": 0, "epoch": 3, "step": 0}
     saved["optimizer"] = {"state": {}, "param_groups": []}
-    saved["selection"] = {"epochs": {}, "best": {"epoch": 2, "value": 50.0}, "weights": best}
+    found = {"epoch": 2, "value": 50.0}
+    saved["selection"] = {"epochs": {}, "best": found, "weights": None if what == "average" else best}
+    saved["average"] = best if what == "average" else {name: value * 0 for name, value in best.items()}
     save_checkpoint(Path("run/checkpoint.pt"), {name: value for name, value in saved.items() if name != "format"})
     same_test_images()
-    assert "stage train is evaluated with the weights of its best epoch so far" in capsys.readouterr().out
+    assert f"stage train is evaluated with the weights of its {what}" in capsys.readouterr().out
 
 
 def test_bad_values_are_named(pets, capsys):

@@ -1,6 +1,6 @@
 import pytest
 
-from ltfast.engine.estimate import Estimate, in_words
+from ltfast.engine.estimate import Estimate
 
 
 class Clock:
@@ -33,6 +33,20 @@ def test_one_line_after_the_first_seconds():
     )
 
 
+def test_the_time_that_is_left_is_known_before_and_after_the_line():
+    clock = Clock()
+    estimate = Estimate(lambda line: None, clock)
+    estimate.begin("train", 100)
+    for _ in range(6):
+        clock.now += 0.5
+        estimate.step()
+    assert estimate.seconds_left is None
+    for _ in range(50):
+        clock.now += 0.5
+        estimate.step()
+    assert estimate.seconds_left == 44 * 0.5
+
+
 def test_fast_steps_are_measured_for_five_seconds():
     ((step, line),) = made(100_000, 0.01)
     assert 500 <= step <= 510
@@ -48,11 +62,3 @@ def test_what_lies_between_epochs_does_not_count():
 @pytest.mark.parametrize(("steps", "each"), [(15, 1.0), (100, 0.01), (520, 0.01), (20, 0.6)])
 def test_nothing_is_said_where_little_is_left(steps, each):
     assert made(steps, each) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(40.4, "40 s"), (90, "2 min"), (3600, "60 min"), (12_000, "3 h 20 min"), (200_000, "2 d 7 h")],
-)
-def test_durations_in_words(seconds, words):
-    assert in_words(seconds) == words

@@ -204,11 +204,14 @@ def test_other_image_sizes_and_channels_and_backbones(tmp_path):
     )
     with pytest.raises(InputError, match=expected):
         build("ce", init=str(run)).stages[0].start()
+    chosen = save(tmp_path / "chosen", "ce", build("ce", backbone="vit_digits"), backbone="auto", image_size=40)
+    with pytest.raises(InputError, match="as here, got resnet32_cifar in"):
+        build("ce", init=str(chosen)).stages[0].start()
     wider, _ = make_backbone("vit_digits", in_chans=1, image_size=8, embed_dim=48)
     plan = build("ce", backbone="vit_digits")
     plan.stages[0].network.backbone = wider
-    other = save(tmp_path / "other", "ce", plan)
-    with pytest.raises(InputError, match=r"got another one in .*: cls_token \(1, 1, 48\) instead of \(1, 1, 96\)"):
+    other = save(tmp_path / "other", "ce", plan, backbone="vit_digits")
+    with pytest.raises(InputError, match=r"got another form of it in .*: cls_token \(1, 1, 48\) instead of"):
         build("ce", backbone="vit_digits", init=str(other)).stages[0].start()
 
 

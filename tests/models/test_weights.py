@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ltfast import network
 from ltfast.errors import InputError
 from ltfast.models import ImageClassifier
+from ltfast.models.load_backbone import load_backbone
 
 
 @pytest.fixture
@@ -92,3 +93,27 @@ def test_what_answers_is_reachable(monkeypatch):
     network.reachable.cache_clear()
     assert not network.reachable(address)
     network.reachable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("resnet18", {"fc.weight", "fc.bias"}),
+        ("convnext_atto", {"head.fc.weight", "head.fc.bias"}),  # the norm in its head stays
+        ("efficientvit_m0", None),  # it has a head of several layers
+        ("swin_tiny_patch4_window7_224", {"head.fc.weight", "head.fc.bias"}),  # timm converts the names
+    ],
+)
+def test_backbones_take_timm_s_weights_without_the_classifier(name, left_out):
+    options = {"depths": (2, 2, 2, 2), "img_size": 64} if name.startswith("swin") else {}
+    whole = timm.create_model(name, **options)
+    backbone = timm.create_model(name, num_classes=0, in_chans=1, **options)
+    found = load_backbone(backbone, whole.state_dict())
+    if left_out is not None:
+        assert set(found) == left_out
+    state, own = whole.state_dict(), backbone.state_dict()
+    assert set(state) == set(own) | set(found)
+    assert all(torch.equal(value, state[k]) for k, value in own.items() if value.shape == state[k].shape)
+    again = timm.create_model(name, num_classes=0, in_chans=1, **options)
+    assert load_backbone(again, own) == []
+    assert all(torch.equal(value, own[k]) for k, value in again.state_dict().items())

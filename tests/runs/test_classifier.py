@@ -79,7 +79,7 @@ def test_an_option_of_another_method(run):
 
 
 def test_an_export_needs_images_only_to_learn_from_them(run, capsys):
-    words = ["export", "--checkpoint", str(run), "--out", str(run / "model.pt2"), "--aggregate"]
+    words = ["export", "--checkpoint", str(run), "--raw", "--out", str(run / "model.pt2"), "--aggregate"]
     assert main([*words, "group"]) == 0
     assert "written to " in capsys.readouterr().out
     (run / "d.npz").unlink()

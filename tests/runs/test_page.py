@@ -26,18 +26,24 @@ NAMES = ("<script>document.title = 'run'</script>", '"><img src=x onerror=alert(
 def finished(folder, classes, images):
     """A finished run with random predictions, and its metrics."""
     folder.mkdir()
-    counts = [max(1, 500 // (c + 1)) for c in range(classes)]
+    counts = [500, 400, 300, 200, 90, 50, *range(19, 1, -1), *[1] * classes][:classes]
     names = [*NAMES, *(f"class {c}" for c in range(len(NAMES), classes))]
     labels = torch.randint(classes, (images,))
     outcome = Outcome(torch.randn(images, classes) + 3 * one_hot(labels, classes), labels)
     groups = class_groups(counts)
-    found = [torch.bincount(one, minlength=classes).tolist() for one in (labels[outcome.hits], labels)]
+    parts = (labels[outcome.hits], outcome.predicted[~outcome.hits], labels)
+    found = [torch.bincount(one, minlength=classes).tolist() for one in parts]
     metrics = {
         **accuracies(*found, groups),
         **measures(outcome, names, counts, groups),
         "train_seconds": 1.0,
         "loss_ms": None,
         "class_counts": counts,
+        "groups": {
+            "many": {"classes": 4, "minimum": 101},
+            "medium": {"classes": 2, "minimum": 20},
+            "few": {"classes": classes - 6, "minimum": 0},
+        },
         "settings": {"method": "ce", "data": f"folder:{'long/' * 30}", "lr": 0.5, "processes": 1},
     }
     write_predictions(folder / "predictions.csv", outcome, names, str)
@@ -63,6 +69,7 @@ def test_a_browser_shows_the_whole_page(classes, images, tmp_path, capsys):
         shown = page["text"].splitlines()
         assert shown[0] == "run & <b>"
         assert any(line.startswith(f"top-1 accuracy (%)\t{metrics['top1']:.1f}\t") for line in shown)
+        assert ("few\t0\tno classes\t-" in page["text"]) == (classes == 6)
         assert page["title"] == "run & <b> - ltfast report"
         for name in NAMES:
             assert name in page["all"]

@@ -5,13 +5,22 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ltfast.cli import main
-from ltfast.data import load
+from ltfast.data import eval_transform, load
 from ltfast.engine.export import export_predictor, save_program
+from ltfast.errors import InputError
 from ltfast.methods.decoupled_optimisation import Aggregation
+from ltfast.runs import export
+from ltfast.runs.classifier import probabilities
+from ltfast.runs.export import check_program, export_run, write_export
+from ltfast.runs.restore import Trained, facts_of
+from ltfast.runs.views import Views
+from methods.conftest import tiny_bundle
 from whole_steps.stages import make_plan
 
 METHODS = {
@@ -62,6 +71,36 @@ def test_an_exported_model_is_the_eager_one(name):
         assert expected.shape == (images, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_program_from_pixels_predicts_as_the_run_does(name, ending, tmp_path, monkeypatch):
+    """Also where the network's images are larger than the run's."""
+    if ending == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    predictor, bundle = trained_predictor(name), tiny_bundle()
+    size = 8 if name in ("livt", "lpt") else 12
+    facts = facts_of(bundle, "digits", None)
+    transforms = [eval_transform(bundle, size)] * predictor.views
+    trained = Trained(make_plan("ce"), predictor, {}, facts, size, transforms, None, None)
+    if name == "do instance":
+        with pytest.raises(InputError, match="aggregate: expected average, since with instance the weights"):
+            export_run(trained, None, raw=False)
+        return
+    exported = export_run(trained, None, raw=False)
+    checks = []
+    monkeypatch.setattr(export, "check_program", lambda *given: checks.append(given) or check_program(*given))
+    assert "agrees with predict to " in write_export(tmp_path / f"model.{ending}", exported, trained)
+    assert len(checks) == 1
+    program = checks[0][2]
+    image = np.random.default_rng(1).integers(0, 256, (31, 20), dtype=np.uint8)
+    views = Views(trained)(Image.fromarray(image).convert("RGB"), 0)
+    expected = probabilities(predictor, views[None]).float()
+    found = program(torch.from_numpy(image)[None, None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def run_alone(script, folder):
     """Runs in a separate process, whose output is JSON."""
     command = [sys.executable, "-c", textwrap.dedent(script)]
@@ -75,7 +114,7 @@ def test_an_exported_run_is_used_without_ltfast(tmp_path, capsys):
     run, model = str(tmp_path / "run"), tmp_path / "model.pt2"
     assert main(["train", "--config", "ce/digits", "--loss", "agcl", "--epochs", "1", "--out", run]) == 0
     assert main(["eval", "--checkpoint", run]) == 0
-    assert main(["export", "--checkpoint", run, "--out", str(model)]) == 0
+    assert main(["export", "--checkpoint", run, "--raw", "--out", str(model)]) == 0
     assert f"written to {model}: 1 x (1, 8, 8) -> 10 class scores" in capsys.readouterr().out
     bundle = load("digits")
     torch.save([bundle.test.images, torch.as_tensor(bundle.test.labels)], tmp_path / "test.pt")
