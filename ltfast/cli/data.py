@@ -25,7 +25,15 @@ def data(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help=f"folder for {', '.join(FILES)}")
     options = [option for option in DATA if option.name not in _NOT_SHARED]
     add_options(parser, "data, as for ltfast train", options)
-    add_option(parser, Option("threads", int, None, "threads that decode images; default: as many as there are cores"))
+    add_option(
+        parser,
+        Option(
+            "threads",
+            int,
+            None,
+            "threads that decode images; default: as many as there are cores, and for files four more",
+        ),
+    )
     args = parser.parse(argv)
     check(args.threads is None or args.threads >= 1, "threads", "at least 1", args.threads)
 

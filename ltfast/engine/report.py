@@ -148,7 +148,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], *, title: str | None = None) ->
     times = {name: [time(row) for row in rows.values()] for name, time in _TIMES.items()}
     times = {name: cells for name, cells in times.items() if any(cell != "-" for cell in cells)}
     for heading in (*accuracies.values(), *times):
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=heading not in times)
     best = {key: max((v for row in rows.values() if (v := row[key]) is not None), default=None) for key in accuracies}
     for i, (name, row) in enumerate(rows.items()):
         cells, groups = [], _groups(row)

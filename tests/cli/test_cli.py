@@ -275,7 +275,7 @@ def test_milestones_with_commas(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nonsense"], "'nonsense' is not a command; expected one of train, eval, .*info$"),
+        (["nonsense"], "'nonsense' is not a command; expected one of data, train, eval, .*info$"),
         (["trian"], "'trian' is not a command; .*; did you mean train\\?$"),
         (["--verison"], "--verison: there is no such option; did you mean --version\\?$"),
         (["bench", "stp"], "ltfast bench does not accept 'stp'; did you mean step\\?$"),
