@@ -155,7 +155,7 @@ class SubModels(nn.Module):
         if not 1 <= stage <= self.stage:
             raise ValueError(f"stage is {stage}: expected 1 to {self.stage}, the current stage")
         weights = {
-            name: torch.where(owner <= stage, weight, 0)
+            name: weight.masked_fill(owner > stage, 0)
             for (name, weight), owner in zip(self.weights.items(), self.owners(), strict=True)
         }
         if stage == self.stage:

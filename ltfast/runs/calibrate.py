@@ -141,7 +141,7 @@ def calibrate(
     trained = images.trained
     names = list(trained.facts["class_names"])
     refuse_adapting(trained)
-    scores, labels = _scores(trained.predictor.to(device).eval(), images.batches, autocast)
+    scores, labels = scores_of(trained.predictor.to(device).eval(), images.batches, autocast)
     content: dict[str, Any] = {"method": method}
     if method == "temperature":
         content["temperature"] = fit_temperature(scores, labels)
@@ -181,7 +181,7 @@ class _Given(Predictor):
 
 
 @torch.no_grad()
-def _scores(
+def scores_of(
     predictor: Predictor, batches: Images, autocast: Callable[[], AbstractContextManager[None]]
 ) -> tuple[Tensor, Tensor]:
     """The class scores (N, C) float64, whose softmax are the probabilities, and the labels (N,) int64."""
