@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.options import DATA, add_options, as_columns, as_word, options_of
@@ -13,10 +13,14 @@ from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given,
 from ltfast.errors import InputNotFoundError, SettingError, UserError
 from ltfast.terminal import say
 
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
+
 # not the docstring, which `python -OO` strips
 ABOUT = "train a method on a data set; repeat the command to resume an interrupted run"
 # these do not affect the result (`fused_classifier` beyond rounding)
 _NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier")
+_FILES = ("metrics.json", "predictions.csv", "per_class.png", "mistakes.png", "checkpoint.pt", "weights.safetensors")
 
 
 def train(argv: Sequence[str]) -> int:
@@ -115,10 +119,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
-    names = ("test", "validation", "test_fraction", "folds", "fold")
-    parts = {name: args[name] for name in names if args[name] is not None}
-    if args["columns"] is not None:
-        parts["columns"] = as_columns(args["columns"])
+    first = accelerator.is_main_process
+    parts = _parts(args)
     with accelerator.main_process_first():  # only the first process downloads
         bundle = load(
             args["data"],
@@ -137,51 +139,37 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
-    if args["mean"] is not None or args["std"] is not None:
-        for name, other in (("mean", "std"), ("std", "mean")):
-            if args[name] is None:
-                raise SettingError(name, f"a value for each channel, with --{other}", None)
-        bundle = bundle.with_statistics(args["mean"], args["std"])
+    bundle = _normalised(bundle, args["mean"], args["std"])
     bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
     counts = bundle.class_counts
     minima = group_minima(counts, args["groups"])
     groups = class_groups(counts, minima)
     check_validation(run, None if bundle.validation is None else bundle.validation.class_counts, groups)
-    first = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
-    if accelerator.is_main_process:
-        say(
-            f"{method} on {args['data']}: {len(bundle.train)} training images in {len(counts)} classes{first} "
-            f"of {max(counts)} to {min(counts)}{_other_parts(bundle)}; {accelerator.device}, {run.precision}"
-        )
-        if bundle.left_out is not None:
-            say(bundle.left_out)
-        if args["groups"] == "auto":
-            say(f"chosen by auto: --groups {minima[0] - 1},{minima[1]}")
     asked = settings
     if getattr(settings, "group_minima", None) == "auto":
         settings = dataclasses.replace(settings, group_minima=minima)
         chosen["group_minima"] = minima
-    if accelerator.is_main_process and (words := _chosen_by_auto(asked, settings.chosen(bundle))):
-        say(f"chosen by auto: {words}{why}")
+    if first:
+        say(f"{method} on {args['data']}: {_description(bundle)}; {accelerator.device}, {run.precision}")
+        if bundle.left_out is not None:
+            say(bundle.left_out)
+        if args["groups"] == "auto":
+            say(f"chosen by auto: --groups {minima[0] - 1},{minima[1]}")
+        if words := _chosen_by_auto(asked, settings.chosen(bundle)):
+            say(f"chosen by auto: {words}{why}")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
     )
-    if accelerator.is_main_process and run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
-        say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
-    if accelerator.is_main_process:
+    if first:
+        if run.fused_classifier == "auto" and (fused := fused_stages(plan.stages)):
+            say(f"chosen by auto: --fused-classifier on, for {', '.join(fused)}")
         for line in plan_lines(plan, run, processes=accelerator.num_processes):
             say(line)
-    chosen["class_counts"] = counts
-    if args["class_names"] is not None:
-        chosen["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
-    for start in ("init", "weights"):
-        if chosen[start] is not None:
-            chosen[start] = str(Path(chosen[start]).expanduser().resolve())  # an absolute path works from any folder
     metrics = loop.train(
         plan,
         run=run,
-        settings=json.loads(json.dumps(chosen)),  # normalised as when read from a checkpoint or metrics.json
+        settings=_identity(chosen, bundle),
         # the processes of a machine see the same files, so only one of them reads the sizes
         facts=facts_of(bundle, args["data"], args["root"], parts, minima, sizes=accelerator.is_local_main_process),
         class_counts=counts,
@@ -190,27 +178,46 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
         accelerator=accelerator,
         image_name=bundle.test.image_name,
     )
-    if accelerator.is_main_process and metrics is not None:
+    if first and metrics is not None:
         if not (out / report.MISTAKES).exists():  # while the images are at hand
             draw_mistakes(out, metrics, bundle.test)
         print_table(report.table({str(out): metrics}, title="top-1 accuracy (%)"))
-        files = (
-            *("metrics.json", "predictions.csv", "per_class.png", "mistakes.png"),
-            *("checkpoint.pt", "weights.safetensors"),
-        )
-        written = [name for name in files if (out / name).exists()]
-        say(f"written to {out}: {', '.join(written)}, TensorBoard events")
+        say(f"written to {out}: {', '.join(name for name in _FILES if (out / name).exists())}, TensorBoard events")
     accelerator.end_training()
-    return 130 if accelerator.is_main_process and metrics is None else 0
+    return 130 if first and metrics is None else 0
 
 
-def _other_parts(bundle: Any) -> str:
-    """The validation and the test images: how many there are, and where they come from."""
+def _parts(args: dict[str, Any]) -> dict[str, Any]:
+    """The options that divide the images into training, validation and test images, as `ltfast.data.load` takes them;
+    those that were given."""
+    parts = {name: args[name] for name in ("test", "validation", "test_fraction", "folds", "fold")}
+    parts["columns"] = as_columns(args["columns"])
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _normalised(bundle: "DataBundle", mean: Sequence[float] | None, std: Sequence[float] | None) -> "DataBundle":
+    """The data with the mean and the standard deviation of the options, if they are given."""
+    if mean is None and std is None:
+        return bundle
+    if mean is None or std is None:
+        missing, given = ("mean", "std") if mean is None else ("std", "mean")
+        raise SettingError(missing, f"a value for each channel, with --{given}", None)
+    return bundle.with_statistics(mean, std)
+
+
+def _description(bundle: "DataBundle") -> str:
+    """The images of each part, the classes, and where validation and test images come from."""
+    counts = bundle.class_counts
+    names = f" ({', '.join(bundle.class_names[:5])}{', ...' if len(counts) > 5 else ''})" if bundle.named else ""
     parts = {"validation": bundle.validation, "test": bundle.test}
-    return "".join(
+    others = (
         f", {len(images)} {part} images" + (f" ({bundle.origins[part]})" if part in bundle.origins else "")
         for part, images in parts.items()
         if images is not None
+    )
+    return (
+        f"{len(bundle.train)} training images in {len(counts)} classes{names} of {max(counts)} to {min(counts)}"
+        f"{''.join(others)}"
     )
 
 
@@ -219,3 +226,15 @@ def _chosen_by_auto(asked: Any, chosen: Any) -> str:
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(asked)
               if getattr(asked, field.name) == "auto"}  # fmt: skip
     return " ".join(f"{flag(name)} {as_word(value)}" for name, value in values.items() if value != "auto")
+
+
+def _identity(chosen: dict[str, Any], bundle: "DataBundle") -> dict[str, Any]:
+    """The settings by which a run is recognised, as they are read from a checkpoint or from metrics.json."""
+    identity = {**chosen, "class_counts": bundle.class_counts}
+    if chosen["class_names"] is not None:
+        identity["class_names"] = bundle.class_names  # the names identify the run, not the path of the file
+    for start in ("init", "weights"):
+        if chosen[start] is not None:
+            identity[start] = str(Path(chosen[start]).expanduser().resolve())  # an absolute path works from any folder
+    normalised: dict[str, Any] = json.loads(json.dumps(identity))
+    return normalised

@@ -46,6 +46,7 @@ def printed(script, model, images):
     return [line.split(",") for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_a_program_classifies_files_as_predict_does(ending, trained, tmp_path, capsys, monkeypatch):
     if ending == "onnx":

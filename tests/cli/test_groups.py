@@ -63,6 +63,7 @@ def test_a_group_without_classes(capsys):
     assert capsys.readouterr().out.count(" none │") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tail")
 def test_auto_and_method_do(capsys):
     words = ["--method", "do", "--later-epochs", "1", "--prune-epochs", "1", "--prune", "0.3,0.3"]

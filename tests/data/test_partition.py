@@ -124,7 +124,7 @@ def every_fold(labels, folds, groups=None, seed=0):
         left, taken = take_fold(torch.tensor(labels), folds, fold, groups=groups, seed=seed)
         assert left.dtype == taken.dtype == torch.int64
         assert sorted(left.tolist() + taken.tolist()) == list(range(len(labels)))
-        assert set(np.array(labels)[left].tolist()) == set(labels)  # every class keeps an image
+        assert set(torch.tensor(labels)[left].tolist()) == set(labels)  # every class keeps an image
         assert (of_image[taken] == -1).all()  # each image in one fold at most
         of_image[taken] = fold
     return of_image

@@ -110,7 +110,13 @@ def test_stages_that_cannot_choose_run_to_their_end(tmp_path):
     assert load_checkpoint(tmp_path)["selection"]["epochs"] == metrics["epochs"]
 
 
-@pytest.mark.parametrize("settings", [{"keep": "best"}, {"keep": "best", "patience": 3}, {"patience": 3}, {}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"keep": "best", "patience": 3},
+        *(pytest.param(some, marks=pytest.mark.slow) for some in ({"keep": "best"}, {"patience": 3}, {})),
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, settings):
     whole = toy.toy_train(tmp_path / "whole", validated(), **settings)
     between = False  # whether it was killed between its best and its last epoch

@@ -172,7 +172,7 @@ def test_many_classes_are_shown_in_part(tmp_path, capsys, monkeypatch):
     assert "class 15" not in out
 
 
-@pytest.mark.parametrize("number", [10, 1000])
+@pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_picture(number, tmp_path):
     classes = [{"name": f"c{i}", "training": number - i, "group": "many" if i < 5 else "few"} for i in range(number)]
     assert plot_counts(tmp_path / "counts.png", classes, (number - 4, number - 4))

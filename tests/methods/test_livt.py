@@ -326,7 +326,7 @@ def test_recipes_are_all_there():
     ("name", "value", "message"),
     [
         ("tau", -1.0, "tau: expected at least 0, got -1.0"),
-        ("label_smoothing", 1.0, r"label_smoothing: expected a number in \[0, 1\), got 1.0"),
+        ("label_smoothing", 1.0, r"label_smoothing: expected a number in \[0, 1\), or auto, got 1.0"),
         ("mixup", -0.1, "mixup: expected at least 0, got -0.1"),
         ("cutmix", -0.1, "cutmix: expected at least 0, got -0.1"),
         ("batch_size", 5, r"batch_size: expected an even number \(MixUp and CutMix pair images\), got 5"),

@@ -80,6 +80,7 @@ def equal(first, second):
 CONVOLUTIONAL = ("ce", "do", "dscl", "proco")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CONVOLUTIONAL)
 @pytest.mark.parametrize("method", CONVOLUTIONAL)
 def test_every_method_starts_from_every_other_s_network(source, method, tmp_path, capsys):
@@ -97,7 +98,7 @@ def test_every_method_starts_from_every_other_s_network(source, method, tmp_path
         assert equal(own.stages[0].key_network.module, own.stages[0].network)
 
 
-@pytest.mark.parametrize("source", ["ce", "livt", "lpt"])
+@pytest.mark.parametrize("source", ["livt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ce", "lpt"))])
 @pytest.mark.parametrize("method", ["ce", "livt", "lpt", "do"])
 def test_vision_transformers_too(source, method, tmp_path, capsys):
     theirs = build(source, backbone="vit_digits")
@@ -334,7 +335,7 @@ def test_one_file_alone():
 
 
 @pytest.mark.usefixtures("_command_line")
-@pytest.mark.parametrize("method", ["ce", "lpt"])
+@pytest.mark.parametrize("method", ["ce", pytest.param("lpt", marks=pytest.mark.slow)])
 def test_a_run_needs_its_file_only_to_start(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone = "vit_digits" if method == "lpt" else "digits_convnet"

@@ -104,7 +104,10 @@ def check_test_images_are_last(events):
     assert events.count("test") == 7  # each image once
 
 
-@pytest.mark.parametrize("method", RUNS)  # in this order: lpt takes the encoder of livt
+# in this order: lpt takes the encoder of livt
+@pytest.mark.parametrize(
+    "method", [name if name in ("ce", "proco") else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_test_images_are_read_once_at_the_end(method, folder, monkeypatch):
     monkeypatch.setattr("ltfast.engine.report.plot_per_class", lambda *_: None)
     events, run = [], {"keep": "best", "ema": 0.9 if method in AVERAGED else None}

@@ -101,7 +101,8 @@ def test_what_answers_is_reachable(monkeypatch):
         ("resnet18", {"fc.weight", "fc.bias"}),
         ("convnext_atto", {"head.fc.weight", "head.fc.bias"}),  # the norm in its head stays
         ("efficientvit_m0", None),  # it has a head of several layers
-        ("swin_tiny_patch4_window7_224", {"head.fc.weight", "head.fc.bias"}),  # timm converts the names
+        # timm converts the names
+        pytest.param("swin_tiny_patch4_window7_224", {"head.fc.weight", "head.fc.bias"}, marks=pytest.mark.slow),
     ],
 )
 def test_backbones_take_timm_s_weights_without_the_classifier(name, left_out):
