@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 import traceback
 import types
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ltfast
@@ -14,7 +15,8 @@ from ltfast.errors import UserError
 from ltfast.terminal import Output, say, shown
 
 _EXTRA = {"accelerate", "matplotlib", "rich", "safetensors", "sklearn", "tensorboard", "timm", "imagehash",
-          "torchmetrics", "torchvision", "yaml", "PIL"}  # fmt: skip
+          "jinja2", "torchmetrics", "torchvision", "yaml", "PIL"}  # fmt: skip
+_PROCESS_ENDS = 0.5  # seconds after its connection broke in which a process ends
 
 
 class UsageError(UserError):
@@ -121,7 +123,13 @@ def _lost_process(error: Exception) -> str | None:
     name, text = type(error).__name__, str(error)
     if name in ("DistBackendError", "DistNetworkError") or (isinstance(error, RuntimeError) and "/gloo/" in text):
         return "another process of this run has ended; see its own message for the reason"
-    if isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in text:
+    broken = isinstance(error, (ConnectionError, EOFError))
+    if broken or "DataLoader worker" in text:
+        if broken:
+            with suppress(
+                RuntimeError
+            ):  # the DataLoader also raises when the process is gone, wherever that interrupts
+                time.sleep(_PROCESS_ENDS)
         return "a process that loads images has ended; if memory ran out, fewer --workers need less"
     return None
 

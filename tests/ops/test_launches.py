@@ -79,7 +79,9 @@ def test_reduction(place, rows, dtype, monkeypatch):
             found.append(result)
             assert arrived is None or arrived == 0
             tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-            torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=tolerance)
+            # terms of a sum may cancel each other
+            size = max(1.0, kept.abs().sum().item()) if reduction == "sum" else 1.0
+            torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=tolerance * size)
             monkeypatch.undo()
         assert torch.equal(found[1], found[2])  # whoever counts
 
