@@ -126,9 +126,8 @@ def _lost_process(error: Exception) -> str | None:
     broken = isinstance(error, (ConnectionError, EOFError))
     if broken or "DataLoader worker" in text:
         if broken:
-            with suppress(
-                RuntimeError
-            ):  # the DataLoader also raises when the process is gone, wherever that interrupts
+            # when the process is gone, the DataLoader raises too, wherever its signal interrupts
+            with suppress(RuntimeError):
                 time.sleep(_PROCESS_ENDS)
         return "a process that loads images has ended; if memory ran out, fewer --workers need less"
     return None

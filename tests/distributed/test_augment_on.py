@@ -42,6 +42,7 @@ def train_both(rank, folder):
         )
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(tmp_path):
     run_processes(train_both, 2, str(tmp_path))
     cpu, device = (load_checkpoint(tmp_path / name)["model"] for name in ("cpu", "device"))

@@ -67,7 +67,8 @@ def test_without_a_decay_nothing_is_averaged(tmp_path):
     assert toy.digest(tmp_path / "plain") != toy.digest(tmp_path / "averaged")
 
 
-@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), {"keep": "best", "patience": 3}])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"keep": "best", "patience": 3}])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, settings):
     def plan(**options):
         return validated(**options) if settings else replace(validated(**options), validation=None)
