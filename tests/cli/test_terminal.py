@@ -50,6 +50,7 @@ def evil_data(tmp_path, monkeypatch):
 TRAIN = ["train", "--epochs", "1", "--batch-size", "4", "--image-size", "8"]
 
 
+@pytest.mark.slow
 def test_names_are_shown_and_not_sent(evil_data, capsys):
     """Tests each command that shows a name, in its output and in its errors."""
     run = f"run{EVIL}"
@@ -286,6 +287,7 @@ def test_the_backend_is_there_when_it_is_asked_for():
         ltfast.nosuch  # noqa: B018
 
 
+@pytest.mark.slow
 def test_off_a_terminal_progress_is_lines(pets, capsys, monkeypatch):
     from ltfast import progress
     from ltfast.engine import estimate

@@ -209,6 +209,7 @@ def train_dscl(rank, processes, folder, sharded, stop):
     return load_checkpoint(out)["model"]
 
 
+@pytest.mark.slow
 def test_a_run_saves_and_resumes(tmp_path):
     """A run with a sharded queue matches a run without one; an interrupted and resumed run is bit-identical."""
     whole, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), False, 0)

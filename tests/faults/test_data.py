@@ -99,6 +99,7 @@ def test_an_image_that_is_damaged_behind_its_header_is_named(part, workers, tmp_
     assert (out / "checkpoint.pt").exists() == (part == "test")
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_decoded_can_be_left_out(tmp_path, capsys):
     """Both training and test images are skipped. The run can be resumed, evaluated and analysed without them."""
     source = tiny_folder(tmp_path / "d", per_class=(7, 3))

@@ -103,6 +103,7 @@ def test_the_time_of_both_losses_is_measured():
     assert any(not torch.equal(before[name], value) for name, value in stage.contrast_loss.state_dict().items())
 
 
+@pytest.mark.slow
 def test_learns_the_digits():
     torch.manual_seed(0)
     data = load("digits", imbalance=20)
