@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import Option, add_option, add_options, as_columns, options_of
+from ltfast.cli.options import Option, add_option, add_options, as_columns, execution_options
 from ltfast.cli.output import check_writable
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -41,11 +41,7 @@ def calibrate(argv: Sequence[str]) -> int:
     ]  # fmt: skip
     for option in own:
         add_option(parser, option)
-    execution = [
-        Option("batch_size", int, 256, "images per batch"),
-        *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
-    ]
-    add_options(parser, "execution", execution)
+    add_options(parser, "execution", execution_options("images per batch"))
     args = parser.parse(argv)
     run = RunSettings(precision=args.precision, workers=args.workers)
     check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)

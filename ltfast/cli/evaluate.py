@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, as_columns, options_of
+from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, as_columns, execution_options
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -44,11 +44,7 @@ def evaluate(argv: Sequence[str]) -> int:
         ),
     )
     add_option(parser, CALIBRATION)
-    execution = [
-        Option("batch_size", int, 256, "test images per batch and process"),
-        *(option for option in options_of(RunSettings) if option.name in ("precision", "workers")),
-    ]
-    add_options(parser, "execution", execution)
+    add_options(parser, "execution", execution_options("test images per batch and process"))
     args = parser.parse(argv)
     run = RunSettings(precision=args.precision, workers=args.workers)
     check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)

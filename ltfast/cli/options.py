@@ -116,6 +116,14 @@ DATA = (
 CALIBRATION = Option("calibration", bool, True, "use the run's calibration, if `ltfast calibrate` has made one")
 
 
+def execution_options(images: str) -> list[Option]:
+    """The options with which a command runs a trained network; `images` describes a batch."""
+    from ltfast.engine import RunSettings
+
+    shared = (option for option in options_of(RunSettings) if option.name in ("precision", "workers"))
+    return [Option("batch_size", int, 256, images), *shared]
+
+
 def options_of(settings: type) -> list[Option]:
     """One option for each field of a settings dataclass."""
     hints = get_type_hints(settings)

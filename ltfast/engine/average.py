@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ltfast.engine.checkpoint import check_content
 from ltfast.engine.schema import like
 from ltfast.engine.stage import Stage
+from ltfast.ops.core.torch_internals import BatchNorm
 
 
 class WeightAverage:
@@ -29,7 +29,7 @@ class WeightAverage:
         statistics = {
             f"{path}.{name}".lstrip("."): buffer
             for path, layer in stage.named_modules()
-            if isinstance(layer, _NormBase)
+            if isinstance(layer, BatchNorm)
             for name, buffer in layer.named_buffers(recurse=False)
         }
         parameters = {name: value for name, value in stage.named_parameters() if value.requires_grad}

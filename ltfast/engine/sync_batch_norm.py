@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltfast.ops.core.torch_internals import BatchNorm
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNorm):
     """Synchronised BatchNorm for processes without GPUs: `nn.SyncBatchNorm` does not accept CPU tensors.
 
     In training mode it is `nn.BatchNorm2d` on the joined batch, in which the processes may have different numbers of
@@ -20,7 +21,7 @@ class SyncBatchNorm(_BatchNorm):
     Shapes: (B, C, ...), any float dtype, computed in float32 at least -> the same. `torch.distributed` is initialised.
     """
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         self.affine, self.track_running_stats, self.training = norm.affine, norm.track_running_stats, norm.training
         for name, parameter in norm.named_parameters(recurse=False):
@@ -83,10 +84,10 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
     """
     from timm.layers import convert_sync_batchnorm
 
-    exchanged: dict[_BatchNorm, Any] = {}  # a module in two places stays one module
+    exchanged: dict[BatchNorm, Any] = {}  # a module in two places stays one module
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)):
+            if isinstance(child, BatchNorm) and not isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)):
                 if child not in exchanged:
                     exchanged[child] = SyncBatchNorm(child) if device.type == "cpu" else convert_sync_batchnorm(child)
                 setattr(parent, name, exchanged[child])

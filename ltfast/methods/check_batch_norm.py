@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltfast.errors import SettingError
+from ltfast.ops.core.torch_internals import BatchNorm
 
 
 def check_batch_norm(network: nn.Module, image_shape: tuple[int, int, int], images: int, name: str) -> None:
@@ -23,7 +23,7 @@ def check_batch_norm(network: nn.Module, image_shape: tuple[int, int, int], imag
     """
     if images > 1:
         return
-    layers = {layer: path for path, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {layer: path for path, layer in network.named_modules() if isinstance(layer, BatchNorm)}
     lone: list[str] = []
 
     def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:

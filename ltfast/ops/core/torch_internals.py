@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 _any_autocast: Any = getattr(torch._C, "_is_any_autocast_enabled", None)
@@ -25,6 +26,8 @@ _foreach_mul: Any = getattr(torch, "_foreach_mul", None)
 _foreach_addcmul: Any = getattr(torch, "_foreach_addcmul_", None)
 _foreach_copy: Any = getattr(torch, "_foreach_copy_", None)
 _DEVICES = ("cpu", "cuda")
+
+BatchNorm = _BatchNorm  # the base of all batch norms, of any dimension, has no public name
 
 
 def is_plain(tensor: Tensor) -> bool:
