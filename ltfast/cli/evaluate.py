@@ -54,10 +54,10 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
-    from ltfast.engine.measures import measures
-    from ltfast.engine.outcome import Outcome
-    from ltfast.engine.predictions import write_predictions
-    from ltfast.engine.scores import Scores
+    from ltfast.evaluation.measures import measures
+    from ltfast.evaluation.outcome import Outcome
+    from ltfast.evaluation.predictions import write_predictions
+    from ltfast.evaluation.scores import Scores
     from ltfast.runs.calibration import calibrated
     from ltfast.runs.restore import groups_of, restore_with_test_images
 
