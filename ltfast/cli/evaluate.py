@@ -110,7 +110,12 @@ def evaluate(argv: Sequence[str]) -> int:
         result["groups"] = report.describe_groups(groups, trained.facts.get("group_minima"))
         rows = out.with_name(f"{out.stem}_predictions.csv")
         write_predictions(rows, outcome, names, trained.images.image_name)
-        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint)})
+        origin = {
+            "data": trained.source,
+            "checkpoint": str(checkpoint),
+            "calibration": calibration and str(calibration),
+        }
+        report.write_json(out, {**result, **origin})
         print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
         say(f"written to {out} and {rows}")
     accelerator.end_training()

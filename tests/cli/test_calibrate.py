@@ -116,12 +116,14 @@ def test_eval_uses_the_calibration(here, capsys):
     assert main(["eval", "--checkpoint", "run"]) == 0
     assert "calibrated by vector scaling, from " in capsys.readouterr().out
     test = load_data("digits").test
-    found = json.loads(Path("run/eval.json").read_text())["top1"]
+    found = json.loads(Path("run/eval.json").read_text())
+    assert found["calibration"].startswith("vector scaling, from ")
     classes = load("run", "cpu").predict(test.images[..., None]).argmax(1)
-    assert found == pytest.approx(100 * (classes == test.labels).double().mean().item())
+    assert found["top1"] == pytest.approx(100 * (classes == test.labels).double().mean().item())
     assert main(["eval", "--checkpoint", "run", "--no-calibration"]) == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
-    assert json.loads(Path("run/eval.json").read_text())["top1"] == metrics["top1"]
+    found = json.loads(Path("run/eval.json").read_text())
+    assert (found["top1"], found["calibration"]) == (metrics["top1"], None)
 
 
 def test_the_prior_is_corrected_after_the_calibration(here):
