@@ -16,6 +16,8 @@ from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.pbsd import PBSDLoss
 from ltfast.losses.proco import ProCoLoss
+from ltfast.losses.proco_branch import ProCoBranch
+from ltfast.losses.queue_contrast import QueueContrast
 
 __all__ = [
     "AGCLLoss",
@@ -31,6 +33,8 @@ __all__ = [
     "LogitAdjustedLoss",
     "MemoryQueue",
     "PBSDLoss",
+    "ProCoBranch",
     "ProCoLoss",
+    "QueueContrast",
     "SupConQueueLoss",
 ]
