@@ -99,8 +99,9 @@ class QueueContrast(nn.Module):
         super().__init__()
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder is a {type(encoder).__name__}: expected a torch.nn.Module")
-        if width < 1:
-            raise ValueError(f"width is {width}: expected at least 1")
+        for name, value in (("width", width), ("queue_size", queue_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: expected at least 1")
         check_number("momentum", momentum, at_least=0)
         if momentum >= 1:
             raise ValueError(f"momentum is {momentum}: expected a number in [0, 1)")
