@@ -60,14 +60,13 @@ def compute_loss(criterion: nn.Module) -> Callable[..., Tensor]:
         criterion.train(torch.is_grad_enabled())
         if num_items_in_batch is None:
             return criterion(logits, labels)
-        items = num_items_in_batch
-        if labels.is_floating_point() and labels.shape == logits.shape:
-            items = items / logits.shape[1]  # the Trainer counts the entries of soft labels
-        criterion.reduction = "sum"
+        # the Trainer counts the entries of soft labels
+        entries = logits.shape[1] if labels.is_floating_point() and labels.shape == logits.shape else 1
+        setattr(criterion, "reduction", "sum")  # noqa: B010
         try:
-            return criterion(logits, labels) / items
+            return criterion(logits, labels) * entries / num_items_in_batch
         finally:
-            criterion.reduction = "mean"
+            setattr(criterion, "reduction", "mean")  # noqa: B010
 
     return loss
 
