@@ -13,7 +13,8 @@ from ltfast.frameworks import compute_loss
 
 
 def compiled(model: Model, data: TensorDataset, folder: Path) -> None:
-    network, criterion = (part and torch.compile(part) for part in model)
+    # without code generation, which takes minutes; tests/ops/test_compile.py has it
+    network, criterion = (part and torch.compile(part, backend="aot_eager") for part in model)
     train_plainly(Model(network, criterion), data)
 
 
