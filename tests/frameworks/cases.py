@@ -119,7 +119,7 @@ class PatchNetwork(QueueNetwork):
 
     def patches(self, images: Tensor) -> Tensor:
         network, project = self.encoder
-        return F.normalize(project(network.forward_features(images)[:, 1:]), dim=-1)
+        return F.normalize(project(network.fc_norm(network.forward_features(images)[:, 1:])), dim=-1)
 
 
 def whole(make: Callable[[], nn.Module]) -> Model:

@@ -3,6 +3,7 @@ order, and SGD with a constant rate."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -143,10 +144,66 @@ def timm(model: Model, data: TensorDataset, folder: Path) -> None:
             optimizer.step()
 
 
+def mmpretrain(model: Model, data: TensorDataset, folder: Path) -> None:
+    from mmengine.runner import Runner
+    from mmpretrain.structures import DataSample
+
+    import ltfast.frameworks.mmpretrain as adapter
+
+    class Samples(Columns):
+        metainfo: ClassVar[dict[str, object]] = {}
+
+        def __getitem__(self, index: int) -> dict[str, object]:
+            image, label = self.data[index]
+            return {"inputs": image, "data_samples": DataSample().set_gt_label(label)}
+
+    assert model.criterion is not None
+    network, layer = model.network
+    kind = "LinearClsHead" if isinstance(layer, nn.Linear) else "ltfast.CosineClsHead"
+    classes, width = layer.weight.shape
+    head = {"type": kind, "num_classes": classes, "in_channels": width, "loss": adapter.Loss(model.criterion)}
+    runner = Runner(
+        {
+            "type": "ImageClassifier",
+            "backbone": AsTuple(network),
+            "head": {**head, "init_cfg": None},
+            "data_preprocessor": {"mean": [0.0], "std": [1.0], "num_classes": classes},
+        },
+        str(folder),
+        train_dataloader={
+            "batch_size": BATCH,
+            "dataset": Samples(data),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "collate_fn": {"type": "default_collate"},
+        },
+        train_cfg={"by_epoch": True, "max_epochs": EPOCHS},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": RATE}},
+        default_hooks={"checkpoint": None, "logger": None},
+        log_level="ERROR",
+        default_scope="mmpretrain",
+        experiment_name=folder.name,
+    )
+    runner.model.head.fc.load_state_dict(layer.state_dict())
+    runner.train()
+    layer.load_state_dict(runner.model.head.fc.state_dict())
+
+
+class AsTuple(nn.Module):
+    """Returns the feature maps of the stages, as MMPretrain's backbones do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.network(images),)
+
+
 TRAINERS: dict[str, Callable[[Model, TensorDataset, Path], None]] = {
     "PyTorch": compiled,
     "Hugging Face": hugging_face,
     "Lightning": lightning,
     "Accelerate": accelerate,
     "timm": timm,
+    "MMPretrain": mmpretrain,
 }
