@@ -92,6 +92,15 @@ def check_class_vector(vector: Tensor | None, logits: Tensor, name: str, *, diff
         raise ValueError(f"{name} requires a gradient, which this loss does not give: expected {name}.detach()")
 
 
+def check_class_weight(weight: Tensor | None, num_classes: int) -> None:
+    """Check the argument ``weight`` of a loss's constructor: None, or a weight for each class."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}: expected a tensor with one value per class")
+    check_class_vector(weight, weight.new_empty(1, num_classes), "weight", differentiable=True)
+
+
 def check_real(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
         raise TypeError(f"{name} is {value!r}: expected a number")
