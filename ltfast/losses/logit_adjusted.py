@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.ops.core.checks import (
-    check_class_vector,
+    check_class_weight,
     check_integer,
     check_label_smoothing,
     check_number,
@@ -57,8 +57,7 @@ class LogitAdjustedLoss(nn.Module):
         check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
-        if weight is not None:
-            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+        check_class_weight(weight, len(counts))
         self.register_buffer("weight", weight, persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index, self.reduction = ignore_index, reduction

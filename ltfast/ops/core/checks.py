@@ -18,19 +18,22 @@ CHECK_VALUES = os.environ.get("LTFAST_CHECKS") == "1"
 
 
 def check_logits(logits: Tensor, name: str = "logits") -> None:
-    check_matrix(logits, name, "(batch, classes)")
+    """Check for a matrix of logits, which may have no rows."""
+    check_matrix(logits, name, "(batch, classes)", fewest_rows=0)
 
 
-def check_matrix(logits: Tensor, name: str, shape: str) -> None:
-    """Check for a non-empty matrix of floating-point numbers; ``shape`` names its sides in the message."""
+def check_matrix(logits: Tensor, name: str, shape: str, *, fewest_rows: int = 1) -> None:
+    """Check for a matrix of floating-point numbers that is not empty, or has 0 rows if ``fewest_rows`` is 0; ``shape``
+    names its sides in the message."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"{name} is a {type(logits).__name__}: expected a tensor")
     if logits.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}")
     if logits.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
-    if logits.shape[0] == 0 or logits.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}, none of them 0")
+    if logits.shape[1] == 0 or (fewest_rows and logits.shape[0] == 0):
+        expected = f"{shape}, none of them 0" if fewest_rows else f"{shape}, the latter not 0"
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {expected}")
 
 
 def check_classes(logits: Tensor, classes: int, name: str = "logits") -> None:
