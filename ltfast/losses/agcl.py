@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses.rows import as_rows
+from ltfast.losses.rows import rows_of
 from ltfast.losses.watch import Watch
 from ltfast.ops.agcl.settings import AgclSettings, check_settings
 from ltfast.ops.core.checks import check_class_weight, check_label_smoothing, check_number
@@ -129,9 +129,9 @@ class AGCLLoss(nn.Module):
         if self.class_parallel:
             loss = ops.class_parallel_agcl(cosine, target, num_classes, clouds, generator=generator, **options)
         else:
-            rows = as_rows(cosine, target, num_classes, names=("cosine", "target"), labels_only=LABELS_ONLY)
+            rows = rows_of(cosine, target, num_classes, names=("cosine", "target"), labels_only=LABELS_ONLY)
             loss = ops.agcl(rows.logits, rows.target, clouds, weight=self.weight, generator=generator, **options)
             loss = rows.in_shape(loss, self.reduction)
         if self.watch.due(cosine):
-            self.watch.cosines("AGCLLoss", "cosine", cosine)
+            self.watch.cosines(type(self).__name__, "cosine", cosine)
         return loss

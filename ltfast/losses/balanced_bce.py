@@ -3,7 +3,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses.rows import as_rows
+from ltfast.losses.rows import rows_of
 from ltfast.ops.core.checks import (
     check_class_weight,
     check_integer,
@@ -74,7 +74,7 @@ class BalancedBCELoss(nn.Module):
         self.ignore_index, self.reduction = ignore_index, reduction
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        rows = as_rows(logits, target, len(self.bias))
+        rows = rows_of(logits, target, len(self.bias))
         loss = ops.balanced_bce(
             rows.logits,
             rows.target,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ltfast.losses.rows import as_rows
+from ltfast.losses.rows import rows_of
 from ltfast.ops import cross_entropy
 
 
@@ -37,7 +37,7 @@ def shifted_cross_entropy(
         ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
             with ``LTFAST_CHECKS=1``.
     """
-    rows = as_rows(logits, target, len(shift), names=names)
+    rows = rows_of(logits, target, len(shift), names=names)
     loss = cross_entropy(
         rows.logits,
         rows.target,

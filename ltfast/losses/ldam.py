@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.losses.rows import as_rows
+from ltfast.losses.rows import rows_of
 from ltfast.losses.watch import Watch
 from ltfast.ops import cross_entropy
 from ltfast.ops.core.checks import (
@@ -89,7 +89,7 @@ class LDAMLoss(nn.Module):
 
     def from_cosines(self, cosine: Tensor, target: Tensor, name: str = "cosine") -> Tensor:
         """The loss; messages call the cosines ``name``."""
-        rows = as_rows(cosine, target, len(self.margins), names=(name, "target"))
+        rows = rows_of(cosine, target, len(self.margins), names=(name, "target"))
         x, t = rows.logits.to(accumulator(cosine.dtype)), rows.target
         if t.is_floating_point():
             margins = self.margins * t.to(x.dtype)

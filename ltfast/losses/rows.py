@@ -26,7 +26,7 @@ class Rows(NamedTuple):
         return loss.view(self.shape) if reduction == "none" else loss
 
 
-def as_rows(
+def rows_of(
     logits: Tensor,
     target: Tensor,
     classes: int,
@@ -34,20 +34,34 @@ def as_rows(
     names: tuple[str, str] = ("logits", "target"),
     labels_only: str | None = None,
 ) -> Rows:
-    """Check logits and targets, and flatten them.
+    """Check logits and targets, and flatten them. Arguments and errors: see ``check_scores``."""
+    check_scores(logits, target, classes, *names, labels_only=labels_only)
+    soft = target.is_floating_point()
+    shape = logits.shape[:1] + logits.shape[2:]
+    return Rows(as_rows(logits), as_rows(target) if soft else target.flatten(), shape)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(B, C, d1, ...) as (B d1 ..., C)."""
+    return x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
+
+
+def check_scores(
+    logits: Tensor, target: Tensor, classes: int, name: str, target_name: str, *, labels_only: str | None = None
+) -> None:
+    """Check logits and targets.
 
     Args:
         logits: (B, C) or (B, C, d1, ...), float32, float64, bfloat16 or float16. B and d1, ... may be 0.
         target: (B,) or (B, d1, ...) integer labels, or probabilities of the logits' shape.
         classes: C.
-        names: names of the logits and the target in error messages.
+        name, target_name: names of the logits and the target in error messages.
         labels_only: why the loss takes no probabilities, and what to do instead; None if it takes them.
 
     Raises:
         ValueError, TypeError: an argument is invalid; the message names it.
     """
-    name, target_name = names
-    for what, tensor in zip(names, (logits, target), strict=True):
+    for what, tensor in ((name, logits), (target_name, target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{what} is a {type(tensor).__name__}: expected a tensor")
     shape = tuple(logits.shape)
@@ -77,9 +91,3 @@ def as_rows(
     check_device(target, logits, target_name)
     if soft and target.requires_grad:
         raise ValueError(f"{target_name} requires a gradient: the loss is differentiated in the logits only")
-    return Rows(_flat(logits), _flat(target) if soft else target.flatten(), torch.Size(labels))
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(B, C, d1, ...) as (B d1 ..., C)."""
-    return x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
