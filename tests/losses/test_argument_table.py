@@ -417,3 +417,81 @@ def test_reductions_agree(data):
         flat_target = target.movedim(1, -1).reshape(-1, CLASSES) if soft else target.flatten()
         again = row.make(COUNTS, reduction="none", **options)(flat, flat_target)
         torch.testing.assert_close(none.flatten(), again)
+
+
+def several_labels(rows=ROWS):
+    return (torch.rand(rows, CLASSES) < 0.4).double()
+
+
+@pytest.mark.parametrize("num_samples", [401, 1000.0, np.int64(10_000)])
+def test_balanced_bce_of_several_labels_an_image(num_samples):
+    """The prior of a class is the share of the images that have it."""
+    logits, target, features = torch.randn(ROWS, CLASSES).double(), several_labels(), inputs_of(TABLE["ProCoLoss"])
+    prior = N / float(num_samples)
+    bias = prior.log() - (1 - prior).log()
+    for tau in (1.0, 0.5):
+        options = {"num_samples": num_samples, "tau": tau}
+        expected = F.binary_cross_entropy_with_logits(logits + tau * bias, target, reduction="none").sum(1).mean()
+        torch.testing.assert_close(BalancedBCELoss(COUNTS, **options)(logits, target), expected, rtol=1e-6, atol=0)
+        expected = BalancedBCELoss(COUNTS, **options)(F.linear(features, *LAYER), target)
+        of_layer = LinearBalancedBCELoss(COUNTS, **options)(features, *LAYER, target)
+        torch.testing.assert_close(of_layer, expected, rtol=1e-6, atol=0)
+    whole = BalancedBCELoss(COUNTS, num_samples=sum(COUNTS))
+    assert torch.equal(whole.bias, BalancedBCELoss(COUNTS).bias)
+
+
+def test_one_class_with_a_number_of_images():
+    torch.testing.assert_close(BalancedBCELoss([25], num_samples=100).bias, torch.tensor([1 / 3]).log())
+    with pytest.raises(ValueError, match="at least 2"):
+        BalancedBCELoss([25])
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "error", "message"),
+    [
+        (400, ValueError, r"num_samples is 400: expected more than 400, class_counts\[0\]"),
+        (0, ValueError, "num_samples is 0: expected more than 400"),
+        (float("nan"), ValueError, "num_samples is nan: expected a finite number"),
+        ("1000", TypeError, "num_samples is '1000': expected a number"),
+    ],
+)
+@pytest.mark.parametrize("loss", [BalancedBCELoss, LinearBalancedBCELoss])
+def test_a_wrong_number_of_images(loss, num_samples, error, message):
+    with pytest.raises(error, match=message):
+        loss(COUNTS, num_samples=num_samples)
+
+
+WEIGHTED = [name for name, row in TABLE.items() if not {"weight", "class_counts"} & set(row.no)]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_wrong_weights(name):
+    for weight, error in (
+        (torch.ones(CLASSES + 1), ValueError),
+        (torch.ones(CLASSES, 1), ValueError),
+        (torch.ones(CLASSES).long(), TypeError),
+        ([1.0] * CLASSES, TypeError),
+    ):
+        with pytest.raises(error, match=r"^weight (has|is)"):
+            TABLE[name].make(COUNTS, weight=weight)
+
+
+@pytest.mark.parametrize("make", [AGCLLoss, LinearAGCLLoss, LinearBalancedBCELoss, LinearLogitAdjustedLoss])
+def test_classes_in_parallel_have_no_weights(make):
+    with pytest.raises(ValueError, match="weight is not None: expected None with class_parallel=True"):
+        make(COUNTS, weight=torch.ones(CLASSES), class_parallel=True)
+
+
+@pytest.mark.parametrize("options", [{"weight": torch.ones(CLASSES)}, {"label_smoothing": 0.1}], ids=str)
+def test_proco_in_parallel_has_plain_labels(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is set: expected none with class_parallel=True"):
+        ProCoLoss(CLASSES, WIDTH, class_parallel=True, **options)
+
+
+def test_an_empty_batch_leaves_statistics_as_they_are():
+    loss = proco(COUNTS)
+    loss.update(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.int64))
+    for name, value in STATISTICS.state_dict().items():
+        assert torch.equal(loss.state_dict()[name], value)
+    assert loss.logits(torch.zeros(0, WIDTH)).shape == (0, CLASSES)
