@@ -17,17 +17,23 @@ import torch
 from ltfast.cli import main as ltfast
 
 REWEIGHTED = ["--class-weights", "effective", "--defer-reweighting", "24"]  # the last fifth, as in LDAM-DRW
+LOSSES = (
+    "cross_entropy",
+    "focal",
+    "class_balanced",
+    "class_balanced_focal",
+    "ldam",
+    "balanced_softmax",
+    "vs",
+    "lade",
+    "gcl",
+    "seesaw",
+)
 RUNS: dict[str, list[str]] = {
-    **{
-        name: []
-        for name in (
-            "cross_entropy", "focal", "class_balanced", "class_balanced_focal", "ldam", "balanced_softmax", "vs", "lade",
-            "gcl", "seesaw",
-        )
-    },
+    **dict.fromkeys(LOSSES, []),
     "cross_entropy " + " ".join(REWEIGHTED): REWEIGHTED,
     "ldam " + " ".join(REWEIGHTED): REWEIGHTED,
-}  # fmt: skip
+}
 GROUPS = ("many", "medium", "few", "top1")
 SEEDS = (0, 1, 2)
 

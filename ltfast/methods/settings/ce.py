@@ -36,7 +36,7 @@ class Settings(BackboneSettings):
     ] = option("cross_entropy", "training loss; agcl, ldam and gcl bring a cosine classifier, the others a linear one")
     defer_reweighting: int | None = option(
         None,
-        "number of epochs after which --class-weights begin to apply (deferred re-weighting); none applies them from the start",
+        "number of epochs without --class-weights at the start (deferred re-weighting); none weights all epochs",
     )
     sampler: Literal["instance", "class_balanced", "square_root", "effective_number"] = option(
         "instance", "which images an epoch draws: each once, or by class"
