@@ -30,7 +30,7 @@ LOSSES = (
     "seesaw",
 )
 RUNS: dict[str, list[str]] = {
-    **dict.fromkeys(LOSSES, []),
+    **{name: [] for name in LOSSES},
     "cross_entropy " + " ".join(REWEIGHTED): REWEIGHTED,
     "ldam " + " ".join(REWEIGHTED): REWEIGHTED,
 }
