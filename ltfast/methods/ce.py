@@ -45,9 +45,8 @@ def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
     name, takes = settings.loss_takes()
     if name not in makers:
         raise SettingError("loss", f"one of {', '.join(makers)}", name)
-    options: dict[str, Any] = {}
-    if "label_smoothing" in takes:
-        options["label_smoothing"] = unless_auto(settings.label_smoothing, 0.1 if name == "agcl" else 0.0)
+    smoothing = unless_auto(settings.label_smoothing, 0.1 if name == "agcl" else 0.0)
+    options: dict[str, Any] = {"label_smoothing": smoothing}
     if "class_weights" in takes:
         options["weight"] = loss_weight(settings, class_counts)
     return makers[name](class_counts, **options)

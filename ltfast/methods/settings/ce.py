@@ -53,15 +53,9 @@ class Settings(BackboneSettings):
         check(weighted, "defer_reweighting", "none without --class-weights", first)
 
     def loss_takes(self) -> tuple[str, Collection[str]]:
-        takes: dict[str, Collection[str]] = {
-            "agcl": ("label_smoothing",),
-            "balanced_bce": ("label_smoothing",),
-            "class_balanced": ("label_smoothing",),
-            "class_balanced_focal": ("label_smoothing",),
-            "gcl": (),
-            "ldam": ("class_weights",),
-        }
-        return self.loss, takes.get(self.loss, ("label_smoothing", "class_weights"))
+        # the weights of balanced_bce are no weights of images, and those of the class-balanced losses are their own
+        unweighted = self.loss in ("balanced_bce", "class_balanced", "class_balanced_focal")
+        return self.loss, ("label_smoothing",) if unweighted else ("label_smoothing", "class_weights")
 
     def score_distribution(self, class_counts: Sequence[int]) -> "Tensor | None":
         import torch
