@@ -70,10 +70,11 @@ class BCE_loss(nn.Module):
                 check_classes(x, len(vector), "x")
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
         check_arguments(x, target, bias, self.weight, self.pos_weight, _IGNORED, name="x")
+        smoothing = self.smoothing if target.dim() == 1 else 0.0  # the authors smooth labels alone
         if self.reduction == "none":
             if target.dim() == 1:
                 check_reference_labels(target, x.shape[1], ignore_index=_IGNORED)
-            settings = BalancedBceSettings(self.smoothing, self.target_threshold, _IGNORED, "none")
+            settings = BalancedBceSettings(smoothing, self.target_threshold, _IGNORED, "none")
             loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, settings)
         else:
             loss = ops.balanced_bce(
@@ -82,7 +83,7 @@ class BCE_loss(nn.Module):
                 bias,
                 weight=self.weight,
                 pos_weight=self.pos_weight,
-                label_smoothing=self.smoothing,
+                label_smoothing=smoothing,
                 target_threshold=self.target_threshold,
                 ignore_index=_IGNORED,
                 reduction=self.reduction,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.losses.cross_entropy import check_scores
+from ltfast.losses.rows import check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number, check_real
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ltfast import ops
-from ltfast.losses.cross_entropy import as_rows, check_scores
+from ltfast.losses.rows import as_rows, check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_class_vector, check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts

@@ -4,7 +4,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import as_rows, check_scores
+from ltfast.losses.rows import as_rows, check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number, check_reference_labels
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts

@@ -3,8 +3,9 @@ import math
 import torch
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import as_rows, shifted_cross_entropy
+from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.losses.fixed_dtype import FixedDtype
+from ltfast.losses.rows import as_rows
 from ltfast.ops.core.checks import (
     check_class_vector,
     check_integer,

@@ -2,7 +2,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import check_scores
+from ltfast.losses.rows import check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts

@@ -92,10 +92,13 @@ FEATURES = {
     "compat dscl": lambda: in_one_batch(compat.DSCLLoss(K=8)),
 }
 # accept (B, C, d1, ...), like cross-entropy, and probabilities too
-DENSE_AND_SOFT = ("logit_adjusted", "compensation", "compat logit_adjust", "balanced_softmax", "class_balanced")
-DENSE_AND_SOFT += ("class_balanced, focal", "focal", "lade", "vs")
-DENSE = (*DENSE_AND_SOFT, "seesaw")
-SOFT = (*DENSE_AND_SOFT, "balanced_bce", "compat bce", "compat bce, none")
+DENSE_AND_SOFT = ("balanced_bce", "logit_adjusted", "compensation", "ldam", "ldam, weighted", "compat logit_adjust")
+DENSE_AND_SOFT += ("compat ldam", "balanced_softmax", "class_balanced", "class_balanced, focal", "focal", "lade", "vs")
+DENSE = (*DENSE_AND_SOFT, "agcl", "agcl, balanced", "compat agcl", "gcl", "seesaw")
+SOFT = (*DENSE_AND_SOFT, "compat bce", "compat bce, none")
+
+IGNORING = [*LOGITS, "proco"]
+CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class would still be a negative
 
 
 def arguments(name, rows=ROWS):
@@ -126,16 +129,24 @@ def test_labels_that_are_no_integers(name, dtype):
         loss(inputs, labels.tolist())
 
 
-@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+@pytest.mark.parametrize("name", [*LOGITS, "proco", "compat proco"])
 def test_an_empty_batch(name):
+    """The mean of nothing is NaN, as for torch.nn.CrossEntropyLoss."""
     loss, inputs, labels = arguments(name)
-    expected = r"(cosine|logits|x|features|query) has (shape \(0, [56]\)|8 rows)"
-    with pytest.raises(ValueError, match=expected):
+    value, gradient = value_and_gradient(loss, inputs[:0], labels[:0])
+    if name in ("compat bce, none", "compat proco"):  # elementwise losses, and logits
+        assert value.shape == (0, CLASSES)
+    else:
+        assert value.isnan()
+        assert value.shape == ()
+    assert gradient.shape == (0, inputs.shape[1])
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_an_empty_batch_has_no_anchors(name):
+    loss, inputs, labels = arguments(name)
+    with pytest.raises(ValueError, match=r"(features|query) has (shape \(0, 6\)|8 rows)"):
         loss(inputs[:0], labels[:0])
-
-
-IGNORING = [*LOGITS, "proco"]
-CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class would still be a negative
 
 
 def ignoring(name, ignore_index, reduction="mean"):
@@ -306,9 +317,9 @@ def test_one_matrix_of_queries_keys_and_queue():
 @pytest.mark.parametrize("name", DENSE)
 def test_logits_of_every_pixel(name):
     """Same as for cross-entropy. The last axis has as many elements as there are classes."""
-    loss, _, _ = arguments(name)
+    loss = arguments(name)[0].eval()
     for shape in ((3, CLASSES, CLASSES), (2, CLASSES, 4, CLASSES)):
-        logits = torch.randn(shape, dtype=torch.float64)
+        logits = torch.rand(shape, dtype=torch.float64) * 2 - 1
         labels = torch.randint(CLASSES, (shape[0], *shape[2:]))
         flat = logits.movedim(1, -1).reshape(-1, CLASSES)
         torch.testing.assert_close(loss(logits, labels), loss(flat, labels.flatten()))
