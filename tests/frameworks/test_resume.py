@@ -91,7 +91,7 @@ def accelerate(model: Model, data: TensorDataset, folder: Path, epochs: int, res
     network, optimizer, loader = accelerator.prepare(
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
-    prepared = Model(network, model.criterion and accelerator.prepare(model.criterion))
+    prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
     if resume:
         accelerator.load_state(str(folder))
     for _ in range(1 if resume else 0, epochs):

@@ -114,7 +114,7 @@ def accelerate(model: Model, data: TensorDataset, folder: Path) -> None:
     network, optimizer, loader = accelerator.prepare(
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
-    prepared = Model(network, model.criterion and accelerator.prepare(model.criterion))
+    prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
     for _ in range(EPOCHS):
         start_epoch(model.network)
         for images, labels in loader:
