@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltfast.compat.device import follow
+from ltfast.losses.device import follow
 
 
 def compute_loss(criterion: nn.Module) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from ltfast.ops.core.checks import check_classes, check_label_smoothing, check_n
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import own_share
 
+if TYPE_CHECKING:
+    from ltfast.models import ClassParallelCosineClassifier, CosineClassifier
+
 
 class AGCLLoss(nn.Module):
     """Asymmetric Gaussian-clouded logit loss for a cosine classifier.
@@ -18,7 +21,7 @@ class AGCLLoss(nn.Module):
     lowers each logit, more so for rarer classes, and confident negatives get a small weight; ``ltfast.ops.agcl`` gives
     the formula. In evaluation mode (``eval()``) the loss has no noise.
 
-    The input must be cosines, such as the output of ``ltfast.models.CosineClassifier``; the loss multiplies them by
+    The input must be cosines, such as the output of the classifier that ``head`` makes; the loss multiplies them by
     ``scale``. Values outside [-1, 1] cause a warning, once per loss object. They are checked on some calls on a CPU,
     and on a GPU only with ``LTFAST_CHECKS=1``.
 
@@ -87,6 +90,25 @@ class AGCLLoss(nn.Module):
         self.class_parallel = class_parallel
         self.watch = Watch()
 
+    def head(self, width: int) -> "CosineClassifier | ClassParallelCosineClassifier":
+        """A new cosine classifier for this loss, to replace the last layer of a network:
+
+            criterion = AGCLLoss(class_counts)
+            network.fc = criterion.head(network.fc.in_features)
+
+        It maps features (B, width) to cosines. The class of the largest cosine is the prediction; the loss's
+        probabilities are ``softmax(scale * cosines)``.
+
+        Raises:
+            ValueError: ``width`` is below 1.
+        """
+        from ltfast.models import ClassParallelCosineClassifier, CosineClassifier  # imports timm, which takes seconds
+
+        classifier = ClassParallelCosineClassifier if self.class_parallel else CosineClassifier
+        if width < 1:
+            raise ValueError(f"width is {width}: expected at least 1")
+        return classifier(width, len(self.class_noise))
+
     def clouds(self) -> Tensor | None:
         """The noise width of each class, (C,), or with ``class_parallel`` of each of this process's classes, (C_r,).
         None if there is no noise (in evaluation mode, or all widths are 0)."""
@@ -115,5 +137,5 @@ class AGCLLoss(nn.Module):
             check_classes(cosine, num_classes, "cosine")
             loss = ops.agcl(cosine, target, clouds, generator=generator, **options)
         if self.watch.due(cosine):
-            self.watch.cosines("AGCLLoss", "cosine", cosine)
+            self.watch.cosines(type(self).__name__, "cosine", cosine)
         return loss
