@@ -10,7 +10,7 @@ from frameworks.cases import BATCH, CASES, EPOCHS, RATE, Model, after_step, rand
 
 pytestmark = pytest.mark.slow
 PROCESSES = 2
-# These depend on how a batch is split: a mean over labels of different weights, a regulariser of the process's own batch.
+# These depend on how a batch is split: by a mean over labels of different weights, and by a regulariser of the batch.
 OF_PARTS = ("ClassBalancedLoss", "LADELoss")
 # The BatchNorm of its projection has each process's own statistics; see tests/losses/test_proco_branch.py.
 NAMES = [name for name in CASES if name != "ProCoBranch"]

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import ltfast.losses
+from frameworks.cases import CASES, OF_SCORES
+from frameworks.trainers import CELLS, TRAINERS
+
 PAGES = Path(__file__).parent.parent.parent / "docs/frameworks"
 SCRIPT = re.compile(r'^```python title="(\w+\.py)"\n(.*?)^```\n\n```sh\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
@@ -45,3 +49,20 @@ def test_no_script_is_left_out():
     titles = {(page.stem, name) for page in PAGES.glob("*.md") for name in re.findall(r'"(\w+\.py)"', page.read_text())}
     assert {(page, name) for page, name, _ in RUNS} == titles
     assert {page for page, *_ in RUNS} == {"accelerate", "hugging_face", "lightning", "mmpretrain", "pytorch"}
+
+
+def test_the_table_of_losses_and_trainers():
+    """Its cells are those of test_table.py, and its rows all losses."""
+    text = (PAGES / "index.md").read_text().split("## Which loss works where")[1].split("\n## ")[0]
+    head, _, *rows = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+    assert tuple(cell.strip() for cell in head.split("|")[1:]) == tuple(TRAINERS)
+    cells = {}
+    for row in rows:
+        name, *marks = (cell.strip() for cell in row.split("|"))
+        cells |= {(trainer, name.strip("`")): mark for trainer, mark in zip(TRAINERS, marks, strict=True)}
+    assert {cell: mark for cell, mark in cells.items() if mark} == {
+        (trainer, loss): "loss" if loss in OF_SCORES else "model" for trainer, loss in CELLS
+    }
+    assert {loss for _, loss in cells} == set(CASES)
+    others = {"MemoryQueue", "effective_number_weights"}
+    assert set(CASES) == set(ltfast.losses.__all__) - others

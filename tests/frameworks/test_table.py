@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from frameworks.cases import CASES, OF_SCORES, Model, random_images, train_plainly
-from frameworks.trainers import TRAINERS
+from frameworks.cases import CASES, Model, random_images, train_plainly
+from frameworks.trainers import CELLS, TRAINERS
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +24,6 @@ def with_mean_over_labels(model: Model) -> Model:
             return criterion(scores, labels) / len(labels)
 
     return Model(model.network, Mean())
-
-
-# MMPretrain's heads take losses of scores only.
-CELLS = [(trainer, loss) for trainer in TRAINERS for loss in CASES if trainer != "MMPretrain" or loss in OF_SCORES]
 
 
 @pytest.mark.parametrize(("trainer", "loss"), CELLS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from frameworks.cases import BATCH, EPOCHS, RATE, Model, after_step, start_epoch, train_plainly
+from frameworks.cases import BATCH, CASES, EPOCHS, OF_SCORES, RATE, Model, after_step, start_epoch, train_plainly
 from ltfast.frameworks import compute_loss
 
 
@@ -215,3 +215,6 @@ TRAINERS: dict[str, Callable[[Model, TensorDataset, Path], None]] = {
     "timm": timm,
     "MMPretrain": mmpretrain,
 }
+
+# MMPretrain's heads take losses of scores only.
+CELLS = [(trainer, loss) for trainer in TRAINERS for loss in CASES if trainer != "MMPretrain" or loss in OF_SCORES]
