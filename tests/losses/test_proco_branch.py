@@ -147,9 +147,9 @@ def test_bad_input_is_named(features, labels, skip, message):
 
 
 def test_other_types_are_named():
-    with pytest.raises(TypeError, match="labels has dtype torch.float32: expected integer labels"):
+    with pytest.raises(TypeError, match=r"labels has dtype torch.float32: expected integer labels"):
         make()(torch.ones(4, 12), torch.zeros(4))
-    with pytest.raises(TypeError, match="skip is 1.5: expected an integer"):
+    with pytest.raises(TypeError, match=r"skip is 1.5: expected an integer"):
         make()(torch.ones(4, 12), torch.zeros(4).long(), skip=1.5)
 
 
