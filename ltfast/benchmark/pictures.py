@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ltfast.benchmark.results import FLOORS, largest, note
-from ltfast.engine.picture import as_text, picture, short_name
+from ltfast.picture import as_text, picture, short_name
 
 SLOWER, FASTER = "tab:blue", "tab:orange"  # than ltfast
 

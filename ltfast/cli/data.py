@@ -78,8 +78,8 @@ def _options(options: Sequence[Option], args: Any) -> dict[str, str]:
 
 def _write(out: Path, found: Any) -> list[str]:
     """Write the findings, and return the names of the files."""
-    from ltfast.engine.files import replace_file
     from ltfast.engine.report import write_json
+    from ltfast.files import replace_file
     from ltfast.inspection.picture import plot_counts
 
     text = io.StringIO()

@@ -54,10 +54,10 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from ltfast.engine import identity, metrics, report
     from ltfast.engine.accelerator import make_accelerator
-    from ltfast.engine.measures import measures
-    from ltfast.engine.outcome import Outcome
-    from ltfast.engine.predictions import write_predictions
-    from ltfast.engine.scores import Scores
+    from ltfast.evaluation.measures import measures
+    from ltfast.evaluation.outcome import Outcome
+    from ltfast.evaluation.predictions import write_predictions
+    from ltfast.evaluation.scores import Scores
     from ltfast.runs.calibration import calibrated
     from ltfast.runs.restore import groups_of, restore_with_test_images
 
@@ -110,7 +110,12 @@ def evaluate(argv: Sequence[str]) -> int:
         result["groups"] = report.describe_groups(groups, trained.facts.get("group_minima"))
         rows = out.with_name(f"{out.stem}_predictions.csv")
         write_predictions(rows, outcome, names, trained.images.image_name)
-        report.write_json(out, {**result, "data": trained.source, "checkpoint": str(checkpoint)})
+        origin = {
+            "data": trained.source,
+            "checkpoint": str(checkpoint),
+            "calibration": calibration and str(calibration),
+        }
+        report.write_json(out, {**result, **origin})
         print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
         say(f"written to {out} and {rows}")
     accelerator.end_training()

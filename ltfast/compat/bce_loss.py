@@ -3,8 +3,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.compat.device import follow
 from ltfast.losses import BalancedBCELoss
+from ltfast.losses.device import follow
 from ltfast.ops.balanced_bce import check_arguments, reference
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.checks import check_classes, check_logits, check_reduction, check_reference_labels

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltfast.engine.files import replace_file
 from ltfast.engine.schema import (
     Mismatch,
     Schema,
@@ -32,6 +31,7 @@ from ltfast.engine.schema import (
 )
 from ltfast.engine.stage import Adapted, Plan
 from ltfast.errors import InputError, InputNotFoundError
+from ltfast.files import replace_file
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"

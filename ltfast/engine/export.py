@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ltfast.engine.files import replace_file
 from ltfast.engine.stage import Predictor
+from ltfast.files import replace_file
 
 FACTS = "ltfast.json"  # in the file, beside the program
 

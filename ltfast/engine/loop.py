@@ -22,21 +22,16 @@ from torch import Tensor, nn
 from ltfast.engine.average import WeightAverage
 from ltfast.engine.checkpoint import CHECKPOINT, WEIGHTS
 from ltfast.engine.estimate import Estimate
-from ltfast.engine.files import remove_partial_files
 from ltfast.engine.finite import check_losses, check_scale
 from ltfast.engine.identity import SAME_COMMAND, check_processes, run_identity, same_folder
 from ltfast.engine.interrupt import Interrupt, graceful_interrupt
 from ltfast.engine.lock import Lock, locked
 from ltfast.engine.log import Log
-from ltfast.engine.measures import measures
 from ltfast.engine.metrics import evaluate
-from ltfast.engine.outcome import Outcome
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.position import Position
-from ltfast.engine.predictions import PREDICTIONS, write_predictions
 from ltfast.engine.report import METRICS, PICTURE, describe_groups, finished_report, write_report
 from ltfast.engine.run_checkpoint import RunCheckpoint
-from ltfast.engine.scores import Scores
 from ltfast.engine.seeding import seed_everything
 from ltfast.engine.selection import Selection
 from ltfast.engine.settings import RunSettings
@@ -44,6 +39,11 @@ from ltfast.engine.stage import Plan, Predictor, Stage, freeze_untrained, replic
 from ltfast.engine.sync_batch_norm import synchronise_batch_norm
 from ltfast.engine.timing import time_last_losses
 from ltfast.engine.votes import VOTE_STEPS, any_process
+from ltfast.evaluation.measures import measures
+from ltfast.evaluation.outcome import Outcome
+from ltfast.evaluation.predictions import PREDICTIONS, write_predictions
+from ltfast.evaluation.scores import Scores
+from ltfast.files import remove_partial_files
 from ltfast.ops.core.torch_internals import leave_to_processes
 from ltfast.progress import in_words
 

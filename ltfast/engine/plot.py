@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from ltfast.engine.picture import as_text, picture, short_name
+from ltfast.picture import as_text, picture, short_name
 
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _RUNS = ("#9aa5b1", "#4878a8", "#c4513f", "#d08c28", "#5a9367", "#8466a8")  # the first run is the baseline

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltfast import terminal
-from ltfast.engine.files import replace_file
 from ltfast.engine.folds import over_folds
 from ltfast.engine.plot import plot_per_class
 from ltfast.engine.schema import integer, list_of, mapping, number, optional, plain, read_json, record, text
 from ltfast.errors import InputError, InputNotFoundError
+from ltfast.files import replace_file
 
 METRICS, PICTURE, MISTAKES = "metrics.json", "per_class.png", "mistakes.png"
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ltfast.engine.picture import as_text, picture, short_name
+from ltfast.picture import as_text, picture, short_name
 
 _COLOURS = {"many": "#4878a8", "medium": "#d08c28", "few": "#c4513f"}
 _INK, _GRID = "#262626", "#e6e6e6"

@@ -2,8 +2,13 @@
 
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
+from ltfast.losses.balanced_softmax import BalancedSoftmaxLoss
+from ltfast.losses.class_balanced import ClassBalancedLoss, effective_number_weights
 from ltfast.losses.compensation import CompensationLoss
 from ltfast.losses.dscl import DSCLLoss, SupConQueueLoss
+from ltfast.losses.focal import FocalLoss
+from ltfast.losses.gcl import GCLLoss
+from ltfast.losses.lade import LADELoss
 from ltfast.losses.ldam import LDAMLoss
 from ltfast.losses.linear import (
     LinearAGCLLoss,
@@ -18,12 +23,19 @@ from ltfast.losses.pbsd import PBSDLoss
 from ltfast.losses.proco import ProCoLoss
 from ltfast.losses.proco_branch import ProCoBranch
 from ltfast.losses.queue_contrast import QueueContrast
+from ltfast.losses.seesaw import SeesawLoss
+from ltfast.losses.vs import VSLoss
 
 __all__ = [
     "AGCLLoss",
     "BalancedBCELoss",
+    "BalancedSoftmaxLoss",
+    "ClassBalancedLoss",
     "CompensationLoss",
     "DSCLLoss",
+    "FocalLoss",
+    "GCLLoss",
+    "LADELoss",
     "LDAMLoss",
     "LinearAGCLLoss",
     "LinearBalancedBCELoss",
@@ -36,5 +48,8 @@ __all__ = [
     "ProCoBranch",
     "ProCoLoss",
     "QueueContrast",
+    "SeesawLoss",
     "SupConQueueLoss",
+    "VSLoss",
+    "effective_number_weights",
 ]

@@ -137,5 +137,5 @@ class AGCLLoss(nn.Module):
             check_classes(cosine, num_classes, "cosine")
             loss = ops.agcl(cosine, target, clouds, generator=generator, **options)
         if self.watch.due(cosine):
-            self.watch.cosines("AGCLLoss", "cosine", cosine)
+            self.watch.cosines(type(self).__name__, "cosine", cosine)
         return loss

@@ -38,7 +38,7 @@ def shifted_cross_entropy(
         ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
             with ``LTFAST_CHECKS=1``.
     """
-    _check(logits, target, len(shift), *names)
+    check_scores(logits, target, len(shift), *names)
     if weight is not None and weight.shape != shift.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected ({len(shift)},), one value per class")
     labels = logits.shape[:1] + logits.shape[2:]
@@ -46,8 +46,8 @@ def shifted_cross_entropy(
     if soft and target.requires_grad:
         raise ValueError(f"{names[1]} requires a gradient: the loss is differentiated in the logits only")
     loss = cross_entropy(
-        _rows(logits),
-        _rows(target) if soft else target.flatten(),
+        as_rows(logits),
+        as_rows(target) if soft else target.flatten(),
         shift,
         weight=weight,
         label_smoothing=label_smoothing,
@@ -57,7 +57,7 @@ def shifted_cross_entropy(
     return loss.view(labels) if reduction == "none" else loss
 
 
-def _rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """(B, C, d1, ...) as (B d1 ..., C)."""
     return x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
 
@@ -82,7 +82,7 @@ def label_cross_entropy(
         raise ValueError(f"{name} has a label out of range: expected labels in [0, {scores.shape[1]})") from error
 
 
-def _check(logits: Tensor, target: Tensor, classes: int, name: str, target_name: str) -> None:
+def check_scores(logits: Tensor, target: Tensor, classes: int, name: str, target_name: str) -> None:
     for what, tensor in ((name, logits), (target_name, target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{what} is a {type(tensor).__name__}: expected a tensor")

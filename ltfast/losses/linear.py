@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ltfast import ops
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.losses.balanced_bce import BalancedBCELoss
+from ltfast.losses.balanced_softmax import BalancedSoftmaxLoss
 from ltfast.losses.compensation import CompensationLoss
+from ltfast.losses.gcl import GCLLoss
 from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.ops.core.class_counts import ClassCounts
 from ltfast.ops.core.collectives import own_share
@@ -241,9 +243,11 @@ class LinearAGCLLoss(AGCLLoss):
 _FORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.CrossEntropyLoss: LinearCrossEntropyLoss,
     LogitAdjustedLoss: LinearLogitAdjustedLoss,
+    BalancedSoftmaxLoss: LinearLogitAdjustedLoss,
     CompensationLoss: LinearCompensationLoss,
     BalancedBCELoss: LinearBalancedBCELoss,
     AGCLLoss: LinearAGCLLoss,
+    GCLLoss: LinearAGCLLoss,
 }
 
 

@@ -1,8 +1,9 @@
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
+from ltfast.losses.fixed_dtype import FixedDtype
 from ltfast.ops.core.checks import (
     check_class_vector,
     check_integer,
@@ -13,7 +14,7 @@ from ltfast.ops.core.checks import (
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
-class LogitAdjustedLoss(nn.Module):
+class LogitAdjustedLoss(FixedDtype):
     """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
 
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10. With ``tau=1`` it is the balanced

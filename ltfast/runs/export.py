@@ -16,8 +16,8 @@ from torchvision.transforms import Resize
 from ltfast.data.pillow_resize import PixelCrop, PixelResize
 from ltfast.data.transforms import CentreCrop, Convert, NormalizedTensor
 from ltfast.engine.export import FACTS, export_predictor, save_program
-from ltfast.engine.files import replace_file
 from ltfast.errors import InputError
+from ltfast.files import replace_file
 from ltfast.runs.calibration import Calibration
 from ltfast.runs.classifier import probabilities
 from ltfast.runs.onnx_files import onnx_bytes, onnx_session

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from ltfast.data import ImageDataset, ImageDecodeError, ImageNotFoundError
-from ltfast.engine.predictions import PREDICTIONS, read_predictions
 from ltfast.engine.report import MISTAKES
-from ltfast.engine.result_plots import MOST_MISTAKES, Mistake, plot_mistakes
+from ltfast.evaluation.predictions import PREDICTIONS, read_predictions
+from ltfast.evaluation.result_plots import MOST_MISTAKES, Mistake, plot_mistakes
 
 
 def draw_mistakes(folder: Path, metrics: Mapping[str, Any], images: ImageDataset) -> None:

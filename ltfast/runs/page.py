@@ -7,10 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ltfast.engine.files import replace_file
-from ltfast.engine.predictions import PREDICTIONS, read_predictions
 from ltfast.engine.report import MISTAKES, PICTURE
-from ltfast.engine.result_plots import plot_by_frequency, plot_confusion, plot_reliability
+from ltfast.evaluation.predictions import PREDICTIONS, read_predictions
+from ltfast.evaluation.result_plots import plot_by_frequency, plot_confusion, plot_reliability
+from ltfast.files import replace_file
 
 PAGE = "report.html"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ltfast.data.sources import PackageError
-from ltfast.engine.csv_lines import digits, line
-from ltfast.engine.files import replace_file
 from ltfast.engine.report import write_json
 from ltfast.engine.schema import read_json
 from ltfast.errors import InputError
+from ltfast.evaluation.csv_lines import digits, line
+from ltfast.files import replace_file
 from ltfast.runs.predict import Row
 
 FORMATS = (".csv", ".json", ".jsonl", ".parquet")

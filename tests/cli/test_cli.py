@@ -287,7 +287,7 @@ def test_milestones_with_commas(monkeypatch):
         (["train", "--out", "o", "--lr", "-1"], "--lr: expected a positive number, got -1.0"),
         (["train", "--out", "o", "--lr", "-1e-3"], "--lr: expected a positive number, got -0.001"),
         (["train", "--out", "o", "--loss", "focal"], "--loss: expected one of cross_entropy, .*agcl.*, got 'focal'"),
-        (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, got 'p'"),
+        (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, step, got 'p'"),
         (["train", "--out", "o", "--imbalance", "x"], "--imbalance: expected float or none, got 'x'"),
         (["train", "--out", "o", "--milestones", "1,x"], "--milestones: expected int,int,..., got"),
         (["train", "--out", "o", "--image-size", "0"], "--image-size: expected at least 1 pixel, or auto, got 0"),

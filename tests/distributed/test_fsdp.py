@@ -10,14 +10,19 @@ from distributed.harness import run_processes
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
+    BalancedSoftmaxLoss,
     CompensationLoss,
     DSCLLoss,
+    FocalLoss,
+    GCLLoss,
     LDAMLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
     ProCoLoss,
+    SeesawLoss,
     SupConQueueLoss,
+    VSLoss,
 )
 
 COUNTS = [50, 20, 5]
@@ -71,6 +76,11 @@ LOSSES = {
     "logit_adjusted": lambda: Scores(LogitAdjustedLoss(COUNTS)),
     "compensation": lambda: Scores(CompensationLoss(COUNTS, 3)),
     "ldam": lambda: Scores(LDAMLoss(COUNTS)),
+    "balanced_softmax": lambda: Scores(BalancedSoftmaxLoss(COUNTS)),
+    "focal": lambda: Scores(FocalLoss(COUNTS)),
+    "gcl": lambda: Scores(GCLLoss(COUNTS, noise_mul=0.0)),
+    "seesaw": lambda: Scores(SeesawLoss(COUNTS)),
+    "vs": lambda: Scores(VSLoss(COUNTS)),
     "proco": Statistics,
     "dscl": lambda: Queued(DSCLLoss()),
     "supcon": lambda: Queued(SupConQueueLoss()),

@@ -16,8 +16,8 @@ from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoin
 from ltfast.engine.finite import TrainingError
 from ltfast.engine.lock import _lock, locked
 from ltfast.engine.plot import plot_per_class
-from ltfast.engine.predictions import PREDICTIONS, read_predictions
 from ltfast.engine.seeding import seed_everything
+from ltfast.evaluation.predictions import PREDICTIONS, read_predictions
 
 
 def weights(out):

@@ -9,8 +9,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from faults.conftest import same_bits, tiny, tiny_npz
+from ltfast import files
 from ltfast.cli import main
-from ltfast.engine import events, files
+from ltfast.engine import events
 from ltfast.engine.checkpoint import CHECKPOINT, load_checkpoint
 from ltfast.engine.events import Events
 from ltfast.engine.loop import _Run

@@ -14,8 +14,8 @@ from ltfast.benchmark import pictures
 from ltfast.cli import main
 from ltfast.engine import events
 from ltfast.engine.export import save_program
-from ltfast.engine.files import remove_partial_files, replace_file
 from ltfast.engine.plot import plot_choices
+from ltfast.files import remove_partial_files, replace_file
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {

@@ -10,14 +10,21 @@ from ltfast import compat
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
+    BalancedSoftmaxLoss,
+    ClassBalancedLoss,
     CompensationLoss,
     DSCLLoss,
+    FocalLoss,
+    GCLLoss,
+    LADELoss,
     LDAMLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
     ProCoLoss,
+    SeesawLoss,
     SupConQueueLoss,
+    VSLoss,
 )
 from ltfast.losses.cross_entropy import shifted_cross_entropy
 
@@ -60,6 +67,14 @@ LOGITS = {
     "balanced_bce": lambda: BalancedBCELoss(COUNTS),
     "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS),
     "compensation": lambda: CompensationLoss(COUNTS, 3),
+    "balanced_softmax": lambda: BalancedSoftmaxLoss(COUNTS),
+    "class_balanced": lambda: ClassBalancedLoss(COUNTS),
+    "class_balanced, focal": lambda: ClassBalancedLoss(COUNTS, loss="focal"),
+    "focal": lambda: FocalLoss(COUNTS),
+    "gcl": lambda: GCLLoss(COUNTS),
+    "lade": lambda: LADELoss(COUNTS),
+    "seesaw": lambda: SeesawLoss(COUNTS).eval(),
+    "vs": lambda: VSLoss(COUNTS),
     "ldam": lambda: LDAMLoss(COUNTS),
     "ldam, weighted": lambda: LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat agcl": lambda: compat.AGCL(COUNTS),
@@ -76,8 +91,11 @@ FEATURES = {
     "dscl": lambda: over_queue(DSCLLoss()),
     "compat dscl": lambda: in_one_batch(compat.DSCLLoss(K=8)),
 }
-DENSE = ("logit_adjusted", "compensation", "compat logit_adjust")  # accept (B, C, d1, ...), like cross-entropy
-SOFT = (*DENSE, "balanced_bce", "compat bce", "compat bce, none")
+# accept (B, C, d1, ...), like cross-entropy, and probabilities too
+DENSE_AND_SOFT = ("logit_adjusted", "compensation", "compat logit_adjust", "balanced_softmax", "class_balanced")
+DENSE_AND_SOFT += ("class_balanced, focal", "focal", "lade", "vs")
+DENSE = (*DENSE_AND_SOFT, "seesaw")
+SOFT = (*DENSE_AND_SOFT, "balanced_bce", "compat bce", "compat bce, none")
 
 
 def arguments(name, rows=ROWS):
@@ -133,6 +151,14 @@ def ignoring(name, ignore_index, reduction="mean"):
         "balanced_bce": lambda: BalancedBCELoss(COUNTS, label_smoothing=0.1, **options),
         "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS, label_smoothing=0.1, **options),
         "compensation": lambda: CompensationLoss(COUNTS, 3, weight=torch.arange(1.0, 1 + CLASSES), **options),
+        "balanced_softmax": lambda: BalancedSoftmaxLoss(COUNTS, label_smoothing=0.1, **options),
+        "class_balanced": lambda: ClassBalancedLoss(COUNTS, label_smoothing=0.1, **options),
+        "class_balanced, focal": lambda: ClassBalancedLoss(COUNTS, loss="focal", **options),
+        "focal": lambda: FocalLoss(COUNTS, weight=torch.arange(1.0, 1 + CLASSES), **options),
+        "gcl": lambda: GCLLoss(COUNTS, **options).eval(),
+        "lade": lambda: LADELoss(COUNTS, **options),
+        "seesaw": lambda: SeesawLoss(COUNTS, **options).eval(),
+        "vs": lambda: VSLoss(COUNTS, label_smoothing=0.1, **options),
         "ldam": lambda: LDAMLoss(COUNTS, **options),
         "ldam, weighted": lambda: LDAMLoss(COUNTS, weight=torch.arange(1.0, 1 + CLASSES), **options),
     }.get(name, lambda: LOGITS[name]().eval())()
@@ -166,7 +192,8 @@ def test_ignored_labels_are_left_out(name, ignore_index):
 
 
 @pytest.mark.parametrize(
-    "name", ["agcl", "agcl, balanced", "balanced_bce", "logit_adjusted", "compensation", "ldam", "ldam, weighted"]
+    "name",
+    [name for name in LOGITS if not name.startswith("compat") and name != "lade"],  # whose rows share a term
 )
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_ignored_labels_have_no_loss(name, reduction):
@@ -221,7 +248,7 @@ def test_statistics_leave_ignored_labels_out(make):
     assert whole.counts.sum() == (labels >= 0).sum()
 
 
-@pytest.mark.parametrize("name", ["agcl", "balanced_bce", "logit_adjusted", "compensation", "ldam", "proco"])
+@pytest.mark.parametrize("name", [name for name in IGNORING if not name.startswith("compat")])
 def test_an_ignore_index_that_is_no_integer(name):
     for bad in (None, 1.5, "x"):
         with pytest.raises(TypeError, match="ignore_index is"):
@@ -285,6 +312,8 @@ def test_logits_of_every_pixel(name):
         labels = torch.randint(CLASSES, (shape[0], *shape[2:]))
         flat = logits.movedim(1, -1).reshape(-1, CLASSES)
         torch.testing.assert_close(loss(logits, labels), loss(flat, labels.flatten()))
+        if name not in SOFT:
+            continue
         soft = torch.rand(shape, dtype=torch.float64).softmax(1)
         per_pixel = loss(flat, soft.movedim(1, -1).reshape(-1, CLASSES))
         torch.testing.assert_close(loss(logits, soft), per_pixel)

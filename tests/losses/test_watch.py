@@ -13,7 +13,16 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from ltfast import compat
-from ltfast.losses import AGCLLoss, DSCLLoss, LDAMLoss, MemoryQueue, PBSDLoss, ProCoLoss, SupConQueueLoss
+from ltfast.losses import (
+    AGCLLoss,
+    DSCLLoss,
+    GCLLoss,
+    LDAMLoss,
+    MemoryQueue,
+    PBSDLoss,
+    ProCoLoss,
+    SupConQueueLoss,
+)
 from ltfast.losses.watch import Watch
 from ltfast.models import CosineClassifier
 from ltfast.ops.core import checks
@@ -45,6 +54,7 @@ def cosines(length):
 # a loss and its arguments: all of length 1, or one of them with another length
 NEEDS_COSINES = {
     "agcl": lambda: AGCLLoss(COUNTS),
+    "gcl": lambda: GCLLoss(COUNTS),
     "ldam": lambda: LDAMLoss(COUNTS),
     "compat agcl": lambda: compat.AGCL(COUNTS),
     "compat agcl, focal": lambda: compat.AGCL(COUNTS, train_cls=True),

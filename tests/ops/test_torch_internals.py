@@ -153,6 +153,17 @@ def test_a_kept_graph_is_noticed(missing, keep):
     assert found == [keep or missing is not None]
 
 
+def test_a_backward_pass_is_noticed():
+    """Else a loss that counts its labels counts them again where activations are checkpointed."""
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: found.append(torch_internals.in_backward()))
+    assert not torch_internals.in_backward()
+    x.sum().backward()
+    assert found == [True]
+    assert not torch_internals.in_backward()
+
+
 def test_changes_in_place_are_counted():
     """Else create_graph=True differentiates a queue that has moved on."""
     x = torch.rand(2)

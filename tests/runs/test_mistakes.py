@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from ltfast.data import FileDataset
-from ltfast.engine.outcome import Outcome
-from ltfast.engine.predictions import write_predictions
+from ltfast.evaluation.outcome import Outcome
+from ltfast.evaluation.predictions import write_predictions
 from ltfast.runs import mistakes
 
 

@@ -14,11 +14,11 @@ from browser import looked_at
 from ltfast.cli import main
 from ltfast.cli.command import command_of
 from ltfast.data import class_groups
-from ltfast.engine.measures import measures
 from ltfast.engine.metrics import accuracies
-from ltfast.engine.outcome import Outcome
-from ltfast.engine.predictions import write_predictions
 from ltfast.engine.report import write_report
+from ltfast.evaluation.measures import measures
+from ltfast.evaluation.outcome import Outcome
+from ltfast.evaluation.predictions import write_predictions
 
 NAMES = ("<script>document.title = 'run'</script>", '"><img src=x onerror=alert(1)>', "Rhabarber" * 12, "{{ 7 * 7 }}")
 

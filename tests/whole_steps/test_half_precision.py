@@ -9,14 +9,21 @@ from torch.utils.checkpoint import checkpoint
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
+    BalancedSoftmaxLoss,
+    ClassBalancedLoss,
     CompensationLoss,
     DSCLLoss,
+    FocalLoss,
+    GCLLoss,
+    LADELoss,
     LDAMLoss,
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
     ProCoLoss,
+    SeesawLoss,
     SupConQueueLoss,
+    VSLoss,
 )
 from whole_steps.stages import STAGES, first_batches, make_stage, seed
 
@@ -130,6 +137,13 @@ LOSSES = {
     "logit_adjusted": lambda: LogitAdjustedLoss(COUNTS),
     "compensation": lambda: CompensationLoss(COUNTS, 3),
     "ldam": lambda: LDAMLoss(COUNTS),
+    "balanced_softmax": lambda: BalancedSoftmaxLoss(COUNTS),
+    "class_balanced": lambda: ClassBalancedLoss(COUNTS),
+    "focal": lambda: FocalLoss(COUNTS),
+    "gcl": lambda: GCLLoss(COUNTS),
+    "lade": lambda: LADELoss(COUNTS),
+    "seesaw": lambda: SeesawLoss(COUNTS).eval(),  # a call counts its labels
+    "vs": lambda: VSLoss(COUNTS),
     "proco": OfStatistics,
     "supcon": lambda: OfQueue(SupConQueueLoss()),
     "dscl": lambda: OfQueue(DSCLLoss()),

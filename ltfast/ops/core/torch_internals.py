@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 _any_autocast: Any = getattr(torch._C, "_is_any_autocast_enabled", None)
 _no_autocast: Any = getattr(torch._C, "_DisableAutocast", None)
 _keeps_graph: Any = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+_graph_task: Any = getattr(torch._C, "_current_graph_task_id", None)
 _has_storage: Any = getattr(torch._C, "_has_storage", None)
 _flash_attention: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _gpu_attentions: dict[str, Any] = {
@@ -109,6 +110,12 @@ def below_autograd() -> AbstractContextManager[Any]:
 def keeps_graph() -> bool:
     """Whether the running backward pass keeps its graph for another one (``retain_graph=True``)."""
     return _keeps_graph is None or _keeps_graph()
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running, which calls a forward pass again where activations are checkpointed. Without
+    the private name this is not noticed."""
+    return _graph_task is not None and _graph_task() != -1
 
 
 def version(tensor: Tensor) -> int:

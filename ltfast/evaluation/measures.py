@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltfast.engine.figures import overall
-from ltfast.engine.intervals import intervals
-from ltfast.engine.outcome import Outcome
+from ltfast.evaluation.figures import overall
+from ltfast.evaluation.intervals import intervals
+from ltfast.evaluation.outcome import Outcome
 
 
 def measures(

@@ -11,9 +11,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ltfast.engine.figures import BINS
-from ltfast.engine.picture import as_text, picture, short_name
-from ltfast.engine.predictions import Predictions
+from ltfast.evaluation.figures import BINS
+from ltfast.evaluation.predictions import Predictions
+from ltfast.picture import as_text, picture, short_name
 
 MOST_MISTAKES = 24
 
@@ -32,7 +32,7 @@ def plot_confusion(predictions: Predictions, classes: Sequence[Mapping[str, Any]
 
     Args:
         predictions: of the test images.
-        classes: from `ltfast.engine.measures.class_records`, length C.
+        classes: from `ltfast.evaluation.measures.class_records`, length C.
     """
     order = _by_frequency(classes)
     width = -(-len(order) // _BLOCKS) if len(order) > 2 * _BLOCKS else 1  # classes of a row
@@ -112,7 +112,8 @@ def plot_by_frequency(classes: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Draw the recall and the precision of each class by its number of training images, and their running means.
 
     Args:
-        classes: from `ltfast.engine.measures.class_records`, length C. Those without training images are drawn at 1.
+        classes: from `ltfast.evaluation.measures.class_records`, length C. Those without training images are drawn
+            at 1.
     """
     figure = Figure(figsize=(9, 4.4), dpi=150, layout="constrained")
     counts = np.array([max(one["training_images"], 1) for one in classes])

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 
-from ltfast.engine.files import replace_file
+from ltfast.files import replace_file
 from ltfast.terminal import say
 
 P = ParamSpec("P")

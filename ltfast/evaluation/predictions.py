@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ltfast.engine.csv_lines import digits, line
-from ltfast.engine.files import replace_file
-from ltfast.engine.outcome import Outcome
 from ltfast.errors import InputError
+from ltfast.evaluation.csv_lines import digits, line
+from ltfast.evaluation.outcome import Outcome
+from ltfast.files import replace_file
 
 PREDICTIONS = "predictions.csv"
 

@@ -9,7 +9,7 @@ from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 
 from ltfast.engine import plot, report
-from ltfast.engine.picture import as_text, picture, short_name
+from ltfast.picture import as_text, picture, short_name
 
 NAMES = ["Ba$$in", "$x^{$", "a\tb\nc", "x" * 300, "\x07\x1b[31m", "שלום", "\udcff", r"\$1", "%s", "", "<b>&amp;"]
 COUNTS = list(range(len(NAMES), 0, -1))
@@ -84,7 +84,7 @@ def test_characters_take_the_fonts_that_have_them(monkeypatch):
 
 @pytest.mark.filterwarnings("error")
 def test_characters_that_no_font_has_are_said_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ltfast.engine.picture._others", list)  # this machine's
+    monkeypatch.setattr("ltfast.picture._others", list)  # this machine's
     names = ["\U00012000\U0001f9ff", "\U00012000", *NAMES[2:]]
     assert plot.plot_per_class(tmp_path / "p.png", METRICS, names, GROUPS)
     said = capsys.readouterr().out

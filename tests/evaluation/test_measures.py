@@ -9,12 +9,12 @@ from sklearn import metrics as sk
 from torch.nn.functional import one_hot
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from ltfast.engine.figures import overall, weighted_figures
-from ltfast.engine.intervals import LEVEL, RESAMPLES, intervals
-from ltfast.engine.measures import class_records, measures
-from ltfast.engine.outcome import Outcome
-from ltfast.engine.predictions import read_predictions, write_predictions
-from ltfast.engine.scores import Scores
+from ltfast.evaluation.figures import overall, weighted_figures
+from ltfast.evaluation.intervals import LEVEL, RESAMPLES, intervals
+from ltfast.evaluation.measures import class_records, measures
+from ltfast.evaluation.outcome import Outcome
+from ltfast.evaluation.predictions import read_predictions, write_predictions
+from ltfast.evaluation.scores import Scores
 
 GROUPS = {"many": [0, 1], "medium": [2, 3, 4], "few": [5, 6]}
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]

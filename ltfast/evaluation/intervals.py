@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltfast.engine.figures import weighted_figures
-from ltfast.engine.outcome import Outcome
+from ltfast.evaluation.figures import weighted_figures
+from ltfast.evaluation.outcome import Outcome
 
 LEVEL = 0.95
 RESAMPLES = 1000

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ltfast.engine.outcome import Outcome
+from ltfast.evaluation.outcome import Outcome
 
 BINS = 15  # of the calibration error
 

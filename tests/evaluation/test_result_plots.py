@@ -3,9 +3,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ltfast.engine import result_plots
-from ltfast.engine.predictions import Predictions
-from ltfast.engine.result_plots import Mistake
+from ltfast.evaluation import result_plots
+from ltfast.evaluation.predictions import Predictions
+from ltfast.evaluation.result_plots import Mistake
 
 ODD = ("$x^{$", "<script>", "a\nb", "日本", "x" * 60)
 

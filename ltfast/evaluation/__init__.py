@@ -1,0 +1,1 @@
+"""What a run says about its test images: measures, their intervals, predictions, pictures of them."""
