@@ -495,3 +495,16 @@ def test_an_empty_batch_leaves_statistics_as_they_are():
     for name, value in STATISTICS.state_dict().items():
         assert torch.equal(loss.state_dict()[name], value)
     assert loss.logits(torch.zeros(0, WIDTH)).shape == (0, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["AGCLLoss", "BalancedBCELoss", "LDAMLoss", "ProCoLoss"])
+def test_compiled_with_all_arguments(name):
+    row = TABLE[name]
+    sizes = () if "(B, C, d1, ...)" in row.no else (3,)
+    target = labels_of(*sizes) if "probabilities" in row.no else soft_of(*sizes)
+    loss = row.make(COUNTS, weight=weight_vector(), label_smoothing=0.1)
+    inputs = inputs_of(row, *sizes)
+    expected = value_and_gradient(lambda x: loss(x, target), inputs, torch.tensor(2.0))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = value_and_gradient(lambda x: compiled(x, target), inputs, torch.tensor(2.0))
+    torch.testing.assert_close(found, expected)
