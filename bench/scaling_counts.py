@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from ltfast.benchmark.run import machine
 from ltfast.data import DataBundle, PatchViews, SeededViews, train_transform
 from ltfast.data.datasets import FileDataset
-from ltfast.models import ImageClassifier, MaskedAutoencoder, PromptedClassifier, TwoBranchClassifier, make_backbone
+from ltfast.models import ImageClassifier, MaskedAutoencoder, ProjectionHead, PromptedClassifier, make_backbone
 
 ROOT = Path(__file__).parent.parent
 COUNTS, LOADING = ROOT / "bench/results/model/counts.json", ROOT / "bench/results/model/loading.json"
@@ -114,6 +114,18 @@ def plain(network: Any, number: int) -> Tensor:
     return network(torch.randn(number, 3, 224, 224)).float().sum()
 
 
+class TwoBranches(ImageClassifier):
+    """A classifier with a projection head, as the contrastive methods train them."""
+
+    def __init__(self, head: Any = "linear", **options: Any) -> None:
+        super().__init__("resnet50", CLASSES, head=head)
+        self.projection = ProjectionHead(self.head.in_features, **options)
+
+    def branches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(images)
+        return self.head(features), self.projection(features)
+
+
 def three_views(network: Any, number: int, pixels: int = 224) -> Tensor:
     scores, features = network.branches(torch.randn(3 * number, 3, pixels, pixels))
     return scores[:number].float().sum() + features[number:].sum()
@@ -155,7 +167,7 @@ WORKS = (
     Work(
         "proco",
         "convolutions",
-        lambda: TwoBranchClassifier("resnet50", CLASSES, head="cosine", feature_dim=1024, hidden_dim=2048),
+        lambda: TwoBranches("cosine", feature_dim=1024, hidden_dim=2048),
         three_views,
         "randaugment, 2 simclr",
         # sums of two epochs, directions and starts; counts of two epochs; kappa and log prior
@@ -166,7 +178,7 @@ WORKS = (
     Work(
         "dscl contrast",
         "convolutions",
-        lambda: TwoBranchClassifier("resnet50", CLASSES, feature_dim=128, hidden_dim=None, batch_norm=False),
+        lambda: TwoBranches(feature_dim=128, hidden_dim=None, batch_norm=False),
         query_key_patches,
         "dscl, 5 patches",
         encoders=1,
@@ -213,9 +225,9 @@ WORKS = (
 
 # The networks of `ltfast bench step` on a CPU in float32, whose peak memory was measured.
 BENCHED: dict[str, tuple[Build, Run]] = {
-    "proco": (lambda: TwoBranchClassifier("resnet50", CLASSES), lambda network, n: three_views(network, n, 112)),
+    "proco": (lambda: TwoBranches(), lambda network, n: three_views(network, n, 112)),
     "dscl": (
-        lambda: TwoBranchClassifier("resnet50", CLASSES, hidden_dim=None, batch_norm=False),
+        lambda: TwoBranches(hidden_dim=None, batch_norm=False),
         lambda network, n: query_key_patches(network, n, 112),
     ),
     "lpt": (lambda: prompted(group=True, backbone="vit_small_patch16_224"), grouped),

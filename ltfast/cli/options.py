@@ -44,7 +44,12 @@ DATA = (
         "subsample the training images to a long tail with this ratio of the largest to the smallest class; none: "
         "use all images",
     ),
-    Option("profile", Literal["exponential", "pareto"], "exponential", "shape of the long tail"),
+    Option(
+        "profile",
+        Literal["exponential", "pareto", "step"],
+        "exponential",
+        "shape of the long tail; step: half of the classes keep their images, the others are cut",
+    ),
     Option(
         "validation",
         float | None,

@@ -1,8 +1,8 @@
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.compat.device import follow
 from ltfast.losses import AGCLLoss
+from ltfast.losses.device import follow
 from ltfast.ops.core.checks import check_class_vector, check_classes
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.tensors import reduce

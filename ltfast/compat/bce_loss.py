@@ -3,8 +3,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.compat.device import follow
-from ltfast.losses import BalancedBCELoss
+from ltfast.losses import BalancedBCELoss, effective_number_weights
+from ltfast.losses.device import follow
 from ltfast.ops.balanced_bce import check_arguments, reference
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.checks import check_classes, check_logits, check_reduction, check_reference_labels
@@ -54,8 +54,7 @@ class BCE_loss(nn.Module):
         if type == "Bal":
             bias = BalancedBCELoss(parse_class_counts(args.cls_num, at_least=2, name="args.cls_num")).bias
         if type == "CB":
-            weight = (1 - 0.9999) / (1 - 0.9999 ** parse_class_counts(args.cls_num, name="args.cls_num"))
-            weight = (weight / weight.sum() * len(weight)).float()
+            weight = effective_number_weights(parse_class_counts(args.cls_num, name="args.cls_num"))
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("pos_weight", pos_weight)

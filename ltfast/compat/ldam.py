@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from ltfast import losses
-from ltfast.compat.device import follow
+from ltfast.losses.device import follow
 from ltfast.ops.core.checks import check_number, check_positive
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 

@@ -1,8 +1,8 @@
 from torch import Tensor, nn
 
-from ltfast.compat.device import follow
 from ltfast.losses import LogitAdjustedLoss
 from ltfast.losses.cross_entropy import shifted_cross_entropy
+from ltfast.losses.device import follow
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 

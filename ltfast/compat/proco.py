@@ -3,7 +3,7 @@ from typing import Any
 from torch import Tensor
 
 from ltfast import losses
-from ltfast.compat.device import follow
+from ltfast.losses.device import follow
 
 
 class ProCoLoss(losses.ProCoLoss):

@@ -16,7 +16,7 @@ from ltfast.data.device_views import device_views
 from ltfast.data.groups import class_groups, group_minima
 from ltfast.data.held_out import load_test
 from ltfast.data.image_sizes import fitting_size
-from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts
+from ltfast.data.long_tail import exponential_counts, long_tail_indices, pareto_counts, step_counts
 from ltfast.data.patches import PatchViews
 from ltfast.data.samplers import (
     ClassSampler,
@@ -65,5 +65,6 @@ __all__ = [
     "make_sampler",
     "pareto_counts",
     "square_root_probabilities",
+    "step_counts",
     "train_transform",
 ]

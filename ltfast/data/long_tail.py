@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ltfast.errors import InputError, SettingError
 
-Profile = Literal["exponential", "pareto"]
+Profile = Literal["exponential", "pareto", "step"]
 
 PARETO_POWER = 6.0  # ImageNet-LT's
 
@@ -65,6 +66,34 @@ def pareto_counts(largest: float, num_classes: int, imbalance: float) -> list[in
     return [int(smallest + (largest - smallest) * share) for share in quantiles / quantiles[0]]
 
 
+def step_counts(largest: float, num_classes: int, imbalance: float) -> list[int]:
+    """Class counts with one step: the first half of the classes keeps `n_k = int(largest)`, the others have
+    `n_k = int(int(largest) / imbalance)`. Of an odd number of classes, the middle one is among the others.
+
+    Source: Buda et al., "A systematic study of the class imbalance problem in convolutional neural networks", Neural
+    Networks 2018; Cao et al., NeurIPS 2019 (LDAM), whose code has it for even numbers of classes.
+
+    Args:
+        largest: the number of images of class 0; may be fractional, such as a mean count.
+        num_classes: C, at least 1. A single class keeps `int(largest)`.
+        imbalance: the ratio of the counts of class 0 and class C - 1, at least 1.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    _check(largest, num_classes, imbalance)
+    whole = max(num_classes // 2, 1)
+    # the same expression as in the published code, for the same rounding
+    return [int(largest)] * whole + [int(int(largest) * (1 / imbalance))] * (num_classes - whole)
+
+
+_COUNTS: dict[str, Callable[[float, int, float], list[int]]] = {
+    "exponential": exponential_counts,
+    "pareto": pareto_counts,
+    "step": step_counts,
+}
+
+
 def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profile: Profile = "exponential") -> Tensor:
     """Choose the images of the standard long-tailed split: class 0 keeps the most images, class C - 1 the fewest.
 
@@ -76,7 +105,7 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
         labels: (N,) int64, in [0, C).
         num_classes: C.
         imbalance: the ratio of the counts of the largest and the smallest class, at least 1.
-        profile: "exponential" (see `exponential_counts`) or "pareto" (see `pareto_counts`).
+        profile: "exponential" (see `exponential_counts`), "pareto" (see `pareto_counts`) or "step" (see `step_counts`).
 
     Returns:
         The positions of the kept images in `labels`, (sum of n_k,) int64, sorted by class.
@@ -84,8 +113,8 @@ def long_tail_indices(labels: Tensor, num_classes: int, imbalance: float, profil
     Raises:
         InputError: `imbalance` is below 1, the profile is unknown, or a class has no images or would keep none.
     """
-    if profile not in ("exponential", "pareto"):
-        raise SettingError("profile", "'exponential' or 'pareto'", profile)
+    if profile not in _COUNTS:
+        raise SettingError("profile", "'exponential', 'pareto' or 'step'", profile)
     classes = labels.numpy()
     available = np.bincount(classes, minlength=num_classes).tolist()
     if 0 in available:
@@ -113,8 +142,7 @@ def _fitting_counts(available: list[int], imbalance: float, profile: Profile) ->
     """The profile's counts for the mean count, or for the largest integer that fits if a class has too few images."""
 
     def counts_for(largest: float) -> list[int]:
-        make_counts = exponential_counts if profile == "exponential" else pareto_counts
-        return make_counts(largest, len(available), imbalance)
+        return _COUNTS[profile](largest, len(available), imbalance)
 
     def too_many(largest: float) -> bool:
         return any(count > images for count, images in zip(counts_for(largest), available, strict=True))

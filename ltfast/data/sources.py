@@ -98,7 +98,7 @@ def load(
 
         imbalance: the ratio of the counts of the largest and the smallest class, at least 1; None keeps all images.
             The test images are never subsampled.
-        profile: the shape of the long tail, "exponential" or "pareto"; see `ltfast.data.long_tail`.
+        profile: the shape of the long tail, "exponential", "pareto" or "step"; see `ltfast.data.long_tail`.
         root: folder of the images or downloads; used by `cifar10`, `cifar100`, `csv:`, `list:`, `torch/` and `hfds/`.
             None means the folder of the file for `csv:`, and the folder `data` for the others.
         class_names: a text file with one class name per line, line k + 1 for label k, for sources whose classes are

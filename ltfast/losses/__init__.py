@@ -21,6 +21,8 @@ from ltfast.losses.logit_adjusted import LogitAdjustedLoss
 from ltfast.losses.memory_queue import MemoryQueue
 from ltfast.losses.pbsd import PBSDLoss
 from ltfast.losses.proco import ProCoLoss
+from ltfast.losses.proco_branch import ProCoBranch
+from ltfast.losses.queue_contrast import QueueContrast
 from ltfast.losses.seesaw import SeesawLoss
 from ltfast.losses.vs import VSLoss
 
@@ -43,7 +45,9 @@ __all__ = [
     "LogitAdjustedLoss",
     "MemoryQueue",
     "PBSDLoss",
+    "ProCoBranch",
     "ProCoLoss",
+    "QueueContrast",
     "SeesawLoss",
     "SupConQueueLoss",
     "VSLoss",

@@ -1,4 +1,4 @@
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from ltfast.ops.agcl.settings import AgclSettings, check_settings
 from ltfast.ops.core.checks import check_class_weight, check_label_smoothing, check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import own_share
+
+if TYPE_CHECKING:
+    from ltfast.models import ClassParallelCosineClassifier, CosineClassifier
 
 LABELS_ONLY = (
     "The terms of this loss are defined for one label. For mixed images, add the losses of both labels, each times its "
@@ -24,7 +27,7 @@ class AGCLLoss(nn.Module):
     lowers each logit, more so for rarer classes, and confident negatives get a small weight; ``ltfast.ops.agcl`` gives
     the formula. In evaluation mode (``eval()``) the loss has no noise.
 
-    The input must be cosines, such as the output of ``ltfast.models.CosineClassifier``; the loss multiplies them by
+    The input must be cosines, such as the output of the classifier that ``head`` makes; the loss multiplies them by
     ``scale``. Values outside [-1, 1] cause a warning, once per loss object. They are checked on some calls on a CPU,
     and on a GPU only with ``LTFAST_CHECKS=1``.
 
@@ -103,6 +106,25 @@ class AGCLLoss(nn.Module):
         self.ignore_index, self.reduction = ignore_index, reduction
         self.class_parallel = class_parallel
         self.watch = Watch()
+
+    def head(self, width: int) -> "CosineClassifier | ClassParallelCosineClassifier":
+        """A new cosine classifier for this loss, to replace the last layer of a network:
+
+            criterion = AGCLLoss(class_counts)
+            network.fc = criterion.head(network.fc.in_features)
+
+        It maps features (B, width) to cosines. The class of the largest cosine is the prediction; the loss's
+        probabilities are ``softmax(scale * cosines)``.
+
+        Raises:
+            ValueError: ``width`` is below 1.
+        """
+        from ltfast.models import ClassParallelCosineClassifier, CosineClassifier  # imports timm, which takes seconds
+
+        classifier = ClassParallelCosineClassifier if self.class_parallel else CosineClassifier
+        if width < 1:
+            raise ValueError(f"width is {width}: expected at least 1")
+        return classifier(width, len(self.class_noise))
 
     def clouds(self) -> Tensor | None:
         """The noise width of each class, (C,), or with ``class_parallel`` of each of this process's classes, (C_r,).

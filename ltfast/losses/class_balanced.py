@@ -94,7 +94,7 @@ class ClassBalancedLoss(SoftmaxLoss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
             return self.cross_entropy(logits, target)
-        check_scores(logits, target, self.num_classes, "logits", "target")
+        check_scores(logits, target, self.num_classes, *self.names)
         z, targets, counted = self.rows_and_targets(logits, target)
         share = self.smoothed(targets, counted)
         z = z.clamp(-LARGEST, LARGEST)

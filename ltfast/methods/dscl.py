@@ -16,134 +16,83 @@ from ltfast.engine import Batches, Optimisation, Plan, Stage, check
 from ltfast.errors import InputError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import fused_loss
+from ltfast.methods.old_names import accept_old_names
 from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.dscl import Settings
 from ltfast.methods.supervised_stage import SupervisedStage
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
-    from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
-    from ltfast.models import TwoBranchClassifier
-
-
-class QueueLosses(nn.Module):
-    """Computes both losses; queries and patches attend to the queue in one kernel launch."""
-
-    def __init__(self, contrast: "DSCLLoss", distillation: "PBSDLoss", queue: "MemoryQueue") -> None:
-        super().__init__()
-        self.contrast, self.distillation, self.queue = contrast, distillation, queue
-
-    def forward(
-        self, query: Tensor, key: Tensor, labels: Tensor, pooled: Tensor | None = None, cropped: Tensor | None = None
-    ) -> Tensor:
-        """The contrastive loss, (1,); or with patches (B, L, D), this loss and the distillation loss, (2,)."""
-        if pooled is None or cropped is None:
-            return self.contrast(query, key, labels, self.queue)[None]
-        attended = self.queue.attend(
-            query,
-            pooled.detach().flatten(0, 1),
-            cropped.flatten(0, 1),
-            temperature=self.contrast.temperature,
-        )
-        contrast = self.contrast(query, key, labels, self.queue, attended[0])
-        distillation = self.distillation(pooled, cropped, key, self.queue, (attended[1], attended[2]))
-        return torch.stack([contrast, distillation])
+    from ltfast.losses import QueueContrast
 
 
 class ContrastStage(Stage):
-    """`contrast + pbsd_weight * distillation`; the batches are `((query, key, patches, boxes), labels)`."""
+    """Trains an encoder; the batches are `((query, key, patches, boxes), labels)`."""
 
     evaluated = False
 
-    def __init__(
-        self,
-        name: str,
-        batches: Batches,
-        optimisation: Optimisation,
-        *,
-        network: "TwoBranchClassifier",
-        losses: QueueLosses,
-        pbsd_weight: float,
-        key_momentum: float,
-    ) -> None:
+    def __init__(self, name: str, batches: Batches, optimisation: Optimisation, *, contrast: "QueueContrast") -> None:
         """
         Args:
             name, batches, optimisation: see `Stage`.
-            network: its backbone and projection head are trained.
-            losses: the losses and the queue.
-            pbsd_weight: the weight of the distillation loss; 0 leaves it out.
-            key_momentum: the share of the key encoder that is kept at each optimiser step.
+            contrast: the encoder with the losses. A `pbsd_weight` of 0 leaves out the patches.
         """
-        from timm.utils.model_ema import ModelEmaV3
-
         super().__init__(name, batches, optimisation)
-        self.network = network
-        # the key encoder stays in training mode, so that BatchNorm's running statistics, which are copied, are not used
-        self.key_network = ModelEmaV3(network, decay=key_momentum, exclude_buffers=True)
-        self.queue_losses = losses
-        self.pbsd_weight = pbsd_weight
+        self.contrast = contrast
+        accept_old_names(
+            self,
+            {
+                "network.backbone.": "contrast.encoder.",
+                "network.projection.": "contrast.projection.",
+                "key_network.module.backbone.": "contrast.key_network.encoder.",
+                "key_network.module.projection.": "contrast.key_network.projection.",
+                "queue_losses.": "contrast.losses.",
+                "network.head.": None,
+                "key_network.module.head.": None,
+            },
+        )
 
     def trained(self) -> Iterable[nn.Parameter]:
-        yield from self.network.backbone.parameters()
-        yield from self.network.projection.parameters()
+        yield from self.contrast.encoder.parameters()
+        yield from self.contrast.projection.parameters()
 
     def replicated(self) -> Iterable[Tensor]:
-        return self.queue_losses.buffers()
+        return self.contrast.losses.buffers()
 
     def train(self, mode: bool = True) -> "ContrastStage":
         super().train(mode)
-        self.key_network.train(mode)
+        # the key network stays in training mode, so that BatchNorm's running statistics, which are copied, are not used
+        self.contrast.key_network.train(mode)
         return self
 
     def start(self) -> None:
         super().start()
-        self.key_network.set(self.network)
+        self.contrast.copy_encoder()
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        from ltfast.models import feature_map
-
         (query_images, key_images, patches, boxes), labels = batch
-        maps, features = feature_map(self.network.backbone, query_images)
-        query = self.network.projection(features)
-        with torch.no_grad():
-            key = self.key_network.module.branches(key_images)[1]
-        if self.pbsd_weight == 0:
-            (contrast,) = self.queue_losses(query, key, labels)
-            total, logged = contrast, {}
-        else:
-            images, number = patches.shape[:2]
-            with torch.no_grad():  # the targets of the distillation
-                scale = maps.shape[-1] / query_images.shape[-1]
-                pooled = self.network.projection(self.pool_patches(maps, boxes, scale).flatten(0, 1))
-            cropped = self.network.projection(self.network.backbone(patches.flatten(0, 1)))
-            contrast, distillation = self.queue_losses(
-                query, key, labels, pooled.unflatten(0, (images, number)), cropped.unflatten(0, (images, number))
-            )
-            total, logged = contrast + self.pbsd_weight * distillation, {"distillation": distillation}
-        self.queue_losses.queue.enqueue(key, labels)
-        return total, {"contrast": contrast, **logged}
-
-    def pool_patches(self, maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
-        """Features (B, L, D) of patches, from feature maps (B, D, H, W) and boxes (B, L, 4) in pixels of the image.
-        `scale` is the ratio of the map's size to the image's."""
-        from ltfast.ops import patch_roi_pool
-
-        return patch_roi_pool(maps, boxes, spatial_scale=scale)
+        of_patches = () if self.contrast.pbsd_weight == 0 else (patches, boxes)
+        parts = self.contrast.parts(query_images, key_images, labels, *of_patches)
+        return self.contrast.total(parts), parts
 
     def after_step(self) -> None:
-        self.key_network.update(self.network)
+        self.contrast.after_step()
 
     def before_save(self) -> None:
-        self.queue_losses.queue.collect()
+        self.contrast.losses.queue.collect()
 
     def losses(self) -> Sequence[nn.Module]:
-        return [self.queue_losses]
+        return [self.contrast.losses]
 
 
 class ClassifierStage(SupervisedStage):
     """Trains the linear classifier only."""
 
     epochs_setting = "classifier_epochs"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        accept_old_names(self, {"network.projection.": None})
 
     def trained(self) -> Iterable[nn.Parameter]:
         return self.network.head.parameters()
@@ -164,26 +113,35 @@ def build(
     """
     # importing these takes seconds, and --help does not need them
     from ltfast.data import PatchViews, train_transform
-    from ltfast.losses import DSCLLoss, MemoryQueue, PBSDLoss
+    from ltfast.losses import QueueContrast
     from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.check_batch_norm import check_batch_norm
     from ltfast.methods.start import initial_weights
-    from ltfast.models import TwoBranchClassifier
+    from ltfast.models import ImageClassifier
 
     settings = settings.chosen(bundle)
     chosen: Any = settings  # no type says that none of these is "auto"
     size = settings.size_for(bundle)
     enough = not settings.queue_sharded or chosen.queue_size >= context.world_size
     check(enough, "queue_size", f"at least {context.world_size}, one key per process", chosen.queue_size)
-    network = TwoBranchClassifier(
+    network = ImageClassifier(
         settings.backbone,
         bundle.num_classes,
-        feature_dim=settings.feature_dim,
-        hidden_dim=None,
-        batch_norm=False,
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
+    )
+    queue_contrast = QueueContrast(
+        network.backbone,
+        network.head.in_features,
+        bundle.num_classes,
+        feature_dim=settings.feature_dim,
+        queue_size=chosen.queue_size,
+        momentum=settings.key_momentum,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        pbsd_weight=settings.pbsd_weight,
+        queue_sharded=settings.queue_sharded,
     )
     with_patches = settings.pbsd_weight > 0
     if with_patches:
@@ -202,24 +160,7 @@ def build(
         scale=settings.patch_scale,
     )
     contrast_batches = train_batches(bundle, [views], batch_size=settings.batch_size, context=context)
-    contrast = ContrastStage(
-        "contrast",
-        contrast_batches,
-        settings,
-        network=network,
-        losses=QueueLosses(
-            DSCLLoss(temperature=settings.temperature, beta=settings.beta),
-            PBSDLoss(temperature=settings.temperature),
-            MemoryQueue(
-                settings.feature_dim,
-                chosen.queue_size,
-                num_classes=bundle.num_classes,
-                sharded=settings.queue_sharded,
-            ),
-        ),
-        pbsd_weight=settings.pbsd_weight,
-        key_momentum=settings.key_momentum,
-    )
+    contrast = ContrastStage("contrast", contrast_batches, settings, contrast=queue_contrast)
     contrast.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     batch_size = min(settings.classifier_batch_size, max(len(bundle.train) // context.world_size, 1))
     together = context.normalised_together(batch_size)

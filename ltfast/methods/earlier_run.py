@@ -15,7 +15,7 @@ ENCODER = "0.autoencoder.encoder."  # the encoder before fine-tuning, in the che
 _NETWORKS = {
     "ce": "0.network.",
     "do": "0.network.network.",
-    "dscl": "0.network.",
+    "dscl": "1.network.",
     "lpt": "0.network.transformer.",
     "proco": "0.network.",
 }

@@ -14,31 +14,20 @@ from torch import Tensor, nn
 from ltfast.engine import Batches, Optimisation, Plan, Stage
 from ltfast.methods.context import BuildContext
 from ltfast.methods.fused_classifier import classifier_loss, fused_loss
+from ltfast.methods.old_names import accept_old_names
 from ltfast.methods.settings import loss_weight, unless_auto
 from ltfast.methods.settings.proco import Settings
 
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
-    from ltfast.losses import ProCoLoss
-    from ltfast.models import TwoBranchClassifier
+    from ltfast.losses import ProCoBranch
+    from ltfast.models import ImageClassifier
 
 _COSINE_SCALE = 30.0  # the authors' choice
 
 
-class UpdatedProCoLoss(nn.Module):
-    """Updates ProCo's statistics with the features before it computes the loss, so that one timing covers both."""
-
-    def __init__(self, loss: "ProCoLoss") -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        self.loss.update(features.detach(), labels)
-        return self.loss(features, labels)
-
-
 class ProCoStage(Stage):
-    """`classifier_loss(scores of view 1) + contrast_weight * contrast_loss(projections of views 2 and 3)`."""
+    """`classifier_loss(scores of view 1) + contrast_weight * branch(features of views 2 and 3)`."""
 
     def __init__(
         self,
@@ -46,32 +35,34 @@ class ProCoStage(Stage):
         batches: Batches,
         optimisation: Optimisation,
         *,
-        network: "TwoBranchClassifier",
+        network: "ImageClassifier",
         classifier_loss: nn.Module,
-        contrast_loss: "ProCoLoss",
+        branch: "ProCoBranch",
         contrast_weight: float = 1.0,
         scale: float = 1.0,
     ) -> None:
         """
         Args:
             name, batches, optimisation: see `Stage`; the batches have three views.
-            network: both branches.
-            classifier_loss, contrast_loss: their losses; the first one is from `fused_loss`.
-            contrast_weight: the weight of the second loss in the sum.
+            network: backbone and classifier.
+            classifier_loss: the loss of the classifier, from `fused_loss`.
+            branch: the contrastive branch with its loss.
+            contrast_weight: the weight of the branch's loss in the sum.
             scale: a factor of the classifier's scores.
         """
         super().__init__(name, batches, optimisation)
         self.network = network
         self.classifier_loss = classifier_loss
-        self.contrast_loss = UpdatedProCoLoss(contrast_loss)
+        self.branch = branch
         self.contrast_weight = contrast_weight
         self.scale = scale
+        accept_old_names(self, {"network.projection.": "branch.projection.", "contrast_loss.loss.": "branch.loss."})
 
     def replicated(self) -> Iterable[Tensor]:
-        return self.contrast_loss.buffers()
+        return self.branch.loss.buffers()
 
     def start_epoch(self) -> None:
-        self.contrast_loss.loss.start_epoch()
+        self.branch.start_epoch()
 
     def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         *views, labels = batch
@@ -79,7 +70,7 @@ class ProCoStage(Stage):
         features = self.network.features(torch.cat(views))
         n, head = len(labels), self.network.head
         classifier = classifier_loss(self.classifier_loss, head, features[:n], labels, scale=self.scale)
-        contrast = self.contrast_loss(self.network.projection(features)[n:], labels.repeat(2))
+        contrast = self.branch(features, labels, skip=n)
         return classifier + self.contrast_weight * contrast, {"classifier_loss": classifier, "contrast_loss": contrast}
 
     def predict(self, *views: Tensor) -> Tensor:
@@ -87,7 +78,7 @@ class ProCoStage(Stage):
         return self.scale * self.network(images)
 
     def losses(self) -> Sequence[nn.Module]:
-        return [self.classifier_loss, self.contrast_loss]
+        return [self.classifier_loss, self.branch.loss]
 
 
 def build(
@@ -102,10 +93,10 @@ def build(
     """
     # importing these takes seconds, and --help does not need them
     from ltfast.data import train_transform
-    from ltfast.losses import LogitAdjustedLoss, ProCoLoss
+    from ltfast.losses import LogitAdjustedLoss, ProCoBranch
     from ltfast.methods.batches import evaluation_batches, train_batches, validation_batches
     from ltfast.methods.start import initial_weights
-    from ltfast.models import TwoBranchClassifier
+    from ltfast.models import ImageClassifier
 
     settings = settings.chosen(bundle)
     size = settings.size_for(bundle)
@@ -116,12 +107,10 @@ def build(
         batch_size=settings.batch_size,
         context=context,
     )
-    network = TwoBranchClassifier(
+    network = ImageClassifier(
         settings.backbone,
         bundle.num_classes,
         head=settings.classifier,
-        feature_dim=settings.feature_dim,
-        hidden_dim=settings.hidden_dim,
         in_chans=bundle.channels,
         image_size=size,
         pretrained=settings.pretrained,
@@ -137,11 +126,13 @@ def build(
         settings,
         network=network,
         classifier_loss=fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes),
-        contrast_loss=ProCoLoss(
+        branch=ProCoBranch(
+            network.head.in_features,
             bundle.num_classes,
-            settings.feature_dim,
+            bundle.class_counts,
+            feature_dim=settings.feature_dim,
+            hidden_dim=settings.hidden_dim,
             temperature=settings.temperature,
-            class_counts=bundle.class_counts,
         ),
         contrast_weight=settings.contrast_weight,
         scale=_COSINE_SCALE if settings.classifier == "cosine" else 1.0,

@@ -22,7 +22,6 @@ try:
     from ltfast.models.prompts import PromptedTransformer, PromptPool
     from ltfast.models.resnet_cifar import ResNetCifar
     from ltfast.models.small_vit import default_vit
-    from ltfast.models.two_branch_classifier import TwoBranchClassifier
 except ModuleNotFoundError as error:
     missing = error.name or ""
     if missing.startswith("ltfast"):
@@ -49,7 +48,6 @@ __all__ = [
     "PromptedTransformer",
     "ResNetCifar",
     "SubModels",
-    "TwoBranchClassifier",
     "default_backbone",
     "default_vit",
     "feature_map",

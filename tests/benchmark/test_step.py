@@ -82,7 +82,7 @@ def test_both_train_the_same_networks(method):
 def test_a_step_moves_the_queue_and_the_key_encoder():
     pair = METHODS["dscl"](RESNET, CPU)
     for name, stage in pair.stages.items():
-        queue, (key, *_) = stage.queue_losses.queue, stage.key_network.module.projection.parameters()
+        queue, (key, *_) = stage.contrast.losses.queue, stage.contrast.key_network.projection.parameters()
         before, labels, position = key.clone(), queue.labels.clone(), int(queue.position)
         pair.step(name)
         assert not torch.equal(key, before)

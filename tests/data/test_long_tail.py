@@ -7,20 +7,25 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ltfast.data import class_groups, exponential_counts, long_tail_indices, pareto_counts
+from ltfast.data import class_groups, exponential_counts, long_tail_indices, pareto_counts, step_counts
 
 CIFAR10_COUNTS = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
-PROFILES = {"exponential": exponential_counts, "pareto": pareto_counts}
+PROFILES = {"exponential": exponential_counts, "pareto": pareto_counts, "step": step_counts}
 
 
-def literature_indices(labels, imbalance):
+def literature_indices(labels, imbalance, profile):
     """LDAM's code with the global generator and its own loop."""
     targets = np.asarray(labels)
     num_classes = len(set(targets.tolist()))
+    largest, factor = int(len(targets) / num_classes), 1 / imbalance
+    if profile == "exponential":
+        numbers = [int(largest * factor ** (c / (num_classes - 1.0))) for c in range(num_classes)]
+    else:
+        numbers = [int(largest) for _ in range(num_classes // 2)]
+        numbers += [int(largest * factor) for _ in range(num_classes // 2)]
     np.random.seed(0)
     kept = []
-    for c in range(num_classes):
-        number = int(len(targets) / num_classes * ((1 / imbalance) ** (c / (num_classes - 1.0))))
+    for c, number in enumerate(numbers):
         index = np.flatnonzero(targets == c)
         np.random.shuffle(index)
         kept.extend(index[:number].tolist())
@@ -31,12 +36,13 @@ def test_cifar10_counts_of_the_literature():
     assert exponential_counts(5000, 10, 100) == CIFAR10_COUNTS
 
 
-@pytest.mark.parametrize("imbalance", [1, 10, 100.0])
-def test_indices_are_the_literatures(imbalance):
+@pytest.mark.parametrize("profile", ["exponential", "step"])
+@pytest.mark.parametrize("imbalance", [1, 10, 100.0, 3.7])
+def test_indices_are_the_literatures(imbalance, profile):
     labels = np.random.RandomState(3).permutation(np.repeat(np.arange(10), 500))
-    chosen = long_tail_indices(torch.from_numpy(labels), 10, imbalance)
+    chosen = long_tail_indices(torch.from_numpy(labels), 10, imbalance, profile)
     state = np.random.get_state()
-    expected = literature_indices(labels, imbalance)
+    expected = literature_indices(labels, imbalance, profile)
     np.random.set_state(state)
     assert chosen.dtype == torch.int64
     assert chosen.tolist() == expected
@@ -94,6 +100,13 @@ def test_pareto_falls_faster_at_the_head_than_exponential():
     assert pareto_counts(1000, 5, 1) == [1000] * 5
 
 
+def test_a_step_halves_the_classes():
+    assert step_counts(5000, 10, 100) == [5000] * 5 + [50] * 5
+    assert step_counts(500.9, 5, 10) == [500, 500, 50, 50, 50]  # the middle class is cut
+    labels = torch.tensor([0] * 40 + [1] * 60 + [2] * 3 + [3] * 97)
+    assert torch.bincount(labels[long_tail_indices(labels, 4, 10, "step")]).tolist() == [39, 39, 3, 3]
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_single_class(profile):
     assert PROFILES[profile](7, 1, 100) == [7]
@@ -112,8 +125,8 @@ def test_other_bad_arguments():
         exponential_counts(100, 0, 10)
     with pytest.raises(ValueError, match="largest: expected a positive number of images, got 0"):
         pareto_counts(0, 10, 10)
-    with pytest.raises(ValueError, match="profile: expected 'exponential' or 'pareto', got 'step'"):
-        long_tail_indices(torch.arange(10), 10, 2, "step")
+    with pytest.raises(ValueError, match="profile: expected 'exponential', 'pareto' or 'step', got 'steps'"):
+        long_tail_indices(torch.arange(10), 10, 2, "steps")
 
 
 def test_a_class_that_would_be_empty():

@@ -79,6 +79,10 @@ def test_pareto_profile():
     assert load("digits", imbalance=10, profile="pareto").class_counts == pareto_counts(110, 10, 10)
 
 
+def test_step_profile():
+    assert load("digits", imbalance=10, profile="step").class_counts == [110] * 5 + [11] * 5
+
+
 def test_a_class_without_training_images_is_named(tmp_path):
     def with_labels(labels):
         return save(tmp_path, arrays(y_train=np.array(labels)))
@@ -645,7 +649,7 @@ def test_unknown_source_lists_the_sources(source, tmp_path):
     [
         ({"imbalance": 0.5}, "imbalance: expected a finite number of at least 1, got 0.5"),
         ({"imbalance": 500}, "imbalance: 500 leaves class 7 without images"),
-        ({"imbalance": 10, "profile": "step"}, "profile: expected 'exponential' or 'pareto', got 'step'"),
+        ({"imbalance": 10, "profile": "steps"}, "profile: expected 'exponential', 'pareto' or 'step', got 'steps'"),
     ],
 )
 def test_bad_long_tails(arguments, message):

@@ -141,9 +141,9 @@ def check(actual, expected, name):
 
 def sorted_queue(state):
     """The keys sorted by class and first value, since those of each process are contiguous."""
-    keys, labels = (state[f"0.queue_losses.queue.{name}"] for name in ("keys", "labels"))
+    keys, labels = (state[f"0.contrast.losses.queue.{name}"] for name in ("keys", "labels"))
     order = np.lexsort((keys[:, 0].numpy(), labels.numpy()))
-    return {**state, "0.queue_losses.queue.keys": keys[order], "0.queue_losses.queue.labels": labels[order]}
+    return {**state, "0.contrast.losses.queue.keys": keys[order], "0.contrast.losses.queue.labels": labels[order]}
 
 
 @pytest.mark.slow

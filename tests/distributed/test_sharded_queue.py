@@ -204,7 +204,7 @@ def train_dscl(rank, processes, folder, sharded, stop):
             assert left
         else:
             assert not left
-    queue = plan.stages[0].queue_losses.queue
+    queue = plan.stages[0].contrast.losses.queue
     assert queue.keys.shape[0] == (10 - rank if sharded else 19)
     return load_checkpoint(out)["model"]
 
@@ -216,11 +216,11 @@ def test_a_run_saves_and_resumes(tmp_path):
     sharded, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), True, 0)
     resumed, *_ = run_processes(train_dscl, 2, 2, str(tmp_path), True, 5)
     assert whole.keys() == sharded.keys() == resumed.keys()
-    assert whole["0.queue_losses.queue.filled"] == 19
+    assert whole["0.contrast.losses.queue.filled"] == 19
     for name, value in whole.items():
         torch.testing.assert_close(sharded[name], value, rtol=1e-5, atol=1e-6, msg=name)
         assert torch.equal(sharded[name], resumed[name]), name
     queue = MemoryQueue(8, 19, num_classes=3)  # the queue of one process
-    part = "0.queue_losses.queue."
+    part = "0.contrast.losses.queue."
     queue.load_state_dict({name.removeprefix(part): x for name, x in sharded.items() if name.startswith(part)})
     assert len(queue) == 19

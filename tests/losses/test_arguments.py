@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ltfast import compat
+from ltfast.compat import lift
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
@@ -83,6 +84,10 @@ LOGITS = {
     "compat bce, none": lambda: compat.BCE_loss(SCRIPT, type="CB", reduction="none"),
     "compat ldam": lambda: compat.LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat logit_adjust": lambda: compat.LogitAdjust(COUNTS, weight=torch.rand(CLASSES)),
+    "compat vs": lambda: compat.VSLoss(COUNTS, weight=torch.rand(CLASSES)),
+    "lift ldam": lambda: lift.LDAMLoss(COUNTS),
+    "lift reweight": lambda: lift.GeneralizedReweightLoss(COUNTS),
+    "lift lade": lambda: lift.LADELoss(COUNTS),
 }
 FEATURES = {
     "proco": proco,
@@ -94,6 +99,7 @@ FEATURES = {
 # accept (B, C, d1, ...), like cross-entropy, and probabilities too
 DENSE_AND_SOFT = ("balanced_bce", "logit_adjusted", "compensation", "ldam", "ldam, weighted", "compat logit_adjust")
 DENSE_AND_SOFT += ("compat ldam", "balanced_softmax", "class_balanced", "class_balanced, focal", "focal", "lade", "vs")
+DENSE_AND_SOFT += ("compat vs", "lift ldam", "lift reweight", "lift lade")
 DENSE = (*DENSE_AND_SOFT, "agcl", "agcl, balanced", "compat agcl", "gcl", "seesaw")
 SOFT = (*DENSE_AND_SOFT, "compat bce", "compat bce, none")
 
@@ -185,7 +191,7 @@ def value_and_gradient(loss, inputs, labels):
 @pytest.mark.parametrize("name", IGNORING)
 @pytest.mark.parametrize("ignore_index", [-100, 2, CLASSES + 3])
 def test_ignored_labels_are_left_out(name, ignore_index):
-    if name.startswith("compat") and ignore_index != -100:
+    if name.startswith(("compat", "lift")) and ignore_index != -100:
         pytest.skip("the authors' signatures have no ignore_index")
     loss, (_, inputs, labels) = ignoring(name, ignore_index), arguments(name)
     inputs, labels = torch.cat([inputs, inputs.flip(0)]).double(), labels.repeat(2)
@@ -204,7 +210,7 @@ def test_ignored_labels_are_left_out(name, ignore_index):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in LOGITS if not name.startswith("compat") and name != "lade"],  # whose rows share a term
+    [name for name in LOGITS if not name.startswith(("compat", "lift")) and name != "lade"],  # whose rows share a term
 )
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_ignored_labels_have_no_loss(name, reduction):
@@ -259,7 +265,7 @@ def test_statistics_leave_ignored_labels_out(make):
     assert whole.counts.sum() == (labels >= 0).sum()
 
 
-@pytest.mark.parametrize("name", [name for name in IGNORING if not name.startswith("compat")])
+@pytest.mark.parametrize("name", [name for name in IGNORING if not name.startswith(("compat", "lift"))])
 def test_an_ignore_index_that_is_no_integer(name):
     for bad in (None, 1.5, "x"):
         with pytest.raises(TypeError, match="ignore_index is"):
@@ -288,7 +294,7 @@ def test_a_label_out_of_range(name):
 def test_shapes_that_do_not_fit(name):
     loss, inputs, labels = arguments(name)
     columns = inputs.shape[1]
-    named = r"^(cosine|logits|x|features|query|target|labels)"
+    named = r"^(cosine|logits?|x|features|query|target|labels)"
     for bad in (inputs[:, :1], inputs[:, :-1], torch.cat([inputs, inputs], 1), inputs[0], inputs[None]):
         with pytest.raises(ValueError, match=named):  # one of them has one column, which would be broadcast
             loss(bad, labels.clamp(max=bad.shape[-1] - 1))

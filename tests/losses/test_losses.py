@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ltfast import compat
+from ltfast.compat import lift
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
@@ -168,6 +169,10 @@ def test_every_constructor_reads_counts_alike():
         ("cls_num_list", compat.AGCL),
         ("cls_num_list", compat.LDAMLoss),
         ("cls_num_list", compat.LogitAdjust),
+        ("cls_num_list", compat.VSLoss),
+        ("cls_num_list", lift.LDAMLoss),
+        ("cls_num_list", lift.ClassBalancedLoss),
+        ("cls_num_list", lift.LADELoss),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="Bal")),
         (r"args\.cls_num", lambda counts: compat.BCE_loss(SimpleNamespace(cls_num=counts), type="CB")),
     ):

@@ -117,25 +117,25 @@ def test_dscl_classifiers_train_as_one(tmp_path):
 def test_dscl_key_encoder_moves_once_an_optimiser_step(accumulate, tmp_path):
     plan = make_plan("dscl", accumulate)
     stage = plan.stages[0]
-    expected = [p.detach().clone() for p in stage.network.parameters()]
+    expected = [p.detach().clone() for p in stage.trained()]
     steps = []
 
     def after_step(whole=stage.after_step):
-        for old, new in zip(expected, stage.network.parameters(), strict=True):
+        for old, new in zip(expected, stage.trained(), strict=True):
             old.copy_(0.9 * old + 0.1 * new.detach())
-        steps.append([key.clone() for key in stage.key_network.module.parameters()])
+        steps.append([key.clone() for key in stage.contrast.key_network.parameters()])
         whole()
 
     stage.after_step = after_step
     run(plan, accumulate, tmp_path)
     assert len(steps) == 2 * 3
     assert all(torch.equal(key, start) for key, start in zip(steps[0], make_network(), strict=True))
-    for key, value in zip(stage.key_network.module.parameters(), expected, strict=True):
+    for key, value in zip(stage.contrast.key_network.parameters(), expected, strict=True):
         torch.testing.assert_close(key, value, rtol=1e-12, atol=1e-12)
 
 
 def make_network():
-    return make_plan("dscl", 1).stages[0].network.parameters()
+    return make_plan("dscl", 1).stages[0].trained()
 
 
 def first_step(name, accumulate, tensors, out):
@@ -156,11 +156,11 @@ def first_step(name, accumulate, tensors, out):
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_each_image_goes_once_into_the_queue_and_the_statistics(accumulate, tmp_path):
     def queue(stage):
-        queue = stage.queue_losses.queue
+        queue = stage.contrast.losses.queue
         return queue.keys, queue.labels, queue.sums, queue.filled
 
     def statistics(stage):
-        loss = stage.contrast_loss.loss
+        loss = stage.branch.loss
         return loss.sums, loss.counts
 
     for name, tensors, number in (("dscl", queue, IMAGES), ("proco", statistics, 2 * IMAGES)):

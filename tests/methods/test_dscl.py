@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.nn import functional as F
 
 import ltfast
@@ -50,46 +51,47 @@ def test_the_loss_is_the_sum_of_its_parts():
         assert query_images.shape == key_images.shape == (5, 1, 8, 8)
         assert patches.shape == (5, 2, 1, 8, 8)
         assert boxes.shape == (5, 2, 4)
-        maps, features = feature_map(twin.network.backbone, query_images)
-        project, losses = twin.network.projection, twin.queue_losses
+        network, losses = twin.contrast, twin.contrast.losses
+        maps, features = feature_map(network.encoder, query_images)
+        project = network.projection
         query = project(features)
         pooled = project(patch_roi_pool(maps, boxes, spatial_scale=maps.shape[-1] / 8).flatten(0, 1)).unflatten(
             0, (5, 2)
         )
-        cropped = project(twin.network.backbone(patches.flatten(0, 1))).unflatten(0, (5, 2))
+        cropped = project(network.encoder(patches.flatten(0, 1))).unflatten(0, (5, 2))
         with torch.no_grad():
-            key = twin.key_network.module.branches(key_images)[1]
+            key = network.key_network(key_images)
         contrast = losses.contrast(query, key, labels, losses.queue)
         distillation = losses.distillation(pooled, cropped, key, losses.queue)
         losses.queue.enqueue(key, labels)
         value, logged = stage(batch)
         torch.testing.assert_close(logged, {"contrast": contrast, "distillation": distillation})
         torch.testing.assert_close(value, contrast + 0.5 * distillation)
-    assert len(stage.queue_losses.queue) == 10
+    assert len(stage.contrast.losses.queue) == 10
 
 
 def test_gradients_reach_what_is_trained_and_nothing_else():
     contrast, classifier = build()
     contrast(next(contrast.batches.epoch(0, 0)))[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in contrast.trained())
-    assert all(p.grad is None for p in contrast.key_network.parameters())
-    assert all(p.grad is None for p in contrast.network.head.parameters())
-    assert {id(p) for p in classifier.trained()} == {id(p) for p in contrast.network.head.parameters()}
+    assert all(p.grad is None for p in contrast.contrast.key_network.parameters())
+    assert all(p.grad is None for p in classifier.network.head.parameters())
+    assert {id(p) for p in classifier.trained()} == {id(p) for p in classifier.network.head.parameters()}
 
 
 def test_the_key_encoder_follows_slowly():
     stage = build(key_momentum=0.75)[0]
     stage.start()
-    before = [p.clone() for p in stage.key_network.parameters()]
+    before = [p.clone() for p in stage.contrast.key_network.parameters()]
     with torch.no_grad():
-        for p in stage.network.parameters():
+        for p in stage.trained():
             p += 1
     stage(next(stage.batches.epoch(0, 0)))
-    assert all(torch.equal(old, new) for old, new in zip(before, stage.key_network.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, stage.contrast.key_network.parameters(), strict=True))
     stage.after_step()
-    for old, new in zip(before, stage.key_network.parameters(), strict=True):
+    for old, new in zip(before, stage.contrast.key_network.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
-    assert stage.train().key_network.module.training
+    assert stage.train().contrast.key_network.training
 
 
 def test_without_self_distillation_there_are_no_patches():
@@ -102,14 +104,14 @@ def test_without_self_distillation_there_are_no_patches():
 
 
 def test_the_classifier_sees_classes_alike_and_new_draws():
-    contrast, classifier = build(epochs=3)
+    _, classifier = build(epochs=3)
     assert classifier.batches.batches.start_draw == 60
     labels = torch.cat([labels for epoch in range(20) for _, labels in classifier.batches.epoch(epoch, 0)])
     shares = torch.bincount(labels, minlength=3) / len(labels)
     assert (shares - 1 / 3).abs().max() < 0.1
     images, labels = next(classifier.batches.epoch(0, 0))
     torch.testing.assert_close(
-        classifier((images, labels))[0], F.cross_entropy(contrast.network(images), labels), rtol=1e-5, atol=1e-6
+        classifier((images, labels))[0], F.cross_entropy(classifier.network(images), labels), rtol=1e-5, atol=1e-6
     )
 
 
@@ -242,3 +244,25 @@ def test_a_backbone_that_cannot_take_the_patches_is_named():
         build(tiny_bundle(size=32, channels=3), backbone="vit_tiny_patch16_224", patch_size=16)
     with pytest.raises(ValueError, match="backbone: expected one whose feature map is as wide as its features"):
         build(tiny_bundle(size=32, channels=3), backbone="mobilenetv3_small_050", patch_size=32)
+
+
+def test_checkpoints_with_the_names_of_earlier_versions_load():
+    stages, others = build(), build()
+    stages[0](next(stages[0].batches.epoch(0, 0)))
+    stages[0].after_step()
+    state = {}
+    for name, value in nn.ModuleList(stages).state_dict().items():
+        name = name.replace("0.contrast.key_network.encoder.", "0.key_network.module.backbone.")
+        name = name.replace("0.contrast.key_network.projection.", "0.key_network.module.projection.")
+        name = name.replace("0.contrast.encoder.", "0.network.backbone.")
+        name = name.replace("0.contrast.losses.", "0.queue_losses.")
+        name = name.replace("0.contrast.projection.", "0.network.projection.")
+        state[name] = value
+        if "1.network.head." in name:
+            state[name.replace("1.", "0.", 1)] = value
+            state[name.replace("1.network.", "0.key_network.module.", 1)] = value
+        if name.startswith("0.network.projection."):
+            state[name.replace("0.", "1.", 1)] = value
+    nn.ModuleList(others).load_state_dict(state)
+    for stage, other in zip(stages, others, strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in stage.state_dict().items())

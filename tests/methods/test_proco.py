@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import ltfast
 from ltfast.cli import main
 from ltfast.data import load
 from ltfast.engine import RunSettings
 from ltfast.engine.checkpoint import load_checkpoint
+from ltfast.losses import ProCoLoss
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.methods.proco import ProCoStage
 from ltfast.models import CosineClassifier
@@ -52,8 +54,8 @@ def test_the_loss_is_the_sum_of_its_parts():
     stage, twin = build(contrast_weight=0.5), build(contrast_weight=0.5)
     *views, labels = next(stage.batches.epoch(0, 0))
     features = twin.network.backbone(torch.cat(views))
-    contrast = twin.contrast_loss.loss
-    projected = twin.network.projection(features)[5:]
+    contrast = ProCoLoss(3, 16, class_counts=[12, 6, 2])
+    projected = twin.branch.projection(features)[5:]
     contrast.update(projected.detach(), labels.repeat(2))
     second, third = (contrast(z, labels) for z in projected.split(5))
     prior = torch.tensor([12.0, 6.0, 2.0]).log() - math.log(20)
@@ -64,7 +66,7 @@ def test_the_loss_is_the_sum_of_its_parts():
 def test_each_branch_has_its_own_gradient():
     stage = build(contrast_weight=0.0)
     stage(next(stage.batches.epoch(0, 0)))[0].backward()
-    assert all(not p.grad.any() for p in stage.network.projection.parameters())
+    assert all(not p.grad.any() for p in stage.branch.projection.parameters())
     assert all(p.grad.any() for p in stage.network.head.parameters())
 
 
@@ -73,7 +75,7 @@ def test_statistics_are_state_and_exchanged_at_epochs():
     stage = build()
 
     def state():
-        return {name: value.clone() for name, value in stage.contrast_loss.state_dict().items()}
+        return {name: value.clone() for name, value in stage.branch.loss.state_dict().items()}
 
     fresh = state()
     assert fresh
@@ -97,10 +99,10 @@ def test_the_time_of_both_losses_is_measured():
     for loss in stage.losses():
         loss.register_forward_hook(lambda module, *_: called.append(module))
     stage(next(stage.batches.epoch(0, 0)))
-    assert called == [stage.classifier_loss, stage.contrast_loss]
-    before = {name: value.clone() for name, value in stage.contrast_loss.state_dict().items()}
-    stage.contrast_loss(torch.nn.functional.normalize(torch.randn(4, 16)), torch.tensor([0, 1, 2, 0]))
-    assert any(not torch.equal(before[name], value) for name, value in stage.contrast_loss.state_dict().items())
+    assert called == [stage.classifier_loss, stage.branch.loss]
+    before = {name: value.clone() for name, value in stage.branch.loss.state_dict().items()}
+    stage.branch.loss(torch.nn.functional.normalize(torch.randn(4, 16)), torch.tensor([0, 1, 2, 0]))
+    assert any(not torch.equal(before[name], value) for name, value in stage.branch.loss.state_dict().items())
 
 
 @pytest.mark.slow
@@ -147,7 +149,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = (load_checkpoint(tmp_path / name)["model"] for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    assert any("contrast_loss" in name for name in whole)  # the statistics
+    assert any("branch.loss" in name for name in whole)  # the statistics
     metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert metrics["loss_ms"] > 0
     # an evaluation builds the method again, from the checkpoint alone
@@ -173,7 +175,7 @@ def test_recipes_build(path, like_recipe):
     stage.optimisation.make_scheduler(stage.optimizer(), 10)
     if path.stem.startswith("cifar"):
         assert (recipe["lr"], recipe["epochs"], list(stage.optimisation.milestones)) == (0.3, 200, [160, 180])
-        assert stage.network.projection(torch.zeros(2, 64)).shape == (2, 128)
+        assert stage.branch.projection(torch.zeros(2, 64)).shape == (2, 128)
 
 
 def test_recipes_are_all_there():
@@ -205,3 +207,15 @@ def test_backbones_and_grey_images(backbone, size, channels):
 def test_bad_settings_are_named(name, value, message):
     with pytest.raises(ValueError, match=message):
         build(**{name: value})
+
+
+def test_checkpoints_with_the_names_of_earlier_versions_load():
+    stage, other = build(), build()
+    stage(next(stage.batches.epoch(0, 0)))
+    state = {}
+    for name, value in nn.ModuleList([stage]).state_dict().items():
+        name = name.replace("0.branch.projection.", "0.network.projection.")
+        state[name.replace("0.branch.loss.", "0.contrast_loss.loss.")] = value
+    assert "0.contrast_loss.loss.sums" in state
+    nn.ModuleList([other]).load_state_dict(state)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in stage.state_dict().items())

@@ -67,6 +67,8 @@ def parts(method, plan):
     if method == "livt":
         network = stage.autoencoder.encoder if hasattr(stage, "autoencoder") else stage.network
         return network, plan.stages[-1].network.head
+    if method == "dscl":
+        return stage.contrast.encoder, plan.stages[-1].network.head
     network = stage.network.network if method == "do" else stage.network
     return network.transformer.backbone if method == "lpt" else network.backbone, network.head
 
@@ -95,7 +97,8 @@ def test_every_method_starts_from_every_other_s_network(source, method, tmp_path
     line = f"starting from {run} (method {source}): its backbone and its classifier\n"
     assert capsys.readouterr().out == line
     if method == "dscl":
-        assert equal(own.stages[0].key_network.module, own.stages[0].network)
+        contrast = own.stages[0].contrast
+        assert equal(contrast.key_network.encoder, contrast.encoder)
 
 
 @pytest.mark.parametrize("source", ["livt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ce", "lpt"))])

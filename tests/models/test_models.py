@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from ltfast.models import CosineClassifier, ImageClassifier, ProjectionHead, TwoBranchClassifier, default_backbone
+from ltfast.models import CosineClassifier, ImageClassifier, ProjectionHead, default_backbone
 
 
 def parameters(model):
@@ -124,15 +124,3 @@ def test_projection_head(dtype):
 def test_projection_head_names_bad_arguments(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         ProjectionHead(**{"in_features": 4, "feature_dim": 4, "hidden_dim": 4, name: 0})
-
-
-@pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_two_branches_share_a_backbone(head):
-    model = TwoBranchClassifier("digits_convnet", 5, head=head, feature_dim=16, hidden_dim=32, in_chans=1, image_size=8)
-    images = torch.randn(4, 1, 8, 8)
-    scores, projected = model.eval().branches(images)
-    assert torch.equal(scores, model(images))
-    assert projected.shape == (4, 16)
-    torch.testing.assert_close(projected, model.projection(model.backbone(images)))
-    if head == "cosine":
-        torch.testing.assert_close(model.head.weight.norm(dim=1), torch.ones(5))

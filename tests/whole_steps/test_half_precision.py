@@ -83,17 +83,19 @@ def test_a_gradient_that_overflows_is_left_out(name):
 def test_features_that_overflow_do_not_stay(name):
     """The features of an image that is too bright for half precision do not enter queue and statistics."""
     stage = make_stage(name)
-    module = stage.contrast_loss if name == "proco" else stage.queue_losses
-    backbone = stage.network.backbone
-    stage.network.projection.layers[0].weight.data.mul_(1e6)  # above float16's maximum of 65504
+    if name == "proco":
+        module, backbone, projection = stage.branch.loss, stage.network.backbone, stage.branch.projection
+    else:
+        module, backbone, projection = stage.contrast.losses, stage.contrast.encoder, stage.contrast.projection
+    projection.layers[0].weight.data.mul_(1e6)  # above float16's maximum of 65504
     with torch.autocast("cpu", torch.float16):
         loss, _ = stage(first_batches(stage, 1)[0])
-        assert not stage.network.projection(backbone(torch.randn(5, 1, 8, 8))).isfinite().all()
+        assert not projection(backbone(torch.randn(5, 1, 8, 8))).isfinite().all()
     assert not loss.isfinite()
     assert all(value.isfinite().all() for value in module.state_dict().values())
-    stage.network.projection.layers[0].weight.data.mul_(1e-6)
+    projection.layers[0].weight.data.mul_(1e-6)
     if name == "dscl contrast":
-        stage.key_network.set(stage.network)
+        stage.contrast.copy_encoder()
     with torch.autocast("cpu", torch.float16):
         loss, _ = stage(first_batches(stage, 2)[1])
     assert loss.isfinite()

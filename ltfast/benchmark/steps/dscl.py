@@ -9,8 +9,9 @@ from torchvision.ops import roi_align
 from ltfast.benchmark.cases import published_dscl
 from ltfast.benchmark.steps.pair import StepPair, make_pair, own_stage, unit
 from ltfast.benchmark.steps.size import Size
-from ltfast.losses import MemoryQueue
-from ltfast.methods.dscl import ContrastStage, QueueLosses
+from ltfast.losses import MemoryQueue, QueueContrast
+from ltfast.losses.queue_contrast import QueueLosses
+from ltfast.methods.dscl import ContrastStage
 
 
 class PublishedQueue:
@@ -46,7 +47,7 @@ class PublishedQueueLosses(nn.Module):
         return torch.stack([contrast.mean(), distillation.mean()])
 
 
-class PublishedContrastStage(ContrastStage):
+class PublishedContrast(QueueContrast):
     """Pools patches as the authors do."""
 
     def pool_patches(self, maps: Tensor, boxes: Tensor, scale: float) -> Tensor:
@@ -56,18 +57,18 @@ class PublishedContrastStage(ContrastStage):
 def pair(size: Size, device: torch.device) -> StepPair:
     values = {"queue_size": size.queue, "patch_size": size.patch_pixels}
     stage = cast(ContrastStage, own_stage("dscl", "contrast", size, device, **values))
-    losses = stage.queue_losses
+    contrast, queue = stage.contrast, stage.contrast.losses.queue
     labels = torch.randint(size.classes, (size.queue,), device=device)
-    losses.queue.enqueue(unit(size.queue, losses.queue.keys.shape[1], device), labels)
-    published_losses: Any = PublishedQueueLosses(losses)
-    published = PublishedContrastStage(
-        stage.name,
-        stage.batches,
-        stage.optimisation,
-        network=stage.network,
-        losses=published_losses,
-        pbsd_weight=stage.pbsd_weight,
-        key_momentum=stage.key_network.decay,
+    queue.enqueue(unit(size.queue, queue.feature_dim, device), labels)
+    other: Any = PublishedContrast(
+        contrast.encoder,
+        contrast.width,
+        size.classes,
+        queue_size=1,
+        momentum=contrast.momentum,
+        pbsd_weight=contrast.pbsd_weight,
     )
-    published.key_network = stage.key_network
+    other.projection, other.key_network = contrast.projection, contrast.key_network
+    other.losses = PublishedQueueLosses(contrast.losses)
+    published = ContrastStage(stage.name, stage.batches, stage.optimisation, contrast=other)
     return make_pair(stage, published, device)

@@ -1,0 +1,1 @@
+from fixtures import fresh_accelerator, fresh_random_numbers, one_thread  # noqa: F401
