@@ -86,7 +86,7 @@ def vmf_tolerance(place: Place, dtype: torch.dtype, arguments: Mapping[str, Any]
 
 def vmf_saturates(features: Tensor, kappa: Tensor, temperature: float, **_: Any) -> bool:
     """Where the reference's difference of two log-partitions has no digit left."""
-    return bool(kappa.max() > 1e6 or (features.double().norm(dim=1) / temperature).max() > 1e9)
+    return bool(kappa.max() > 1e6 or largest_logit(features, temperature) > 1e9)
 
 
 def spoil_vmf(arguments: dict[str, Any]) -> dict[str, list[Any]]:

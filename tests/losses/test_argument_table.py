@@ -382,7 +382,7 @@ def test_the_documentation_has_the_table():
     assert markdown() in text, f"expected in docs/losses.md:\n\n{markdown()}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_reductions_agree(data):
     """The sum is that of the losses of the labels, and the mean is their mean, weighted by the labels' weights."""
@@ -400,6 +400,7 @@ def test_reductions_agree(data):
         options["weight"] = weight
     if name == "ClassBalancedLoss":
         weight = 1 / (1 - 0.9999**N)
+        weight = weight / weight.mean()
     if soft:
         target, kept = soft_of(*sizes, rows=rows), torch.ones(rows, *sizes, dtype=torch.float64)
     else:
@@ -495,3 +496,18 @@ def test_an_empty_batch_leaves_statistics_as_they_are():
     for name, value in STATISTICS.state_dict().items():
         assert torch.equal(loss.state_dict()[name], value)
     assert loss.logits(torch.zeros(0, WIDTH)).shape == (0, CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_compiled_with_all_arguments(name):
+    row = TABLE[name]
+    sizes = () if "(B, C, d1, ...)" in row.no else (3,)
+    target = labels_of(*sizes) if "probabilities" in row.no else soft_of(*sizes)
+    weight = {} if "weight" in row.no else {"weight": weight_vector()}
+    loss = row.make(COUNTS, label_smoothing=0.1, **weight)
+    inputs = inputs_of(row, *sizes)
+    expected = value_and_gradient(lambda x: loss(x, target), inputs, torch.tensor(2.0))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = value_and_gradient(lambda x: compiled(x, target), inputs, torch.tensor(2.0))
+    torch.testing.assert_close(found, expected)

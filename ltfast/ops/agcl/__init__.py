@@ -64,7 +64,8 @@ def agcl(
         gamma_pos, gamma_neg: the focusing exponents, 0 or more.
         ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``.
-        reduction: "mean", "sum", or "none". The mean divides by the sum of the weights of the labels.
+        reduction: "mean", "sum", or "none". The mean divides by the sum of the weights of the labels; that of an
+            empty batch is NaN.
         generator: the generator, on the device of ``cosine``, that draws the seed of the noise; None for the global
             generator of PyTorch.
 

@@ -50,7 +50,8 @@ def balanced_bce(
         target_threshold: after smoothing, targets above it become 1 and the others 0; None for no threshold.
         ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``. Soft targets are never ignored.
-        reduction: "mean" over the batch (of the sums over the classes), "sum", or "none".
+        reduction: "mean" over the batch (of the sums over the classes), "sum", or "none". The mean of an empty batch is
+            NaN.
 
     Returns:
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.

@@ -52,7 +52,7 @@ def cross_entropy(
         ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``. Soft targets are never ignored.
         reduction: "mean", "sum", or "none". The mean over labels divides by the sum of their weights, the mean over
-            soft targets by B.
+            soft targets by B. The mean of an empty batch is NaN.
 
     Returns:
         The loss, a scalar, or (B,) for "none": float32, or float64 for float64 logits.
