@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from distributed.harness import run_processes
 from frameworks.cases import BATCH, CLASSES, COUNTS, random_images
 from frameworks.trainers import constant_rate
 from ltfast.frameworks import compute_loss
@@ -77,6 +78,27 @@ def test_accumulated_gradients_are_those_of_one_batch(criterion, targets, tmp_pa
     trainer_of(parts, criterion, data, tmp_path, batch=BATCH // 2, steps=2).train()
     assert not torch.equal(whole.classifier.weight, before["classifier.weight"])
     torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def two_batches(rank: int, seed: int, folder: str, batch: int, steps: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    images, labels = random_images()[:]
+    model = network()
+    trainer = trainer_of(
+        model, LogitAdjustedLoss(COUNTS), Images(images, ignored(labels)), folder, batch=batch, steps=steps
+    )
+    trainer.train()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(BATCH // 2, 1), (BATCH // 4, 2)])
+def test_two_processes_are_as_one_with_their_batches(batch, steps, tmp_path):
+    """The order of the small batches differs, but not the images of a step."""
+    seed = torch.seed() % 2**31
+    first, second = run_processes(two_batches, 2, seed, str(tmp_path), batch, steps)
+    expected = two_batches(0, seed, str(tmp_path), BATCH, 1)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
 def test_evaluation_has_no_noise(tmp_path):
