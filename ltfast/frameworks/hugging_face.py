@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltfast.losses import ProCoLoss, SeesawLoss
 from ltfast.losses.device import follow
 
 
@@ -27,8 +28,8 @@ def compute_loss(criterion: nn.Module) -> Callable[..., Tensor]:
 
     Args:
         criterion: a loss with the signature ``criterion(logits, labels)``, reduction "mean" and, if it has one, an
-            ``ignore_index`` of -100, which the ``Trainer`` does not count. A loss that stores queues, statistics or
-            counts belongs into the model instead, so that checkpoints contain it.
+            ``ignore_index`` of -100, which the ``Trainer`` does not count. ``SeesawLoss``, and losses of features, have
+            a state that belongs into the checkpoint: let the model hold them, and return their value as "loss".
 
     Returns:
         A function of the model's outputs, the labels and ``num_items_in_batch``. The outputs are a tensor of logits, a
@@ -36,13 +37,18 @@ def compute_loss(criterion: nn.Module) -> Callable[..., Tensor]:
         logits. The shapes and dtypes of logits and labels are those of the criterion.
 
     Raises:
-        TypeError: the criterion is not a module with a ``reduction``, or the outputs hold no logits.
+        TypeError: the criterion is not a module with a ``reduction``, or has a state; or the outputs hold no logits.
         ValueError: the reduction is not "mean", the ``ignore_index`` is not -100, or there are no labels.
     """
     if not isinstance(criterion, nn.Module) or not hasattr(criterion, "reduction"):
         raise TypeError(
             f"criterion is {criterion!r}: expected a module with a reduction, such as LogitAdjustedLoss or "
             "nn.CrossEntropyLoss. Let the model compute other losses, and return them as 'loss'"
+        )
+    if isinstance(criterion, (ProCoLoss, SeesawLoss)):
+        raise TypeError(
+            f"criterion is a {type(criterion).__name__}: expected a loss without a state, which the Trainer would not "
+            "save. Let the model hold this loss, and return its value as 'loss'"
         )
     if criterion.reduction != "mean":
         raise ValueError(f"criterion has reduction={criterion.reduction!r}: expected 'mean'")

@@ -7,7 +7,20 @@ import torch
 from torch import nn
 
 from ltfast.frameworks import compute_loss
-from ltfast.losses import AGCLLoss, BalancedBCELoss, CompensationLoss, LDAMLoss, LogitAdjustedLoss, ProCoLoss
+from ltfast.losses import (
+    AGCLLoss,
+    BalancedBCELoss,
+    BalancedSoftmaxLoss,
+    CompensationLoss,
+    DSCLLoss,
+    FocalLoss,
+    GCLLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    ProCoLoss,
+    SeesawLoss,
+    VSLoss,
+)
 
 COUNTS = [40, 12, 5, 2]
 WEIGHT = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
@@ -19,6 +32,11 @@ CRITERIA = {
     "CompensationLoss": CompensationLoss(COUNTS, 3),
     "LDAMLoss": LDAMLoss(COUNTS),
     "AGCLLoss": AGCLLoss(COUNTS, noise_mul=0.0),
+    "BalancedSoftmaxLoss": BalancedSoftmaxLoss(COUNTS),
+    "FocalLoss": FocalLoss(COUNTS, label_smoothing=0.1),
+    "GCLLoss": GCLLoss(COUNTS, noise_mul=0.0),
+    "VSLoss": VSLoss(COUNTS),
+    "weighted BalancedBCELoss": BalancedBCELoss(COUNTS, weight=WEIGHT),  # its mean is over the labels
 }
 WEIGHTED = {
     "cross-entropy": nn.CrossEntropyLoss(weight=WEIGHT),
@@ -26,6 +44,7 @@ WEIGHTED = {
     "LogitAdjustedLoss": LogitAdjustedLoss(COUNTS, weight=WEIGHT),
     "CompensationLoss": CompensationLoss(COUNTS, 3, weight=WEIGHT),
     "LDAMLoss": LDAMLoss(COUNTS, weight=WEIGHT),
+    "FocalLoss": FocalLoss(COUNTS, weight=WEIGHT),
 }
 
 
@@ -140,7 +159,9 @@ def test_a_failed_call_leaves_the_criterion_as_it_was():
 
 @pytest.mark.parametrize(("criterion", "error", "message"), [
     (nn.functional.cross_entropy, TypeError, "expected a module with a reduction"),
-    (ProCoLoss(4, 8), TypeError, "Let the model compute other losses"),
+    (DSCLLoss(), TypeError, "Let the model compute other losses"),
+    (ProCoLoss(4, 8), TypeError, "criterion is a ProCoLoss: expected a loss without a state"),
+    (SeesawLoss(COUNTS), TypeError, "Let the model hold this loss"),
     (LogitAdjustedLoss(COUNTS, reduction="sum"), ValueError, "reduction='sum': expected 'mean'"),
     (nn.CrossEntropyLoss(ignore_index=255), ValueError, "ignore_index=255: expected -100"),
 ])  # fmt: skip

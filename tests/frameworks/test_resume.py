@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from frameworks.cases import BATCH, CASES, RATE, Model, after_step, random_images, start_epoch
-from frameworks.trainers import Columns, WithLoss, constant_rate
+from frameworks.trainers import Columns, WithLoss, constant_rate, in_model
 from ltfast.frameworks import compute_loss
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path, epochs: int, r
             after_step(model.network)
 
     trainer = Trainer(
-        model=model.network if model.criterion else WithLoss(model.network),
+        model=WithLoss(model) if in_model(model) else model.network,
         args=TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=epochs,
@@ -84,7 +84,7 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path, epochs: int, r
         ),
         train_dataset=Columns(data),
         optimizers=constant_rate(model.network),
-        compute_loss_func=model.criterion and compute_loss(model.criterion),
+        compute_loss_func=None if in_model(model) else compute_loss(model.criterion),
         callbacks=[Epochs()],
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -98,6 +98,8 @@ def accelerate(model: Model, data: TensorDataset, folder: Path, epochs: int, res
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
     prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
+    if model.criterion is not None:
+        accelerator.register_for_checkpointing(model.criterion)
     if resume:
         accelerator.load_state(str(folder))
     for _ in range(1 if resume else 0, epochs):
@@ -118,7 +120,7 @@ TRAINERS: dict[str, Callable[..., None]] = {
 }
 
 
-@pytest.mark.parametrize("loss", ["LogitAdjustedLoss", "AGCLLoss", "ProCoLoss", "DSCLLoss"])
+@pytest.mark.parametrize("loss", ["LogitAdjustedLoss", "AGCLLoss", "SeesawLoss", "ProCoLoss", "DSCLLoss"])
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_resumed_training(trainer, loss, tmp_path):
     train, data = TRAINERS[trainer], random_images()
@@ -133,6 +135,8 @@ def test_resumed_training(trainer, loss, tmp_path):
     expected = whole.state()
     assert any(not torch.equal(value, expected[name]) for name, value in first.state().items())
     torch.testing.assert_close(second.state(), expected, rtol=1e-5, atol=1e-6)
+    if loss == "SeesawLoss":
+        assert second.criterion.cum_samples.sum() == 2 * len(data)
     if loss == "DSCLLoss":
         assert second.network.queue.filled == 24
     if loss == "ProCoLoss":

@@ -90,7 +90,7 @@ def hugging_face(rank: int, name: str) -> list[list[list[int]]]:
     return network.epochs
 
 
-def lightning(rank: int, name: str) -> list[list[list[int]]]:
+def lightning(rank: int, name: str, split_again: bool = False) -> list[list[list[int]]]:
     from lightning.pytorch import LightningModule, Trainer
 
     class Module(LightningModule):
@@ -113,7 +113,7 @@ def lightning(rank: int, name: str) -> list[list[list[int]]]:
 
     module = Module()
     trainer = Trainer(
-        use_distributed_sampler=False,
+        use_distributed_sampler=split_again,
         max_epochs=EPOCHS,
         accelerator="cpu",
         devices=PROCESSES,
@@ -248,6 +248,13 @@ def test_two_processes_share_the_stream(trainer, name):
             assert Counter(first) == Counter(stream[0::2])
         streams.append(own)
     assert streams[0] != streams[1]
+
+
+@pytest.mark.slow
+def test_lightning_splits_a_sampler_again_unless_it_is_told_not_to():
+    """As docs/frameworks/lightning.md warns. If this fails, Lightning may have become safe."""
+    parts = run_processes(lightning, PROCESSES, "instance", True)
+    assert [sum(map(len, part[0])) for part in parts] == [len(LABELS) / 4] * 2
 
 
 def test_class_balanced_and_instance_streams_differ_in_their_shares():

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from frameworks.cases import BATCH, CASES, EPOCHS, OF_SCORES, RATE, Model, after_step, start_epoch, train_plainly
 from ltfast.frameworks import compute_loss
+from ltfast.losses import SeesawLoss
 
 
 def compiled(model: Model, data: TensorDataset, folder: Path) -> None:
@@ -36,12 +37,17 @@ class Columns(Dataset):
 class WithLoss(nn.Module):
     """Returns its loss by name, as Hugging Face's models do."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.criterion = model
 
     def forward(self, input: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.network(input, labels)}
+        return {"loss": Model(self.network, self.criterion).loss(input, labels)}
+
+
+def in_model(model: Model) -> bool:
+    """Whether the loss has a state or needs features, so that Hugging Face's model has to hold it."""
+    return model.criterion is None or isinstance(model.criterion, SeesawLoss)
 
 
 def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
@@ -55,7 +61,7 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
             after_step(model.network)
 
     trainer = Trainer(
-        model=model.network if model.criterion else WithLoss(model.network),
+        model=WithLoss(model) if in_model(model) else model.network,
         args=TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=EPOCHS,
@@ -70,7 +76,7 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
         ),
         train_dataset=Columns(data),
         optimizers=constant_rate(model.network),
-        compute_loss_func=model.criterion and compute_loss(model.criterion),
+        compute_loss_func=None if in_model(model) else compute_loss(model.criterion),
         callbacks=[Epochs()],
     )
     trainer.train()
@@ -216,5 +222,16 @@ TRAINERS: dict[str, Callable[[Model, TensorDataset, Path], None]] = {
     "MMPretrain": mmpretrain,
 }
 
-# MMPretrain's heads take losses of scores only.
-CELLS = [(trainer, loss) for trainer in TRAINERS for loss in CASES if trainer != "MMPretrain" or loss in OF_SCORES]
+
+def cells() -> dict[tuple[str, str], str]:
+    """How each trainer uses each loss: as its "loss", or inside the "model". MMPretrain's heads take only the former."""
+    found = {}
+    for trainer in TRAINERS:
+        for loss in CASES:
+            held = loss not in OF_SCORES or (trainer == "Hugging Face" and loss == "SeesawLoss")
+            if not (held and trainer == "MMPretrain"):
+                found[trainer, loss] = "model" if held else "loss"
+    return found
+
+
+CELLS = cells()
