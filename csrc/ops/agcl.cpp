@@ -11,6 +11,7 @@ struct AgclArguments {
   const int64_t* target;      // (rows,), in [0, classes) or ignore_index
   int64_t ignore_index;       // a row with this label has the loss 0 and the gradient 0
   const void* class_noise;    // (classes,) or null
+  const void* class_weight;   // (classes padded with 0 to a multiple of 16,) or null
   uint64_t seed;
   void* loss;                 // (rows,)
   void* gradient;             // (rows, classes), contiguous, or null
@@ -140,20 +141,24 @@ inline A largest(const A* u, int64_t count, A peak) {
 }
 
 // dL/dx for count columns (a multiple of kWidth).
-template <class T, class A, class Powers>
+template <bool Weighted = false, class T, class A, class Powers>
 inline void gradients(T* __restrict gradient, const A* __restrict t, const A* __restrict p, int64_t count,
-                      const Powers& powers, A slope, A offset, A pull) {
+                      const Powers& powers, A slope, A offset, A pull, const A* __restrict class_weight = nullptr) {
 #pragma omp simd
-  for (int64_t c = 0; c < count; ++c)
-    store(gradient[c], powers.power(p[c], t[c]) * (slope * t[c] + offset) - p[c] * pull);
+  for (int64_t c = 0; c < count; ++c) {
+    A w = powers.power(p[c], t[c]);
+    if constexpr (Weighted) w *= class_weight[c];
+    store(gradient[c], w * (slope * t[c] + offset) - p[c] * pull);
+  }
 }
 
 // u and p have room for the row, padded to a multiple of kWidth.
-template <int Squarings, class T, class A>
+template <int Squarings, bool Weighted, class T, class A>
 double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restrict p) {
   const int64_t classes = a.classes, y = a.target[row];
   const T* logits = static_cast<const T*>(a.logits) + row * a.row_stride;
   const A* spread = static_cast<const A*>(a.class_noise);
+  const A* class_weight = static_cast<const A*>(a.class_weight);
   A peak = -std::numeric_limits<A>::infinity();
   for (int64_t start = 0; start < classes; start += kNoiseBlock) {
     const int64_t count = std::min(kNoiseBlock, classes - start);
@@ -174,7 +179,8 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
     for (int64_t c = start; c < stop; ++c) {
       const A t = powers.exponent(u[c], peak);
       const A exponential = powers.exp2(t);
-      const A w = powers.power(exponential, t);
+      A w = powers.power(exponential, t);
+      if constexpr (Weighted) w *= class_weight[c];
       u[c] = t;
       p[c] = exponential;
       block_mass += exponential;
@@ -192,12 +198,13 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
   const double focus = a.gamma_pos == 0 ? 1 : std::pow(rest, a.gamma_pos);
   const double shrink = std::exp(-a.gamma_neg * log_sum);  // p_c^gamma = shrink 2^(gamma t_c)
   const double negatives = shrink * (weighted - log_sum * weight);
-  const double loss = -(a.weight_pos * focus * log_p + a.weight_neg * negatives);
+  const double weight_pos = Weighted ? a.weight_pos * double(class_weight[y]) : a.weight_pos;
+  const double loss = -(weight_pos * focus * log_p + a.weight_neg * negatives);
   if (!a.gradient) return loss;
 
   // f = dL / dlog p; dL/dv_c = f_c - p_c sum_k f_k. At p = 1 the focus term's derivative tends to 0.
   const double steep = rest > 0 && a.gamma_pos != 0 ? a.gamma_pos * std::pow(rest, a.gamma_pos - 1) * p_own * log_p : 0;
-  const double f_own = -a.weight_pos * (focus - steep);
+  const double f_own = -weight_pos * (focus - steep);
   const double f_others = -a.weight_neg * (a.gamma_neg * negatives + shrink * weight);
   const double unit = a.scale * a.gradient_scale;
   const A slope = A(-a.weight_neg * shrink * a.gamma_neg * unit * kLog2);
@@ -205,17 +212,18 @@ double agcl_row(const AgclArguments& a, int64_t row, A* __restrict u, A* __restr
   const A pull = A((f_own + f_others) / sum * unit);
   T* gradient = static_cast<T*>(a.gradient) + row * classes;
   const int64_t whole = classes / kWidth * kWidth;
-  gradients(gradient, u, p, whole, powers, slope, offset, pull);
+  gradients<Weighted>(gradient, u, p, whole, powers, slope, offset, pull, class_weight);
   if (whole < classes) {
     T last[kWidth];
-    gradients(last, u + whole, p + whole, kWidth, powers, slope, offset, pull);
+    gradients<Weighted>(last, u + whole, p + whole, kWidth, powers, slope, offset, pull,
+                        Weighted ? class_weight + whole : nullptr);
     std::memcpy(gradient + whole, last, (classes - whole) * sizeof(T));
   }
   store(gradient[y], A((f_own * rest - p_own * f_others) * unit));
   return loss;
 }
 
-template <int Squarings, class T>
+template <int Squarings, class T, bool Weighted = false>
 void agcl_rows(const AgclArguments& a) {
   using A = typename Arithmetic<T>::type;
   parallel_rows(a.rows, a.threads, [&](int64_t row, int thread) {
@@ -226,12 +234,13 @@ void agcl_rows(const AgclArguments& a) {
     }
     const int64_t room = padded(a.classes);
     A* scratch = static_cast<A*>(a.scratch) + 2 * room * thread;
-    static_cast<A*>(a.loss)[row] = A(agcl_row<Squarings, T>(a, row, scratch, scratch + room));
+    static_cast<A*>(a.loss)[row] = A(agcl_row<Squarings, Weighted, T>(a, row, scratch, scratch + room));
   });
 }
 
 template <class T>
 void agcl(const AgclArguments& a) {
+  if (a.class_weight) return agcl_rows<kGeneral, T, true>(a);
   if (a.gamma_neg == 0) return agcl_rows<kConstant, T>(a);
   if (a.gamma_neg == 1) return agcl_rows<0, T>(a);
   if (a.gamma_neg == 2) return agcl_rows<1, T>(a);
@@ -361,17 +370,17 @@ void kernel(On<kIsa>, const AgclShareArguments& a) {
 namespace {
 
 void agcl(const std::string& dtype, uintptr_t logits, int64_t row_stride, uintptr_t target, uintptr_t class_noise,
-          uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes, double gradient_scale,
-          double scale, double margin, double weight_pos, double weight_neg, double gamma_pos, double gamma_neg,
+          uintptr_t class_weight, uint64_t seed, uintptr_t loss, uintptr_t gradient, int64_t rows, int64_t classes,
+          double gradient_scale, double scale, double margin, double weight_pos, double weight_neg, double gamma_pos, double gamma_neg,
           int64_t ignore_index, const std::string& reduction, int64_t first_row, int threads) {
   const Dtype type = parse_dtype(dtype);
   const int64_t counted = check_labels(at<int64_t>(target), rows, classes, &ignore_index);
   const RowLosses losses(loss, type, reduction, rows, counted);
   threads = useful_threads(threads, rows, classes);
   const auto scratch = make_scratch(type, threads * 2 * (classes + 15));
-  const AgclArguments a{type, at(logits), row_stride, at<int64_t>(target), ignore_index, at(class_noise), seed,
-                        losses.rows(), at(gradient), rows, classes, first_row, scale, margin, weight_pos, weight_neg, gamma_pos,
-                        gamma_neg, losses.gradient_scale(gradient_scale), scratch.get(), threads};
+  const AgclArguments a{type, at(logits), row_stride, at<int64_t>(target), ignore_index, at(class_noise),
+                        at(class_weight), seed, losses.rows(), at(gradient), rows, classes, first_row, scale, margin,
+                        weight_pos, weight_neg, gamma_pos, gamma_neg, losses.gradient_scale(gradient_scale), scratch.get(), threads};
   run(a);
   losses.reduce();
 }

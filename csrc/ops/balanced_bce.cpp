@@ -58,6 +58,7 @@ LTFAST_INLINE BceTerm<A> bce_term(A z, A t, A positive, A q) {  // positive = po
 }
 
 // The targets of a span of columns: of a label (own is its index in the span, or -1), soft ones, or thresholded ones.
+// Soft ones are smoothed: values (1 - s) + s / C, with on = 1 - s and off = s / C.
 template <class A>
 struct Labels {
   A on, off;
@@ -67,13 +68,14 @@ struct Labels {
 template <class A>
 struct Soft {
   const A* values;
-  A operator()(int32_t c) const { return values[c]; }
+  A on, off;
+  A operator()(int32_t c) const { return values[c] * on + off; }
 };
 template <class A>
 struct Cut {
   const A* values;
-  A threshold;
-  A operator()(int32_t c) const { return values[c] > threshold ? A(1) : A(0); }
+  A on, off, threshold;
+  A operator()(int32_t c) const { return values[c] * on + off > threshold ? A(1) : A(0); }
 };
 
 // The sum of the losses of the first `valid` of `count` columns. count is a multiple of kTail, and a block at most.
@@ -154,8 +156,8 @@ void bce_rows(const BalancedBceArguments& a) {
       return;
     }
     double loss;
+    const A on = A(a.on_value), off = A(a.off_value);
     if (a.target) {
-      const A on = A(a.on_value), off = A(a.off_value);
       const int64_t y = a.target[row];
       loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, static_cast<const A*>(nullptr),
                                          [=](int64_t start, const A*) {
@@ -167,10 +169,10 @@ void bce_rows(const BalancedBceArguments& a) {
       const A threshold = A(a.threshold);
       if (a.threshold != a.threshold)
         loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, soft,
-                                           [](int64_t, const A* values) { return Soft<A>{values}; });
+                                           [=](int64_t, const A* values) { return Soft<A>{values, on, off}; });
       else
         loss = bce_row<Weighted, Gradient>(a, tails, logits, gradient, soft,
-                                           [=](int64_t, const A* values) { return Cut<A>{values, threshold}; });
+                                           [=](int64_t, const A* values) { return Cut<A>{values, on, off, threshold}; });
     }
     static_cast<A*>(a.loss)[row] = A(loss);
   });

@@ -3,7 +3,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ltfast import ops
-from ltfast.losses import BalancedBCELoss
+from ltfast.losses import BalancedBCELoss, effective_number_weights
 from ltfast.losses.device import follow
 from ltfast.ops.balanced_bce import check_arguments, reference
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
@@ -54,8 +54,7 @@ class BCE_loss(nn.Module):
         if type == "Bal":
             bias = BalancedBCELoss(parse_class_counts(args.cls_num, at_least=2, name="args.cls_num")).bias
         if type == "CB":
-            weight = (1 - 0.9999) / (1 - 0.9999 ** parse_class_counts(args.cls_num, name="args.cls_num"))
-            weight = (weight / weight.sum() * len(weight)).float()
+            weight = effective_number_weights(parse_class_counts(args.cls_num, name="args.cls_num"))
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("pos_weight", pos_weight)
@@ -70,10 +69,11 @@ class BCE_loss(nn.Module):
                 check_classes(x, len(vector), "x")
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
         check_arguments(x, target, bias, self.weight, self.pos_weight, _IGNORED, name="x")
+        smoothing = self.smoothing if target.dim() == 1 else 0.0  # the authors smooth labels alone
         if self.reduction == "none":
             if target.dim() == 1:
                 check_reference_labels(target, x.shape[1], ignore_index=_IGNORED)
-            settings = BalancedBceSettings(self.smoothing, self.target_threshold, _IGNORED, "none")
+            settings = BalancedBceSettings(smoothing, self.target_threshold, _IGNORED, "none")
             loss = reference.elementwise(x, target, bias, self.weight, self.pos_weight, settings)
         else:
             loss = ops.balanced_bce(
@@ -82,7 +82,7 @@ class BCE_loss(nn.Module):
                 bias,
                 weight=self.weight,
                 pos_weight=self.pos_weight,
-                label_smoothing=self.smoothing,
+                label_smoothing=smoothing,
                 target_threshold=self.target_threshold,
                 ignore_index=_IGNORED,
                 reduction=self.reduction,

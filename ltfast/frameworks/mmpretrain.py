@@ -16,7 +16,20 @@ from torch import Tensor, nn
 from ltfast import losses
 from ltfast.models.cosine_classifier import CosineClassifier
 
-OF_SCORES = ("AGCLLoss", "BalancedBCELoss", "CompensationLoss", "LDAMLoss", "LogitAdjustedLoss")
+OF_SCORES = (
+    "AGCLLoss",
+    "BalancedBCELoss",
+    "BalancedSoftmaxLoss",
+    "ClassBalancedLoss",
+    "CompensationLoss",
+    "FocalLoss",
+    "GCLLoss",
+    "LADELoss",
+    "LDAMLoss",
+    "LogitAdjustedLoss",
+    "SeesawLoss",
+    "VSLoss",
+)
 
 MODELS = Registry("model", parent=ROOT, scope="ltfast")
 
@@ -69,7 +82,7 @@ for _name in OF_SCORES:
 
 @MODELS.register_module()
 class CosineClsHead(LinearClsHead):
-    """``LinearClsHead`` with cosines instead of logits, for ``AGCLLoss`` and ``LDAMLoss``.
+    """``LinearClsHead`` with cosines instead of logits, for ``AGCLLoss``, ``GCLLoss`` and ``LDAMLoss``.
 
     Args:
         num_classes: C.

@@ -4,14 +4,20 @@ import torch
 from torch import Tensor, nn
 
 from ltfast import ops
+from ltfast.losses.rows import rows_of
 from ltfast.losses.watch import Watch
 from ltfast.ops.agcl.settings import AgclSettings, check_settings
-from ltfast.ops.core.checks import check_classes, check_label_smoothing, check_number
+from ltfast.ops.core.checks import check_class_weight, check_label_smoothing, check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import own_share
 
 if TYPE_CHECKING:
     from ltfast.models import ClassParallelCosineClassifier, CosineClassifier
+
+LABELS_ONLY = (
+    "The terms of this loss are defined for one label. For mixed images, add the losses of both labels, each times its "
+    "share: lam * loss(cosine, a) + (1 - lam) * loss(cosine, b)"
+)
 
 
 class AGCLLoss(nn.Module):
@@ -31,17 +37,22 @@ class AGCLLoss(nn.Module):
         margin: subtracted from the label's cosine ("official" only).
         noise_mul: width of the noise for the rarest class, in units of the cosine.
         gamma_pos, gamma_neg: focusing exponents of the label's term and of the other classes' terms.
-        label_smoothing: s in the weights 1 - s + s/C and s/C of the two terms ("official" only).
+        label_smoothing: s in [0, 1), in the weights 1 - s + s/C and s/C of the two terms ("official" only). Where the
+            exponents are 0 it is that of ``nn.CrossEntropyLoss``.
         variant: "official" follows the authors' code. "paper" follows equations 6 to 8: both terms have weight 1, there
             is no margin, and the cloud widths log n_max - log n_c are not normalised to [0, 1].
+        weight: (C,), floating-point, the weight of each class as in ``nn.CrossEntropyLoss``; None weights all classes
+            alike.
         ignore_index: labels with this value are ignored: their loss is 0 for "none", and the mean excludes them.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean", "sum" or "none". With weights, the mean divides by the sum of the weights of the labels.
         class_parallel: whether the classes are split over the processes of ``torch.distributed``, as in
             ``ltfast.models.ClassParallelCosineClassifier``. The cosines are then (W B, C_r), those of the global batch
-            for this process's classes, and the target is (B,), this process's labels. See
+            for this process's classes, the target is (B,), this process's labels, and there is no class weight. See
             ``ltfast.ops.class_parallel_agcl``.
 
-    Shapes: cosine (B, C), any float dtype; target (B,), integer labels; the loss is float32 (float64 for float64).
+    Shapes: cosine (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels. The loss is
+    a scalar, or has the shape of the labels for "none"; it is float32 (float64 for float64). The target can be no
+    probabilities: the two terms are defined for one label.
 
     Raises:
         ValueError, TypeError: an argument is invalid; the message names it.
@@ -51,6 +62,7 @@ class AGCLLoss(nn.Module):
     """
 
     class_noise: Tensor
+    weight: Tensor | None
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class AGCLLoss(nn.Module):
         gamma_neg: float = 4.0,
         label_smoothing: float = 0.1,
         variant: Literal["official", "paper"] = "official",
+        weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
         class_parallel: bool = False,
@@ -73,6 +86,9 @@ class AGCLLoss(nn.Module):
             raise ValueError(f"variant is {variant!r}: expected 'official' or 'paper'")
         check_label_smoothing(label_smoothing)
         check_number("noise_mul", noise_mul, at_least=0)
+        check_class_weight(weight, len(counts))
+        if class_parallel and weight is not None:
+            raise ValueError("weight is not None: expected None with class_parallel=True")
         rarity = counts.max().log() - counts.log()
         if variant == "paper":
             margin, self.weight_pos, self.weight_neg = 0.0, 1.0, 1.0
@@ -83,6 +99,7 @@ class AGCLLoss(nn.Module):
         weights = self.weight_pos, self.weight_neg
         check_settings(AgclSettings(scale, margin, *weights, gamma_pos, gamma_neg, ignore_index, reduction))
         self.register_buffer("class_noise", (noise_mul * rarity).float(), persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
         self.noisy = bool(self.class_noise.any())
         self.scale, self.margin = scale, margin
         self.gamma_pos, self.gamma_neg = gamma_pos, gamma_neg
@@ -134,8 +151,9 @@ class AGCLLoss(nn.Module):
         if self.class_parallel:
             loss = ops.class_parallel_agcl(cosine, target, num_classes, clouds, generator=generator, **options)
         else:
-            check_classes(cosine, num_classes, "cosine")
-            loss = ops.agcl(cosine, target, clouds, generator=generator, **options)
+            rows = rows_of(cosine, target, num_classes, names=("cosine", "target"), labels_only=LABELS_ONLY)
+            loss = ops.agcl(rows.logits, rows.target, clouds, weight=self.weight, generator=generator, **options)
+            loss = rows.in_shape(loss, self.reduction)
         if self.watch.due(cosine):
             self.watch.cosines(type(self).__name__, "cosine", cosine)
         return loss

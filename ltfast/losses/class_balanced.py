@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltfast.losses.cross_entropy import check_scores
+from ltfast.losses.rows import check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number, check_real
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
@@ -94,7 +94,7 @@ class ClassBalancedLoss(SoftmaxLoss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
             return self.cross_entropy(logits, target)
-        check_scores(logits, target, self.num_classes, "logits", "target")
+        check_scores(logits, target, self.num_classes, *self.names)
         z, targets, counted = self.rows_and_targets(logits, target)
         share = self.smoothed(targets, counted)
         z = z.clamp(-LARGEST, LARGEST)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.core.checks import check_class_vector, check_integer, check_label_smoothing, check_reduction
+from ltfast.ops.core.checks import check_class_weight, check_integer, check_label_smoothing, check_reduction
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # many: more than 100 images; few: fewer than 20; medium: the rest
@@ -69,8 +69,7 @@ class CompensationLoss(nn.Module):
         check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
-        if weight is not None:
-            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+        check_class_weight(weight, len(counts))
         self.register_buffer("weight", weight, persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index, self.reduction = ignore_index, reduction

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ltfast import ops
-from ltfast.losses.cross_entropy import as_rows, check_scores
+from ltfast.losses.rows import rows_of
 from ltfast.losses.softmax_loss import SoftmaxLoss
-from ltfast.ops.core.checks import check_class_vector, check_number
+from ltfast.ops.core.checks import check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 LOWEST = -1e30  # log-probabilities saturate here, so that finite logits give a finite loss
@@ -59,30 +59,26 @@ class FocalLoss(SoftmaxLoss):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_scores(logits, target, self.num_classes, "logits", "target")
-        if self.weight is not None:
-            check_class_vector(self.weight, as_rows(logits), "weight")
+        rows = rows_of(logits, target, self.num_classes, names=self.names)
         if target.is_floating_point() or self.label_smoothing:
             z, targets, counted = self.rows_and_targets(logits, target)
             return self.reduce(self._of_shares(z, self.smoothed(targets, counted)), target)
         # A-GCL with the label's term alone: it reads the logits and writes their gradient. Plain PyTorch passes over as
         # much memory six times: it reads and writes log-softmax, and writes its gradient, which the backward pass of
         # log-softmax reads, with the output, and writes.
-        reduction = self.reduction if self.weight is None else "none"
         loss = ops.agcl(
-            as_rows(logits),
-            target.flatten(),
+            rows.logits,
+            rows.target,
             scale=1.0,
             margin=0.0,
             weight_neg=0.0,
             gamma_pos=self.gamma,
             gamma_neg=0.0,
+            weight=self.weight,
             ignore_index=self.ignore_index,
-            reduction=reduction,
+            reduction=self.reduction,
         )
-        if self.weight is not None:
-            return self.reduce(loss * self.row_weights(target.flatten(), loss.dtype), target)
-        return loss.view(target.shape) if reduction == "none" else loss
+        return rows.in_shape(loss, self.reduction)
 
     def _of_shares(self, z: Tensor, share: Tensor) -> Tensor:
         """The losses (R,) of rows of logits and weighted soft targets (R, C)."""

@@ -1,5 +1,7 @@
 from typing import Literal
 
+from torch import Tensor
+
 from ltfast.losses.agcl import AGCLLoss
 from ltfast.ops.core.class_counts import ClassCounts
 
@@ -22,10 +24,14 @@ class GCLLoss(AGCLLoss):
         scale: factor that multiplies the cosines.
         margin: subtracted from the label's cosine; the authors train with 0.
         noise_mul: width of the noise for the rarest class, in units of the cosine.
+        weight: (C,), floating-point, the weight of each class as in ``nn.CrossEntropyLoss``; None weights all classes
+            alike.
+        label_smoothing: in [0, 1), as in ``nn.CrossEntropyLoss``.
         ignore_index: labels with this value are ignored: their loss is 0 for "none", and the mean excludes them.
-        reduction: "mean", "sum" or "none".
+        reduction: "mean", "sum" or "none". With weights, the mean divides by the sum of the weights of the labels.
 
-    Shapes: cosine (B, C), any float dtype; target (B,), integer labels; the loss is float32 (float64 for float64).
+    Shapes: cosine (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels. The loss is
+    a scalar, or has the shape of the labels for "none"; it is float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: an argument is invalid; the message names it.
@@ -41,6 +47,8 @@ class GCLLoss(AGCLLoss):
         scale: float = 30.0,
         margin: float = 0.0,
         noise_mul: float = 0.5,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
@@ -51,7 +59,8 @@ class GCLLoss(AGCLLoss):
             noise_mul=noise_mul,
             gamma_pos=0.0,
             gamma_neg=0.0,
-            label_smoothing=0.0,
+            label_smoothing=label_smoothing,
+            weight=weight,
             ignore_index=ignore_index,
             reduction=reduction,
         )

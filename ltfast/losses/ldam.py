@@ -3,14 +3,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ltfast.losses.cross_entropy import label_cross_entropy
+from ltfast.losses.rows import rows_of
 from ltfast.losses.watch import Watch
+from ltfast.ops import cross_entropy
 from ltfast.ops.core.checks import (
-    check_class_vector,
-    check_classes,
+    check_class_weight,
     check_integer,
-    check_labels,
-    check_logits,
+    check_label_smoothing,
     check_number,
     check_positive,
     check_reduction,
@@ -20,11 +19,13 @@ from ltfast.ops.core.tensors import accumulator
 
 
 class LDAMLoss(nn.Module):
-    """Label-distribution-aware margin loss for a cosine classifier: ``cross_entropy(scale * (x - m_y [c = y]), y)``.
+    """Label-distribution-aware margin loss for a cosine classifier: ``cross_entropy(scale * (x - m * t), t)``.
 
     Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, equation 13. The
-    margin of a class with n images is proportional to n^(-1/4), and the rarest class has ``max_margin``. The margin is
-    subtracted from the label's cosine. PyTorch's own cross-entropy computes the rest.
+    margin m of a class with n images is proportional to n^(-1/4), and the rarest class has ``max_margin``. It is
+    subtracted from the label's cosine: t is 1 for the label and 0 for the other classes. For probabilities t, which the
+    paper does not have, each class has its margin in proportion to its probability. Label smoothing does not change the
+    margins.
 
     The input must be cosines, such as the output of ``ltfast.models.CosineClassifier``; the loss multiplies them by
     ``scale``. Values outside [-1, 1] cause a warning, once per loss object. They are checked on some calls on a CPU,
@@ -37,10 +38,14 @@ class LDAMLoss(nn.Module):
         weight: (C,), floating-point, the weight of each class as in ``nn.CrossEntropyLoss``; None weights all classes
             alike. The attribute ``weight`` can be replaced between steps: the paper trains without weights first
             (deferred re-weighting).
-        ignore_index: labels with this value are ignored: their loss is 0 for "none", and the mean excludes them.
-        reduction: "mean", "sum" or "none". With weights, "mean" divides by the sum of the weights of the labels.
+        label_smoothing: in [0, 1), as in ``nn.CrossEntropyLoss``.
+        ignore_index: labels (not probabilities) with this value are ignored: their loss is 0 for "none", and the mean
+            excludes them.
+        reduction: "mean", "sum" or "none". With weights, the mean over labels divides by the sum of their weights.
 
-    Shapes: cosine (B, C), any float dtype; target (B,), integer labels; the loss is float32 (float64 for float64).
+    Shapes: cosine (B, C) or (B, C, d1, ...), any float dtype; target (B,) or (B, d1, ...), integer labels, or
+    probabilities of the cosines' shape. The loss is a scalar, or has the shape of the labels for "none"; it is float32
+    (float64 for float64).
 
     Raises:
         ValueError, TypeError: an argument is invalid; the message names it. Out-of-range labels raise on a GPU only
@@ -60,6 +65,7 @@ class LDAMLoss(nn.Module):
         scale: float = 30.0,
         max_margin: float = 0.5,
         weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
@@ -67,14 +73,14 @@ class LDAMLoss(nn.Module):
         counts = parse_class_counts(class_counts)
         check_positive("scale", scale)
         check_number("max_margin", max_margin, at_least=0)
+        check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
-        if weight is not None:
-            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight", differentiable=True)
+        check_class_weight(weight, len(counts))
         margins = max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", margins.float(), persistent=False)
         self.register_buffer("weight", weight, persistent=False)
-        self.scale = scale
+        self.scale, self.label_smoothing = scale, label_smoothing
         self.ignore_index, self.reduction = ignore_index, reduction
         self.watch = Watch()
 
@@ -83,18 +89,20 @@ class LDAMLoss(nn.Module):
 
     def from_cosines(self, cosine: Tensor, target: Tensor, name: str = "cosine") -> Tensor:
         """The loss; messages call the cosines ``name``."""
-        check_logits(cosine, name)
-        classes = len(self.margins)
-        check_classes(cosine, classes, name)
-        check_labels(target, cosine, ignore_index=self.ignore_index)
-        if self.weight is not None:
-            check_class_vector(self.weight, cosine, "weight", differentiable=True)
-        own = target[:, None] == torch.arange(classes, device=cosine.device)
-        scores = self.scale * (cosine.to(accumulator(cosine.dtype)) - torch.where(own, self.margins, 0))
-        weight = None if self.weight is None else self.weight.to(scores.dtype)
-        loss = label_cross_entropy(
-            scores, target, weight=weight, ignore_index=self.ignore_index, reduction=self.reduction
+        rows = rows_of(cosine, target, len(self.margins), names=(name, "target"))
+        x, t = rows.logits.to(accumulator(cosine.dtype)), rows.target
+        if t.is_floating_point():
+            margins = self.margins * t.to(x.dtype)
+        else:
+            margins = torch.where(t[:, None] == torch.arange(len(self.margins), device=t.device), self.margins, 0)
+        loss = cross_entropy(
+            self.scale * (x - margins),
+            t,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
         )
         if self.watch.due(cosine):
             self.watch.cosines("LDAMLoss", name, cosine)
-        return loss
+        return rows.in_shape(loss, self.reduction)

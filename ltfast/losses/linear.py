@@ -98,8 +98,7 @@ class LinearLogitAdjustedLoss(LogitAdjustedLoss):
 
     def __init__(self, class_counts: ClassCounts, *, class_parallel: bool = False, **options: Any) -> None:
         super().__init__(class_counts, **options)
-        if class_parallel and self.weight is not None:
-            raise ValueError("weight is not None: expected None with class_parallel=True")
+        _check_no_weight(self.weight, class_parallel)
         self.class_parallel = class_parallel
 
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
@@ -161,7 +160,7 @@ class LinearBalancedBCELoss(BalancedBCELoss):
         class_counts: (C,), training images of each class, in the order of the labels; at least two classes.
         class_parallel: whether the classes are split over the processes of ``torch.distributed``: weight and bias are
             those of this process's classes, (C_r, D) and (C_r,), and each process gets their gradients for the sum of
-            all processes' losses. The target is then (B,) labels. See
+            all processes' losses. The target is then (B,) labels, and there is no class weight. See
             ``ltfast.ops.class_parallel_linear_balanced_bce``.
         options: the other arguments of ``BalancedBCELoss``.
 
@@ -182,6 +181,7 @@ class LinearBalancedBCELoss(BalancedBCELoss):
 
     def __init__(self, class_counts: ClassCounts, *, class_parallel: bool = False, **options: Any) -> None:
         super().__init__(class_counts, **options)
+        _check_no_weight(self.weight, class_parallel)
         self.class_parallel = class_parallel
 
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
@@ -197,7 +197,7 @@ class LinearBalancedBCELoss(BalancedBCELoss):
                 features, weight, bias, target, classes, own_share(self.bias), **options
             )
         _check_classes(weight, classes)
-        return ops.linear_balanced_bce(features, weight, bias, target, self.bias, **options)
+        return ops.linear_balanced_bce(features, weight, bias, target, self.bias, class_weight=self.weight, **options)
 
 
 class LinearAGCLLoss(AGCLLoss):
@@ -237,7 +237,9 @@ class LinearAGCLLoss(AGCLLoss):
                 features, weight, target, classes, clouds, generator=generator, **options
             )
         _check_classes(weight, classes)
-        return ops.linear_agcl(features, weight, target, clouds, generator=generator, **options)
+        return ops.linear_agcl(
+            features, weight, target, clouds, class_weight=self.weight, generator=generator, **options
+        )
 
 
 _FORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -265,6 +267,11 @@ def linear_form(loss: nn.Module) -> nn.Module | None:
 def is_linear(loss: nn.Module) -> bool:
     """Whether a loss takes the features, weight and bias of a linear layer instead of its output."""
     return isinstance(loss, tuple(_FORMS.values()))
+
+
+def _check_no_weight(weight: Tensor | None, class_parallel: bool) -> None:
+    if class_parallel and weight is not None:
+        raise ValueError("weight is not None: expected None with class_parallel=True")
 
 
 def _check_classes(weight: Tensor, classes: int) -> None:

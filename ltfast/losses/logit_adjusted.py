@@ -5,7 +5,7 @@ from torch import Tensor
 from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.losses.fixed_dtype import FixedDtype
 from ltfast.ops.core.checks import (
-    check_class_vector,
+    check_class_weight,
     check_integer,
     check_label_smoothing,
     check_number,
@@ -58,8 +58,7 @@ class LogitAdjustedLoss(FixedDtype):
         check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
-        if weight is not None:
-            check_class_vector(weight, counts.to(getattr(weight, "device", "cpu"))[None], "weight")
+        check_class_weight(weight, len(counts))
         self.register_buffer("weight", weight, persistent=False)
         self.label_smoothing = label_smoothing
         self.ignore_index, self.reduction = ignore_index, reduction

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
@@ -7,7 +7,16 @@ from torch.nn import functional as F
 from ltfast import ops
 from ltfast.losses.sharded_state import ShardedState
 from ltfast.losses.watch import Watch
-from ltfast.ops.core.checks import check_integer, check_label_values, check_labels, check_matrix, check_positive
+from ltfast.ops.core.checks import (
+    check_class_weight,
+    check_integer,
+    check_label_smoothing,
+    check_label_values,
+    check_labels,
+    check_matrix,
+    check_positive,
+    check_reduction,
+)
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import class_ranges, gather, gather_together, world_size
 
@@ -42,16 +51,23 @@ class ProCoLoss(ShardedState):
         temperature: tau, over 0.
         class_counts: (C,), training images of each class, in the order of the labels. The log-frequencies are added to
             the logits in the loss (logit adjustment), but not in ``logits``. None adds nothing.
+        weight: (C,), floating-point, the weight of each class in the loss, as in ``nn.CrossEntropyLoss``; None weights
+            all classes alike. It does not change the statistics.
+        label_smoothing: in [0, 1), as in ``nn.CrossEntropyLoss``.
         ignore_index: features with this label are excluded from the statistics, the loss and its mean.
+        reduction: "mean", "sum" or "none". With weights, the mean over labels divides by the sum of their weights.
         class_parallel: whether to split the classes over the processes of ``torch.distributed``
             (``ltfast.ops.core.collectives.class_ranges``), for more classes than fit on one device: each process stores
             C_r x D statistics. The loss does not change; see ``ltfast.ops.class_parallel_vmf_cross_entropy``.
             ``logits`` returns the logits of the global batch for this process's classes. All processes must call each
             method equally often, with batches of the same size, and must call ``collect()`` before ``state_dict()``,
-            which returns the state of the whole loss.
+            which returns the state of the whole loss. The targets are then labels, without weights or smoothing.
 
-    Shapes: features (B, D), any float dtype, L2-normalised; labels (B,), int64; the loss is float32 (float64 for
-    float64).
+    Shapes: features (B, D), any float dtype, L2-normalised; labels (B,), integers, or for the loss alone (B, C)
+    probabilities. The loss is a scalar, or (B,) for "none"; it is float32 (float64 for float64).
+
+    The loss of plain labels needs O((B + C) D) memory. With weights, label smoothing or probabilities, it stores the
+    (B, C) logits.
 
     The statistics are buffers and stay float32. Under ``torch.distributed``, ``update`` sums over the batches of all
     processes, which must call it equally often.
@@ -72,6 +88,7 @@ class ProCoLoss(ShardedState):
     kappa: Tensor
     start: Tensor
     log_prior: Tensor | None
+    weight: Tensor | None
 
     def __init__(
         self,
@@ -80,7 +97,10 @@ class ProCoLoss(ShardedState):
         *,
         temperature: float = 0.1,
         class_counts: ClassCounts | None = None,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        reduction: Literal["mean", "sum", "none"] = "mean",
         class_parallel: bool = False,
     ) -> None:
         super().__init__()
@@ -95,8 +115,16 @@ class ProCoLoss(ShardedState):
             if len(counts) != num_classes:
                 raise ValueError(f"class_counts has {len(counts)} classes: expected {num_classes}")
             log_prior = (counts / counts.sum()).log().float()
+        check_class_weight(weight, num_classes)
+        check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
-        self.ignore_index = ignore_index
+        check_reduction(reduction)
+        if class_parallel and (weight is not None or label_smoothing):
+            name = "label_smoothing" if weight is None else "weight"
+            raise ValueError(f"{name} is set: expected none with class_parallel=True")
+        self.register_buffer("weight", weight, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.ignore_index, self.reduction = ignore_index, reduction
         self.num_classes, self.feature_dim, self.temperature = num_classes, feature_dim, temperature
         # A separate generator gives the same directions on every process, independent of the seeds.
         generator = torch.Generator("cpu").manual_seed(0)
@@ -182,17 +210,30 @@ class ProCoLoss(ShardedState):
         return ops.vmf_logits(features, directions, kappa, temperature=self.temperature)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean cross-entropy of the logits plus log-frequencies. Call ``update`` with the batch first.
+        """Compute the cross-entropy of the logits plus log-frequencies. Call ``update`` with the batch first.
 
         Raises:
             ValueError, TypeError: an argument is invalid; the message names it.
         """
         self._check(features)
         directions, kappa = self._distributions(features)
+        soft = isinstance(labels, Tensor) and labels.dim() == 2
+        if self.processes == 1 and (soft or self.weight is not None or self.label_smoothing):
+            logits = ops.vmf_logits(features, directions, kappa, temperature=self.temperature)
+            return ops.cross_entropy(
+                logits,
+                labels,
+                self.log_prior,
+                weight=self.weight,
+                label_smoothing=self.label_smoothing,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+            )
         options: dict[str, Any] = {
             "log_prior": self.log_prior,
             "temperature": self.temperature,
             "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
         }
         if self.processes > 1:
             return ops.class_parallel_vmf_cross_entropy(
@@ -205,7 +246,7 @@ class ProCoLoss(ShardedState):
 
     def _check(self, features: Tensor) -> None:
         self.check_processes()
-        check_matrix(features, "features", f"(batch, {self.feature_dim})")
+        check_matrix(features, "features", f"(batch, {self.feature_dim})", fewest_rows=0)
         if features.shape[1] != self.feature_dim:
             raise ValueError(f"features has shape {tuple(features.shape)}: expected (batch, {self.feature_dim})")
         if features.device != self.sums.device:

@@ -4,13 +4,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import as_rows, check_scores
+from ltfast.losses.rows import rows_of
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number, check_reference_labels
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.collectives import gather
 from ltfast.ops.core.tensors import accumulator
 from ltfast.ops.core.torch_internals import in_backward
+
+LABELS_ONLY = (
+    "The factors of this loss are those of one label. For mixed images, add the losses of both labels, each times its "
+    "share: lam * loss(logits, a) + (1 - lam) * loss(logits, b)"
+)
 
 
 class SeesawLoss(SoftmaxLoss):
@@ -77,19 +82,16 @@ class SeesawLoss(SoftmaxLoss):
         self.register_buffer("cum_samples", torch.zeros(len(counts), dtype=torch.int64))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_scores(logits, target, self.num_classes, "logits", "target")
-        if target.is_floating_point():
-            raise TypeError(f"target has dtype {target.dtype}: expected integer labels, because the factors need one")
-        labels = target.flatten().long()
+        rows = rows_of(logits, target, self.num_classes, names=self.names, labels_only=LABELS_ONLY)
+        labels = rows.target.long()
         check_reference_labels(labels, self.num_classes, ignore_index=self.ignore_index)
         counted = labels != self.ignore_index
         label = torch.where(counted, labels, 0).clamp(0, self.num_classes - 1)
         if self.training and (torch.compiler.is_compiling() or not in_backward()):
             seen = torch.zeros_like(self.cum_samples).scatter_add_(0, label, counted.long())
             self.cum_samples += gather(seen[None]).sum(0)
-        rows = as_rows(logits)
-        loss = self.cross_entropy(rows + self.log_factors(rows.detach(), label), labels)
-        return loss.view(target.shape) if self.reduction == "none" else loss
+        factors = self.log_factors(rows.logits.detach(), label)
+        return rows.in_shape(self.cross_entropy(rows.logits + factors, labels), self.reduction)
 
     def log_factors(self, logits: Tensor, label: Tensor) -> Tensor:
         """``log S_yj`` for rows of logits (R, C) and labels (R,) in [0, C): (R, C), 0 for the labels themselves."""

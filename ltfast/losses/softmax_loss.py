@@ -1,12 +1,14 @@
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import as_rows, shifted_cross_entropy
+from ltfast.losses.cross_entropy import shifted_cross_entropy
 from ltfast.losses.fixed_dtype import FixedDtype
+from ltfast.losses.rows import as_rows
 from ltfast.ops.core.checks import (
-    check_class_vector,
+    check_class_weight,
     check_integer,
     check_label_smoothing,
     check_reduction,
@@ -18,11 +20,15 @@ from ltfast.ops.core.tensors import accumulator, one_hot
 class SoftmaxLoss(FixedDtype):
     """The base of losses over logits that take the arguments of ``nn.CrossEntropyLoss``.
 
+    Attributes:
+        names: what messages call the logits and the target.
+
     Args:
         shift: (C,), added to the logits of each class.
         weight, label_smoothing, ignore_index, reduction: as in ``nn.CrossEntropyLoss``.
     """
 
+    names: ClassVar[tuple[str, str]] = ("logits", "target")
     shift: Tensor
     weight: Tensor | None
 
@@ -33,8 +39,7 @@ class SoftmaxLoss(FixedDtype):
         check_label_smoothing(label_smoothing)
         check_integer("ignore_index", ignore_index)
         check_reduction(reduction)
-        if weight is not None:
-            check_class_vector(weight, shift.to(getattr(weight, "device", "cpu"))[None], "weight")
+        check_class_weight(weight, len(shift))
         self.register_buffer("shift", shift.float(), persistent=False)
         self.register_buffer("weight", weight, persistent=False)
         self.label_smoothing = label_smoothing
@@ -54,6 +59,7 @@ class SoftmaxLoss(FixedDtype):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            names=self.names,
         )
 
     def row_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,8 +86,6 @@ class SoftmaxLoss(FixedDtype):
         z = as_rows(logits)
         z = z.to(accumulator(z.dtype))
         if target.is_floating_point():
-            if target.requires_grad:
-                raise ValueError("target requires a gradient: the loss is differentiated in the logits only")
             return z, as_rows(target).to(z.dtype), torch.ones_like(z[:, :1], dtype=torch.bool)
         labels = target.flatten().long()
         check_reference_labels(labels, self.num_classes, ignore_index=self.ignore_index)

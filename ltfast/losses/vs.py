@@ -2,7 +2,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import check_scores
+from ltfast.losses.rows import check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
@@ -58,6 +58,6 @@ class VSLoss(SoftmaxLoss):
         self.register_buffer("factor", ((counts / counts.max()) ** gamma).float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_scores(logits, target, self.num_classes, "logits", "target")
+        check_scores(logits, target, self.num_classes, *self.names)
         # the product is in the dtype of the arithmetic: float32 for half precision
         return self.cross_entropy(logits * self.factor.view(-1, *[1] * (logits.dim() - 2)), target)

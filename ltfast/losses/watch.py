@@ -17,7 +17,7 @@ class Watch:
     """Decides when a loss checks the values of its input, and warns once.
 
     It checks calls 1, 2, 4, ..., 64 and every 64th call after that, until it has warned. It skips calls under
-    compilation or inside ``torch.func``, and tensors on a GPU, since reading them synchronises. With
+    compilation or inside ``torch.func``, empty tensors, and tensors on a GPU, since reading them synchronises. With
     ``LTFAST_CHECKS=1`` it checks every call, on GPUs too, except during the capture of a CUDA graph.
     """
 
@@ -34,7 +34,7 @@ class Watch:
             return False
         if tensor.is_cuda and (not checks.CHECK_VALUES or torch.cuda.is_current_stream_capturing()):
             return False
-        return is_plain(tensor)
+        return is_plain(tensor) and tensor.numel() > 0
 
     def warn(self, message: str) -> None:
         """Warn at the user's call of the loss, outside ltfast and PyTorch."""

@@ -1,11 +1,12 @@
 """The baseline: one stage with one classifier and any of the losses for integer labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ltfast.engine import Plan
+from ltfast.engine import Batches, Optimisation, Plan
 from ltfast.errors import SettingError
 from ltfast.methods.context import BuildContext
 from ltfast.methods.settings import loss_weight, unless_auto
@@ -15,7 +16,7 @@ from ltfast.methods.supervised_stage import SupervisedStage
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
-ON_COSINES = ("agcl", "ldam")  # losses of cosines; the others take logits
+ON_COSINES = ("agcl", "ldam", "gcl")  # losses of cosines; the others take logits
 
 
 def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
@@ -24,21 +25,61 @@ def make_loss(settings: Settings, class_counts: Sequence[int]) -> nn.Module:
     Raises:
         ValueError: the name is unknown, or a class has no images.
     """
-    from ltfast.losses import AGCLLoss, BalancedBCELoss, LDAMLoss, LogitAdjustedLoss
+    from ltfast import losses
 
-    name, smoothing = settings.loss, unless_auto(settings.label_smoothing, 0.0)
-    weight = loss_weight(settings, class_counts)
-    if name == "cross_entropy":
-        return nn.CrossEntropyLoss(weight, label_smoothing=smoothing)
-    if name == "agcl":
-        return AGCLLoss(class_counts, label_smoothing=unless_auto(settings.label_smoothing, 0.1))
-    if name == "balanced_bce":
-        return BalancedBCELoss(class_counts, label_smoothing=smoothing)
-    if name == "logit_adjusted":
-        return LogitAdjustedLoss(class_counts, weight=weight, label_smoothing=smoothing)
-    if name == "ldam":
-        return LDAMLoss(class_counts, weight=weight)
-    raise SettingError("loss", "cross_entropy, logit_adjusted, agcl, balanced_bce or ldam", name)
+    makers: dict[str, Callable[..., nn.Module]] = {
+        "cross_entropy": lambda _, **options: nn.CrossEntropyLoss(**options),
+        "logit_adjusted": losses.LogitAdjustedLoss,
+        "balanced_softmax": losses.BalancedSoftmaxLoss,
+        "balanced_bce": losses.BalancedBCELoss,
+        "agcl": losses.AGCLLoss,
+        "ldam": losses.LDAMLoss,
+        "gcl": losses.GCLLoss,
+        "focal": losses.FocalLoss,
+        "class_balanced": losses.ClassBalancedLoss,
+        "class_balanced_focal": partial(losses.ClassBalancedLoss, loss="focal"),
+        "vs": losses.VSLoss,
+        "lade": losses.LADELoss,
+        "seesaw": losses.SeesawLoss,
+    }
+    name, takes = settings.loss_takes()
+    if name not in makers:
+        raise SettingError("loss", f"one of {', '.join(makers)}", name)
+    options: dict[str, Any] = {}
+    if "label_smoothing" in takes:
+        options["label_smoothing"] = unless_auto(settings.label_smoothing, 0.1 if name == "agcl" else 0.0)
+    if "class_weights" in takes:
+        options["weight"] = loss_weight(settings, class_counts)
+    return makers[name](class_counts, **options)
+
+
+class DeferredStage(SupervisedStage):
+    """A stage whose loss gets its class weights only after some epochs (deferred re-weighting: Cao et al., NeurIPS
+    2019)."""
+
+    class_weights: Tensor
+
+    def __init__(
+        self, name: str, batches: Batches, optimisation: Optimisation, *, network: nn.Module, loss: Any, epochs: int
+    ) -> None:
+        """
+        Args:
+            name, batches, optimisation, network: see `SupervisedStage`.
+            loss: from `fused_loss`, with class weights.
+            epochs: the number of epochs without weights.
+        """
+        super().__init__(name, batches, optimisation, network=network, loss=loss)
+        self.unweighted = epochs
+        self.register_buffer("class_weights", loss.weight.clone(), persistent=False)
+
+    def prepare(self, batch: Any) -> Any:
+        # in each step, and not once: a run may continue within an epoch; in place, because the step may be compiled
+        weight: Any = self.loss.weight
+        if self.epoch < self.unweighted:
+            weight.fill_(1)
+        else:
+            weight.copy_(self.class_weights)
+        return batch
 
 
 def build(
@@ -80,7 +121,13 @@ def build(
     check_batch_norm(network, (bundle.channels, size, size), images, "batch_size")
     loss: Any = make_loss(settings, bundle.class_counts)
     fused = fused_loss(loss, context, rows=settings.batch_size, num_classes=bundle.num_classes)
-    stage = SupervisedStage("train", batches, settings, network=network, loss=fused)
+    stage: SupervisedStage
+    if settings.defer_reweighting is None:
+        stage = SupervisedStage("train", batches, settings, network=network, loss=fused)
+    else:
+        stage = DeferredStage(
+            "train", batches, settings, network=network, loss=fused, epochs=settings.defer_reweighting
+        )
     stage.initial = initial_weights(settings, bundle, context, network.backbone, network.head)
     if settings.loss in ON_COSINES:
         stage.score_scale = loss.scale

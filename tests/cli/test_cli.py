@@ -286,7 +286,7 @@ def test_milestones_with_commas(monkeypatch):
         (["train", "--out", "o", "--lr", "fast"], "--lr: expected float, got 'fast'"),
         (["train", "--out", "o", "--lr", "-1"], "--lr: expected a positive number, got -1.0"),
         (["train", "--out", "o", "--lr", "-1e-3"], "--lr: expected a positive number, got -0.001"),
-        (["train", "--out", "o", "--loss", "focal"], "--loss: expected one of cross_entropy, .*agcl.*, got 'focal'"),
+        (["train", "--out", "o", "--loss", "hinge"], "--loss: expected one of cross_entropy, .*agcl.*, got 'hinge'"),
         (["train", "--out", "o", "--profile", "p"], "--profile: expected one of exponential, pareto, step, got 'p'"),
         (["train", "--out", "o", "--imbalance", "x"], "--imbalance: expected float or none, got 'x'"),
         (["train", "--out", "o", "--milestones", "1,x"], "--milestones: expected int,int,..., got"),
@@ -482,7 +482,7 @@ def test_each_default_of_a_method_is_a_value_or_auto_or_none(method):
     """`None` is "none", which the help describes. The value of "auto" is chosen, and the help says how."""
     for field in dataclasses.fields(METHODS[method].settings):
         if field.default is None:
-            assert field.name in ("init", "weights", "class_weights"), field.name
+            assert field.name in ("init", "weights", "class_weights", "defer_reweighting"), field.name
         if field.default == "auto":
             assert "auto: " in field.metadata["help"], field.name
         assert "none: " not in field.metadata["help"], field.name

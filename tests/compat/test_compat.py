@@ -1,5 +1,6 @@
 """Compares the losses with the authors' signatures to plain implementations of their formulas."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ltfast.compat import AGCL, BCE_loss, LDAMLoss, LogitAdjust
+from ltfast.compat import (
+    AGCL,
+    BalancedSoftmax,
+    BCE_loss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjust,
+    VSLoss,
+    balanced_softmax_loss,
+)
+from ltfast.compat.balanced_softmax import create_loss
 from ltfast.losses import AGCLLoss
 
 COUNTS = [1000, 300, 100, 50, 20, 5]
@@ -91,6 +102,68 @@ def test_ldam_is_built_anew_with_the_weights_of_an_epoch():
 def test_ldam_names_the_authors_arguments(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         LDAMLoss(COUNTS, **options)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.1, 0.2, 3, 4, 5, 6])])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal(weight, gamma):
+    """A class weight counts in the factor too, as in the authors' code."""
+    x, target = batch()
+    ours, theirs = (5 * x).requires_grad_(), (5 * x).double().requires_grad_()
+    loss = FocalLoss(weight=weight, gamma=gamma)(ours, target)
+    of_rows = F.cross_entropy(theirs, target, reduction="none", weight=None if weight is None else weight.double())
+    expected = ((1 - torch.exp(-of_rows)) ** gamma * of_rows).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_focal_at_a_probability_of_1():
+    x = torch.tensor([[200.0, 0, 0], [0.0, 1, 0]], requires_grad=True)
+    loss = FocalLoss(gamma=0.5)(x, torch.tensor([0, 1]))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_balanced_softmax(reduction, tmp_path):
+    x, target = batch()
+    file = tmp_path / "cls_freq.json"
+    file.write_text(json.dumps(COUNTS))
+    expected = F.cross_entropy(x + torch.tensor(COUNTS).log(), target, reduction=reduction)
+    for module in (BalancedSoftmax(str(file)), create_loss(file)):
+        torch.testing.assert_close(module(x, target, reduction), expected)
+        torch.testing.assert_close(module(input=x, label=target), expected.mean() / (16 if reduction == "sum" else 1))
+    torch.testing.assert_close(balanced_softmax_loss(target, x, torch.tensor(COUNTS), reduction), expected)
+
+
+def test_frequencies_that_are_none(tmp_path):
+    file = tmp_path / "cls_freq.json"
+    for text, error, message in (
+        ("[1, 2", ValueError, "freq_path is .*cls_freq.json': expected a JSON list of counts, got"),
+        ("[1, 0]", ValueError, r"freq_path .*cls_freq.json'\[1\] is 0"),
+        ("3", TypeError, "freq_path .*cls_freq.json' is of type int"),
+    ):
+        file.write_text(text)
+        with pytest.raises(error, match=message):
+            BalancedSoftmax(file)
+    with pytest.raises(FileNotFoundError):
+        BalancedSoftmax(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"sample_per_class\[1\] is 0"):
+        balanced_softmax_loss(torch.tensor([0]), torch.rand(1, 2), [1, 0], "mean")
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.1, "tau": 1.5}], ids=str)
+def test_vs(weight, options):
+    x, target = batch()
+    delta = (1 / np.array(COUNTS)) ** options.get("gamma", 0.3)
+    iota = options.get("tau", 1.0) * np.log(np.array(COUNTS) / sum(COUNTS))
+    scores = x / torch.tensor(delta / delta.min()) + torch.tensor(iota)
+    expected = F.cross_entropy(scores, target, weight=None if weight is None else weight.double())
+    loss = VSLoss(cls_num_list=COUNTS, weight=weight, **options)(x, target)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-6)
 
 
 def published_bce(x, target, kind, threshold, reduction, pos_weight):

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch.utils.data import TensorDataset
 
 from ltfast.data import (
     ArrayDataset,
@@ -252,6 +253,14 @@ def test_orders_and_views_share_no_seed(monkeypatch):
         data[(draw, 0)]
     assert len(used) == 2 + 3 * 4 + 4
     assert len(set(used)) == len(used)
+
+
+def test_class_counts_of_a_data_set():
+    images = TensorDataset(torch.zeros(270))
+    images.targets = [0] * 40 + [1] * 30 + [2] * 200
+    for function in (square_root_probabilities, class_groups):
+        ours, expected = function(images), function([40, 30, 200])
+        assert torch.equal(ours, expected) if isinstance(ours, torch.Tensor) else ours == expected
 
 
 def test_class_counts_as_a_mapping_or_an_array():

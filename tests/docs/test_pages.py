@@ -17,9 +17,10 @@ from ltfast.methods import METHODS
 from ltfast.models import CosineClassifier
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md"), ROOT / "README.md"])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md"])
 SOURCES = sorted(ROOT.glob("ltfast/**/*.py"))
-OTHERS = {  # environment variables of torchrun, pip and Apple
+OTHERS = {  # options of torchrun, pip, Apple's tools and timm's train.py
+    *("--model", "--num-classes", "--input-size", "--mixup", "--cutmix", "--smoothing", "--layer-decay"),
     *(
         "--nproc-per-node",
         "--nnodes",
@@ -104,7 +105,7 @@ def test_recipes_that_pages_name():
     recipes = {path.relative_to(ROOT / "ltfast/recipes").with_suffix("").as_posix() for path in
                ROOT.glob("ltfast/recipes/*/*.yaml")}  # fmt: skip
     for page in PAGES:
-        named = set(re.findall(rf"(?:{'|'.join(METHODS)})/[a-z]+[0-9]*(?:-lt)?\b(?![./])", page.read_text()))
+        named = set(re.findall(rf"\b(?:{'|'.join(METHODS)})/[a-z]+[0-9]*(?:-lt)?\b(?![./])", page.read_text()))
         assert named <= recipes, f"{page.name}: {sorted(named - recipes)}"
     text = (ROOT / "docs/methods.md").read_text()
     methods = re.findall(r"`(\w+)`", re.search(r"^\| recipe \|.*$", text, re.MULTILINE)[0])

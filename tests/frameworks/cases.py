@@ -90,6 +90,36 @@ class ProCoNetwork(nn.Module):
         return self.criterion(self.layer(features), labels) + self.proco(projected, labels)
 
 
+class BranchNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.layer = backbone(), nn.Linear(WIDTH, CLASSES)
+        self.criterion = losses.LogitAdjustedLoss(COUNTS)
+        self.branch = losses.ProCoBranch(WIDTH, CLASSES, COUNTS, feature_dim=8, hidden_dim=12)
+
+    def start_epoch(self) -> None:
+        self.branch.start_epoch()
+
+    def forward(self, input: Tensor, labels: Tensor) -> Tensor:
+        features = self.backbone(input)
+        return self.criterion(self.layer(features), labels) + self.branch(features, labels)
+
+
+class ContrastNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.contrast = losses.QueueContrast(
+            backbone(), WIDTH, CLASSES, feature_dim=8, queue_size=24, momentum=0.9, pbsd_weight=0.0
+        )
+        self.criterion = self.contrast.losses
+
+    def after_step(self) -> None:
+        self.contrast.after_step()
+
+    def forward(self, input: Tensor, labels: Tensor) -> Tensor:
+        return self.contrast(input, input.flip(-1), labels)
+
+
 class QueueNetwork(nn.Module):
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -134,19 +164,28 @@ L = losses
 OF_SCORES = {
     "AGCLLoss": partial(of_scores, partial(L.AGCLLoss, COUNTS), CosineClassifier),
     "BalancedBCELoss": partial(of_scores, partial(L.BalancedBCELoss, COUNTS)),
+    "BalancedSoftmaxLoss": partial(of_scores, partial(L.BalancedSoftmaxLoss, COUNTS)),
+    "ClassBalancedLoss": partial(of_scores, partial(L.ClassBalancedLoss, COUNTS, beta=0.9)),
     "CompensationLoss": partial(of_scores, partial(L.CompensationLoss, COUNTS, 3)),
+    "FocalLoss": partial(of_scores, partial(L.FocalLoss, COUNTS)),
+    "GCLLoss": partial(of_scores, partial(L.GCLLoss, COUNTS), CosineClassifier),
+    "LADELoss": partial(of_scores, partial(L.LADELoss, COUNTS)),
     "LDAMLoss": partial(of_scores, partial(L.LDAMLoss, COUNTS), CosineClassifier),
     "LogitAdjustedLoss": partial(of_scores, partial(L.LogitAdjustedLoss, COUNTS)),
+    "SeesawLoss": partial(of_scores, partial(L.SeesawLoss, COUNTS)),
+    "VSLoss": partial(of_scores, partial(L.VSLoss, COUNTS)),
 }
 OF_FEATURES = {
+    "DSCLLoss": partial(whole, partial(QueueNetwork, L.DSCLLoss)),
     "LinearAGCLLoss": linear(partial(L.LinearAGCLLoss, COUNTS), bias=False),
     "LinearBalancedBCELoss": linear(partial(L.LinearBalancedBCELoss, COUNTS)),
     "LinearCompensationLoss": linear(partial(L.LinearCompensationLoss, COUNTS, 3)),
     "LinearCrossEntropyLoss": linear(L.LinearCrossEntropyLoss),
     "LinearLogitAdjustedLoss": linear(partial(L.LinearLogitAdjustedLoss, COUNTS)),
-    "DSCLLoss": partial(whole, partial(QueueNetwork, L.DSCLLoss)),
     "PBSDLoss": partial(whole, partial(PatchNetwork, L.PBSDLoss)),
+    "ProCoBranch": partial(whole, BranchNetwork),
     "ProCoLoss": partial(whole, ProCoNetwork),
+    "QueueContrast": partial(whole, ContrastNetwork),
     "SupConQueueLoss": partial(whole, partial(QueueNetwork, L.SupConQueueLoss)),
 }
 CASES: dict[str, Callable[[], Model]] = {**OF_SCORES, **OF_FEATURES}
@@ -157,6 +196,11 @@ def start_epoch(network: nn.Module) -> None:
         network.start_epoch()
 
 
+def after_step(network: nn.Module) -> None:
+    if hasattr(network, "after_step"):
+        network.after_step()
+
+
 def train_plainly(model: Model, data: TensorDataset) -> None:
     optimizer = torch.optim.SGD(model.network.parameters(), RATE)
     for _ in range(EPOCHS):
@@ -165,3 +209,4 @@ def train_plainly(model: Model, data: TensorDataset) -> None:
             optimizer.zero_grad()
             model.loss(images, labels).backward()
             optimizer.step()
+            after_step(model.network)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from frameworks.cases import BATCH, CASES, RATE, Model, random_images, start_epoch
+from frameworks.cases import BATCH, CASES, RATE, Model, after_step, random_images, start_epoch
 from frameworks.trainers import Columns, WithLoss, constant_rate
 from ltfast.frameworks import compute_loss
 
@@ -34,6 +34,9 @@ def lightning(
             loss = model.loss(*batch)
             assert loss.dtype == torch.float32
             return loss
+
+        def on_train_batch_end(self, *_: object) -> None:
+            after_step(self.network)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), RATE)
@@ -61,6 +64,9 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path, epochs: int, r
     class Epochs(TrainerCallback):
         def on_epoch_begin(self, *_: object, **__: object) -> None:
             start_epoch(model.network)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            after_step(model.network)
 
     trainer = Trainer(
         model=model.network if model.criterion else WithLoss(model.network),
@@ -91,7 +97,7 @@ def accelerate(model: Model, data: TensorDataset, folder: Path, epochs: int, res
     network, optimizer, loader = accelerator.prepare(
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
-    prepared = Model(network, model.criterion and accelerator.prepare(model.criterion))
+    prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
     if resume:
         accelerator.load_state(str(folder))
     for _ in range(1 if resume else 0, epochs):
@@ -100,6 +106,7 @@ def accelerate(model: Model, data: TensorDataset, folder: Path, epochs: int, res
             optimizer.zero_grad()
             accelerator.backward(prepared.loss(images, labels))
             optimizer.step()
+            after_step(model.network)
     accelerator.save_state(str(folder))
 
 

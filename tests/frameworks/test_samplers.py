@@ -180,7 +180,46 @@ def timm(rank: int, name: str) -> list[list[list[int]]]:
     return seen
 
 
-TRAINERS = {run.__name__: run for run in (pytorch, hugging_face, lightning, accelerate, timm)}
+def mmpretrain(rank: int, name: str) -> list[list[list[int]]]:
+    from tempfile import mkdtemp
+
+    from mmengine.hooks import Hook
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__({"type": "BaseDataPreprocessor"})
+            self.network = Network()
+
+        def forward(self, images: Tensor, labels: Tensor, mode: str) -> dict[str, Tensor]:
+            assert mode == "loss"
+            return {"loss": F.cross_entropy(self.network(images), labels)}
+
+    class Epochs(Hook):
+        def before_train_epoch(self, runner: Runner) -> None:
+            model.network.epochs.append([])
+
+    model = Model()
+    sampler = sampler_of(name, rank=rank, world_size=PROCESSES)
+    loader = {"batch_size": BATCH, "dataset": Indices(), "sampler": sampler, "collate_fn": {"type": "default_collate"}}
+    runner = Runner(
+        model,
+        mkdtemp(),
+        train_dataloader=loader,
+        train_cfg={"by_epoch": True, "max_epochs": EPOCHS},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+        default_hooks={"checkpoint": None, "logger": None},
+        custom_hooks=[Epochs()],
+        log_level="ERROR",
+        default_scope="mmpretrain",
+    )
+    assert runner.world_size == PROCESSES
+    runner.train()
+    return model.network.epochs
+
+
+TRAINERS = {run.__name__: run for run in (pytorch, hugging_face, lightning, accelerate, timm, mmpretrain)}
 
 
 @pytest.mark.slow

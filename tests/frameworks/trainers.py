@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from frameworks.cases import BATCH, EPOCHS, RATE, Model, start_epoch, train_plainly
+from frameworks.cases import BATCH, CASES, EPOCHS, OF_SCORES, RATE, Model, after_step, start_epoch, train_plainly
 from ltfast.frameworks import compute_loss
 
 
@@ -50,6 +50,9 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
     class Epochs(TrainerCallback):
         def on_epoch_begin(self, *_: object, **__: object) -> None:
             start_epoch(model.network)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            after_step(model.network)
 
     trainer = Trainer(
         model=model.network if model.criterion else WithLoss(model.network),
@@ -92,6 +95,9 @@ def lightning(model: Model, data: TensorDataset, folder: Path) -> None:
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             return model.loss(*batch)
 
+        def on_train_batch_end(self, *_: object) -> None:
+            after_step(self.network)
+
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), RATE)
 
@@ -114,13 +120,14 @@ def accelerate(model: Model, data: TensorDataset, folder: Path) -> None:
     network, optimizer, loader = accelerator.prepare(
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
-    prepared = Model(network, model.criterion and accelerator.prepare(model.criterion))
+    prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
     for _ in range(EPOCHS):
         start_epoch(model.network)
         for images, labels in loader:
             optimizer.zero_grad()
             accelerator.backward(prepared.loss(images, labels))
             optimizer.step()
+            after_step(model.network)
 
 
 def timm(model: Model, data: TensorDataset, folder: Path) -> None:
@@ -142,6 +149,7 @@ def timm(model: Model, data: TensorDataset, folder: Path) -> None:
             optimizer.zero_grad()
             task(images, labels)["loss"].backward()
             optimizer.step()
+            after_step(model.network)
 
 
 def mmpretrain(model: Model, data: TensorDataset, folder: Path) -> None:
@@ -207,3 +215,6 @@ TRAINERS: dict[str, Callable[[Model, TensorDataset, Path], None]] = {
     "timm": timm,
     "MMPretrain": mmpretrain,
 }
+
+# MMPretrain's heads take losses of scores only.
+CELLS = [(trainer, loss) for trainer in TRAINERS for loss in CASES if trainer != "MMPretrain" or loss in OF_SCORES]

@@ -228,11 +228,11 @@ def wrong_type(array: Array, *, also: Sequence[torch.dtype] = ()) -> list[Any]:
     return [None, [1.0], 1.5, "x", *(Tensorlike(replace(array, planted=()), dtype) for dtype in dtypes)]
 
 
-def wrong_shape(array: Array, *, empty: bool = True) -> list[Any]:
+def wrong_shape(array: Array, *, empty: Sequence[int] | None = None) -> list[Any]:
+    """``empty``: the axes that must not have the size 0, by default all."""
     wrong = [replace(array, shape=(*array.shape, 1)), replace(array, shape=array.shape[1:])]
-    if empty:
-        wrong += [replace(array, shape=(*array.shape[:i], 0, *array.shape[i + 1 :])) for i in range(len(array.shape))]
-    return wrong
+    axes = range(len(array.shape)) if empty is None else empty
+    return wrong + [replace(array, shape=(*array.shape[:i], 0, *array.shape[i + 1 :])) for i in axes]
 
 
 def wrong_size(array: Array, axis: int) -> list[Any]:

@@ -33,6 +33,7 @@ def matrices(backend: str) -> st.SearchStrategy[tuple[int, ...]]:
 def agcl_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     rows, classes = draw(matrices(backend))
     noise = d.floats((classes,), fills=("positive",), scales=(0.5, 0.5, 1.0, 0.0), extremes=None, broken=())
+    weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0), extremes=None, broken=())
     exponents = d.number(0, 9, 0.5, 1.0, 2.0, 4.0, 8.0)
     target, ignored = draw(d.labels_and_ignored(rows, classes))
     return {
@@ -40,6 +41,7 @@ def agcl_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
         "target": target,
         "ignore_index": ignored,
         "class_noise": draw(st.none() | noise),
+        "weight": draw(st.none() | weight),
         "scale": draw(d.number(1e-3, 100, 20.0)),
         "margin": draw(d.number(-0.5, 0.5, 0.1, 0.0)),
         "weight_pos": draw(d.number(0, 2, 1.0)),
@@ -72,7 +74,7 @@ def agcl_unit(arguments: Mapping[str, Any]) -> float:
 def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     cosine, target = arguments["cosine"], arguments["target"]
     return {
-        "cosine": [*d.wrong_type(cosine), *d.wrong_shape(cosine)],
+        "cosine": [*d.wrong_type(cosine), *d.wrong_shape(cosine, empty=(1,))],
         "target": [
             *d.wrong_type(target),
             *d.wrong_shape(target),
@@ -85,6 +87,7 @@ def spoil_agcl(arguments: dict[str, Any]) -> dict[str, list[Any]]:
             *d.wrong_size(noise, 0),
             *d.elsewhere(noise),
         ],
+        "weight": [*d.wrong_shape(noise), *d.wrong_size(noise, 0), *d.elsewhere(noise), 1.0, "x"],
         "scale": [*d.NOT_POSITIVE, None, "x"],
         "margin": [*d.NOT_FINITE, None],
         "weight_pos": [*d.NOT_FINITE],
@@ -117,15 +120,19 @@ def balanced_bce_arguments(draw: st.DrawFn, backend: str) -> dict[str, Any]:
     vector = d.floats((classes,), scales=(1.0, 1.0, 10.0, 1e3), extremes=None, broken=())
     labels, ignored = draw(d.labels_and_ignored(rows, classes))
     weight = d.floats((classes,), fills=("positive",), scales=(1.0, 3.0, 100.0), extremes=None, broken=())
+    target = draw(st.just(labels) | soft)
+    threshold = draw(st.none() | st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.95, -1.0, 2.0)))
+    # a smoothed soft target may be equal to the threshold but for its rounding
+    smoothing = 0.0 if target is not labels and threshold is not None else draw(d.number(0, 0.99, 0.1))
     return {
         "logits": draw(d.floats((rows, classes), fills=FILLS, scales=SCALES)),
-        "target": draw(st.just(labels) | soft),
+        "target": target,
         "ignore_index": ignored,
         "bias": draw(vector),
         "weight": draw(st.none() | weight),
         "pos_weight": draw(st.none() | weight),
-        "label_smoothing": draw(d.number(0, 0.99, 0.1)),
-        "target_threshold": draw(st.none() | st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.95, -1.0, 2.0))),
+        "label_smoothing": smoothing,
+        "target_threshold": threshold,
         "reduction": draw(reductions),
     }
 
@@ -147,7 +154,7 @@ def spoil_balanced_bce(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     vector = d.Array((logits.shape[1],))
     wrong_vector = [*d.wrong_shape(vector), *d.wrong_size(vector, 0), *d.elsewhere(vector), 1.0, "x"]
     return {
-        "logits": [*d.wrong_type(logits), *(x for x in d.wrong_shape(logits))],
+        "logits": [*d.wrong_type(logits), *(x for x in d.wrong_shape(logits, empty=(1,)))],
         "target": [
             *d.wrong_type(target),
             *d.wrong_label(labels, logits.shape[1]),

@@ -84,7 +84,7 @@ def spoil(given: dict[str, Any]) -> dict[str, list[Any]]:
         "queries": [*d.wrong_type(queries, also=(torch.int64,)), *d.wrong_shape(queries)],
         "keys": [
             *d.wrong_type(keys, also=(torch.int64,)),
-            *d.wrong_shape(keys, empty=False),
+            *d.wrong_shape(keys, empty=()),
             *d.wrong_size(keys, 1),
             *d.elsewhere(keys),
         ],

@@ -33,7 +33,7 @@ def plain_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
 def spoil_class_sums(given: dict[str, Any]) -> dict[str, list[Any]]:
     features, labels = given["features"], given["labels"]
     return {
-        "features": [*d.wrong_type(features, also=(torch.int64,)), *d.wrong_shape(features)],
+        "features": [*d.wrong_type(features, also=(torch.int64,)), *d.wrong_shape(features, empty=(1,))],
         "labels": [
             *d.wrong_type(labels),
             *d.wrong_shape(labels),
@@ -101,7 +101,7 @@ def spoil_roi(given: dict[str, Any]) -> dict[str, list[Any]]:
         ],
         "boxes": [
             *d.wrong_type(boxes, also=(torch.int64,)),
-            *d.wrong_shape(boxes, empty=False),
+            *d.wrong_shape(boxes, empty=()),
             *d.wrong_size(boxes, 0),
             *d.wrong_size(boxes, 2),
             *d.elsewhere(boxes),

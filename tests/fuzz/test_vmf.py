@@ -93,7 +93,11 @@ def spoil_vmf(arguments: dict[str, Any]) -> dict[str, list[Any]]:
     features, directions, kappa = (arguments[name] for name in ("features", "directions", "kappa"))
     whole = torch.int64
     return {
-        "features": [*d.wrong_type(features, also=(whole,)), *d.wrong_shape(features), replace(features, shape=(3, 1))],
+        "features": [
+            *d.wrong_type(features, also=(whole,)),
+            *d.wrong_shape(features, empty=(1,)),
+            replace(features, shape=(3, 1)),
+        ],
         "directions": [
             *d.wrong_type(directions, also=(whole,)),
             *d.wrong_shape(directions),

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ltfast import compat
+from ltfast.compat import lift
 from ltfast.losses import (
     AGCLLoss,
     BalancedBCELoss,
@@ -83,6 +84,10 @@ LOGITS = {
     "compat bce, none": lambda: compat.BCE_loss(SCRIPT, type="CB", reduction="none"),
     "compat ldam": lambda: compat.LDAMLoss(COUNTS, weight=torch.rand(CLASSES)),
     "compat logit_adjust": lambda: compat.LogitAdjust(COUNTS, weight=torch.rand(CLASSES)),
+    "compat vs": lambda: compat.VSLoss(COUNTS, weight=torch.rand(CLASSES)),
+    "lift ldam": lambda: lift.LDAMLoss(COUNTS),
+    "lift reweight": lambda: lift.GeneralizedReweightLoss(COUNTS),
+    "lift lade": lambda: lift.LADELoss(COUNTS),
 }
 FEATURES = {
     "proco": proco,
@@ -92,10 +97,14 @@ FEATURES = {
     "compat dscl": lambda: in_one_batch(compat.DSCLLoss(K=8)),
 }
 # accept (B, C, d1, ...), like cross-entropy, and probabilities too
-DENSE_AND_SOFT = ("logit_adjusted", "compensation", "compat logit_adjust", "balanced_softmax", "class_balanced")
-DENSE_AND_SOFT += ("class_balanced, focal", "focal", "lade", "vs")
-DENSE = (*DENSE_AND_SOFT, "seesaw")
-SOFT = (*DENSE_AND_SOFT, "balanced_bce", "compat bce", "compat bce, none")
+DENSE_AND_SOFT = ("balanced_bce", "logit_adjusted", "compensation", "ldam", "ldam, weighted", "compat logit_adjust")
+DENSE_AND_SOFT += ("compat ldam", "balanced_softmax", "class_balanced", "class_balanced, focal", "focal", "lade", "vs")
+DENSE_AND_SOFT += ("compat vs", "lift ldam", "lift reweight", "lift lade")
+DENSE = (*DENSE_AND_SOFT, "agcl", "agcl, balanced", "compat agcl", "gcl", "seesaw")
+SOFT = (*DENSE_AND_SOFT, "compat bce", "compat bce, none")
+
+IGNORING = [*LOGITS, "proco"]
+CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class would still be a negative
 
 
 def arguments(name, rows=ROWS):
@@ -126,16 +135,24 @@ def test_labels_that_are_no_integers(name, dtype):
         loss(inputs, labels.tolist())
 
 
-@pytest.mark.parametrize("name", [*LOGITS, *FEATURES])
+@pytest.mark.parametrize("name", [*LOGITS, "proco", "compat proco"])
 def test_an_empty_batch(name):
+    """The mean of nothing is NaN, as for torch.nn.CrossEntropyLoss."""
     loss, inputs, labels = arguments(name)
-    expected = r"(cosine|logits|x|features|query) has (shape \(0, [56]\)|8 rows)"
-    with pytest.raises(ValueError, match=expected):
+    value, gradient = value_and_gradient(loss, inputs[:0], labels[:0])
+    if name in ("compat bce, none", "compat proco"):  # elementwise losses, and logits
+        assert value.shape == (0, CLASSES)
+    else:
+        assert value.isnan()
+        assert value.shape == ()
+    assert gradient.shape == (0, inputs.shape[1])
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_an_empty_batch_has_no_anchors(name):
+    loss, inputs, labels = arguments(name)
+    with pytest.raises(ValueError, match=r"(features|query) has (shape \(0, 6\)|8 rows)"):
         loss(inputs[:0], labels[:0])
-
-
-IGNORING = [*LOGITS, "proco"]
-CONTRASTIVE = ["supcon", "dscl", "compat dscl"]  # an anchor without a class would still be a negative
 
 
 def ignoring(name, ignore_index, reduction="mean"):
@@ -174,7 +191,7 @@ def value_and_gradient(loss, inputs, labels):
 @pytest.mark.parametrize("name", IGNORING)
 @pytest.mark.parametrize("ignore_index", [-100, 2, CLASSES + 3])
 def test_ignored_labels_are_left_out(name, ignore_index):
-    if name.startswith("compat") and ignore_index != -100:
+    if name.startswith(("compat", "lift")) and ignore_index != -100:
         pytest.skip("the authors' signatures have no ignore_index")
     loss, (_, inputs, labels) = ignoring(name, ignore_index), arguments(name)
     inputs, labels = torch.cat([inputs, inputs.flip(0)]).double(), labels.repeat(2)
@@ -193,7 +210,7 @@ def test_ignored_labels_are_left_out(name, ignore_index):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in LOGITS if not name.startswith("compat") and name != "lade"],  # whose rows share a term
+    [name for name in LOGITS if not name.startswith(("compat", "lift")) and name != "lade"],  # whose rows share a term
 )
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_ignored_labels_have_no_loss(name, reduction):
@@ -248,7 +265,7 @@ def test_statistics_leave_ignored_labels_out(make):
     assert whole.counts.sum() == (labels >= 0).sum()
 
 
-@pytest.mark.parametrize("name", [name for name in IGNORING if not name.startswith("compat")])
+@pytest.mark.parametrize("name", [name for name in IGNORING if not name.startswith(("compat", "lift"))])
 def test_an_ignore_index_that_is_no_integer(name):
     for bad in (None, 1.5, "x"):
         with pytest.raises(TypeError, match="ignore_index is"):
@@ -277,7 +294,7 @@ def test_a_label_out_of_range(name):
 def test_shapes_that_do_not_fit(name):
     loss, inputs, labels = arguments(name)
     columns = inputs.shape[1]
-    named = r"^(cosine|logits|x|features|query|target|labels)"
+    named = r"^(cosine|logits?|x|features|query|target|labels)"
     for bad in (inputs[:, :1], inputs[:, :-1], torch.cat([inputs, inputs], 1), inputs[0], inputs[None]):
         with pytest.raises(ValueError, match=named):  # one of them has one column, which would be broadcast
             loss(bad, labels.clamp(max=bad.shape[-1] - 1))
@@ -306,9 +323,9 @@ def test_one_matrix_of_queries_keys_and_queue():
 @pytest.mark.parametrize("name", DENSE)
 def test_logits_of_every_pixel(name):
     """Same as for cross-entropy. The last axis has as many elements as there are classes."""
-    loss, _, _ = arguments(name)
+    loss = arguments(name)[0].eval()
     for shape in ((3, CLASSES, CLASSES), (2, CLASSES, 4, CLASSES)):
-        logits = torch.randn(shape, dtype=torch.float64)
+        logits = torch.rand(shape, dtype=torch.float64) * 2 - 1
         labels = torch.randint(CLASSES, (shape[0], *shape[2:]))
         flat = logits.movedim(1, -1).reshape(-1, CLASSES)
         torch.testing.assert_close(loss(logits, labels), loss(flat, labels.flatten()))

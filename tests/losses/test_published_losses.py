@@ -448,9 +448,3 @@ def test_seesaw_counts_once_in_a_checkpointed_pass(reentrant):
 def test_bad_settings(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_seesaw_takes_no_probabilities():
-    x, _ = batch()
-    with pytest.raises(TypeError, match=r"target has dtype torch.float64: expected integer labels, because"):
-        SeesawLoss(COUNTS)(x, x.softmax(1))

@@ -70,6 +70,41 @@ def test_exponents_and_reductions(place, exponents, reduction, dtype):
     check(place, cosine, target, None, incoming, weight_pos=0.9, weight_neg=0.01, margin=0.3, scale=7.0, **options)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", [16, 67, 9001])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_class_weights(place, classes, reduction, dtype):
+    rows = place.rows(7)
+    cosine, target, class_noise = problem(rows, classes, dtype, place.device)
+    target[1] = -100
+    weight = torch.rand(classes, device=place.device)
+    weight[target[0]] = 0
+    incoming = torch.rand(rows, device=place.device) + 0.5 if reduction == "none" else torch.tensor(1.7)
+    for gammas in ({}, {"gamma_pos": 0.5, "gamma_neg": 1.3}, {"gamma_neg": 0.0}):
+        options = {"reduction": reduction, "weight": weight, "weight_pos": 0.9, "weight_neg": 0.1, **gammas}
+        check(place, cosine, target, class_noise, incoming, noise_error=4e-6, **options)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_with_class_weights_and_smoothing_it_is_cross_entropy(place, smoothing, reduction):
+    classes = 21
+    logits, target, _ = problem(5, classes, torch.float64, place.device)
+    target[2] = -100
+    weight = torch.rand(classes, dtype=torch.float64, device=place.device)
+    options = {"weight": weight, "reduction": reduction}
+    incoming = torch.rand(5, dtype=torch.float64, device=place.device) if reduction == "none" else None
+    share = {"weight_pos": 1 - smoothing + smoothing / classes, "weight_neg": smoothing / classes}
+    loss, gradient = run(
+        logits, target, None, incoming=incoming, scale=1.0, margin=0.0, gamma_neg=0.0, **share, **options
+    )
+    expected_loss, expected_gradient = loss_and_gradient(
+        lambda x: F.cross_entropy(x, target, label_smoothing=smoothing, **options), logits, incoming
+    )
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_a_million_classes(place):
     cosine, target, class_noise = problem(2, 100_003 if place.interpreted else 1_000_003, device=place.device)
     check(place, cosine, target, class_noise, noise_error=4e-6, weight_neg=1e-3)
@@ -80,6 +115,7 @@ def test_every_instruction_set(native_isa, dtype):
     cosine, target, class_noise = problem(5, 1031, dtype)
     check(native_isa, cosine, target, class_noise, noise_error=4e-6)
     check(native_isa, cosine, target, None, gamma_neg=1.7, gamma_pos=0.5)
+    check(native_isa, cosine, target, None, weight=torch.rand(1031))
 
 
 def test_non_contiguous_logits(place):
@@ -99,7 +135,7 @@ def test_alignments(place, classes, dtype):
 
 
 def test_one_seed_gives_one_noise_on_every_backend(place):
-    inputs = (*problem(6, 333), torch.tensor([123456789012345]))
+    inputs = (*problem(6, 333), torch.rand(333), torch.tensor([123456789012345]))
     options = AgclSettings(20.0, 0.1, 0.9, 0.1, 0.0, 4.0, -100, "none")
     loss, _ = torch.ops.ltfast.agcl(*(x.to(place.device) for x in inputs), *options, False)
     torch.testing.assert_close(loss.cpu(), reference.agcl(*inputs, options), rtol=4e-6, atol=0)
@@ -248,14 +284,15 @@ def test_opcheck(place, reduction, dtype):
     seed = torch.tensor([3], device=place.device)
     for noise in (None, class_noise):
         for with_gradient in (True, False):
-            arguments = (cosine.requires_grad_(with_gradient), target, noise, None if noise is None else seed)
+            weight = None if noise is None else torch.rand_like(noise)
+            arguments = (cosine.requires_grad_(with_gradient), target, noise, weight, None if noise is None else seed)
             options = (20.0, 0.1, 0.9, 0.1, 0.5, 4.0, -100, reduction, 0, with_gradient)
             opcheck(torch.ops.ltfast.agcl.default, (*arguments, *options), rtol=1e-2, atol=1e-3)
 
 
 BAD = [
     ({"cosine": torch.rand(3)}, ValueError, "cosine has shape"),
-    ({"cosine": torch.rand(0, 4), "target": torch.zeros(0).long()}, ValueError, "cosine has shape"),
+    ({"cosine": torch.rand(2, 0)}, ValueError, "cosine has shape"),
     ({"cosine": torch.rand(2, 4).int()}, TypeError, "cosine has dtype"),
     ({"cosine": [[1.0]]}, TypeError, "cosine is a list"),
     ({"target": torch.tensor([0, 4])}, ValueError, r"target\[1\] is 4: expected a label in \[0, 4\)"),
@@ -266,6 +303,8 @@ BAD = [
     ({"target": torch.zeros(2, device="meta").long()}, ValueError, "target is on meta"),
     ({"class_noise": torch.rand(3)}, ValueError, "class_noise has shape"),
     ({"class_noise": torch.rand(4, device="meta")}, ValueError, "class_noise is on meta"),
+    ({"weight": torch.rand(3)}, ValueError, "weight has shape"),
+    ({"weight": [1.0] * 4}, TypeError, "weight is a list"),
     ({"scale": 0.0}, ValueError, "scale is 0.0"),
     ({"scale": math.nan}, ValueError, "scale is nan"),
     ({"gamma_neg": -1.0}, ValueError, "gamma_neg is -1.0: expected a finite number of 0 or more"),

@@ -251,7 +251,7 @@ def test_opcheck(reduction):
     options = (0.1, None, -100, reduction, torch.float64, True, True, True)
     opcheck(LINEAR_BALANCED_BCE.registered, (*layer, target, vector, None, None, *options))
     options = (20.0, 0.1, 1.0, 1.0, 0.0, 4.0, -100, reduction, 0, torch.float64, True, True, False)
-    opcheck(LINEAR_AGCL.registered, (*layer[:2], None, target, None, None, *options))
+    opcheck(LINEAR_AGCL.registered, (*layer[:2], None, target, None, vector.abs(), None, *options))
 
 
 @settings(max_examples=60, deadline=None)

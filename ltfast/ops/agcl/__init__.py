@@ -5,15 +5,17 @@ Classification", ICLR 2023, equations 6 to 8).
 
     v_{ic} = s (x_{ic} - w_c |e_{ic}| - m [c = y_i]), \quad e \sim N(0, 1/3) \text{ clipped to } [-1, 1]
 
-    L_i = -\bigl(a^+ (1 - p_y)^{\gamma^+} \log p_y + a^- \sum_{c \ne y} p_c^{\gamma^-} \log p_c\bigr),
+    L_i = -\bigl(a^+ q_y (1 - p_y)^{\gamma^+} \log p_y + a^- \sum_{c \ne y} q_c p_c^{\gamma^-} \log p_c\bigr),
     \quad p = \mathrm{softmax}(v_i)
 
+with class weights :math:`q`, which are 1 in the paper.
 The gradient includes the weights :math:`(1 - p_y)^{\gamma^+}` and :math:`p_c^{\gamma^-}`. With
 :math:`f_c = \partial L / \partial \log p_c`, :math:`\partial L / \partial v_c = f_c - p_c \sum_k f_k`: one read of a
 row's logits gives its loss and its gradient.
 """
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +26,9 @@ from ltfast.ops.agcl import reference
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings, check_settings
 from ltfast.ops.core import checks
 from ltfast.ops.core.dispatch import Kernels, Op
-from ltfast.ops.core.fused_loss import FusedLoss
+from ltfast.ops.core.fused_loss import HALF_BOUND, FusedLoss
 from ltfast.ops.core.settings import schema_of
-from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.core.tensors import accumulator, mean_weight
 from ltfast.ops.noise import draw_seed
 
 __all__ = ["agcl"]
@@ -37,6 +39,7 @@ def agcl(
     target: Tensor,
     class_noise: Tensor | None = None,
     *,
+    weight: Tensor | None = None,
     scale: float = 20.0,
     margin: float = 0.1,
     weight_pos: float = 1.0,
@@ -54,13 +57,14 @@ def agcl(
             cosines. Any strides. Differences of scaled logits saturate at 2^100; a logit of -inf excludes its class.
         target: (B,), integer labels in [0, C), or ``ignore_index``.
         class_noise: (C,), the noise width w_c of each class; None for no noise.
+        weight: (C,): q_c, or None for 1.
         scale: s, positive.
         margin: m, subtracted from the logit of the label.
         weight_pos, weight_neg: a+ and a-.
         gamma_pos, gamma_neg: the focusing exponents, 0 or more.
         ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``.
-        reduction: "mean" over the batch, "sum", or "none".
+        reduction: "mean", "sum", or "none". The mean divides by the sum of the weights of the labels.
         generator: the generator, on the device of ``cosine``, that draws the seed of the noise; None for the global
             generator of PyTorch.
 
@@ -80,15 +84,22 @@ def agcl(
     if class_noise is not None:
         checks.check_class_vector(class_noise, cosine, "class_noise")
         seed = draw_seed(cosine.device, generator)
-    return AGCL(cosine, target, class_noise, seed, settings)
+    if weight is not None:
+        checks.check_class_vector(weight, cosine, "weight")
+        if reduction == "mean":
+            weight = mean_weight(weight.to(accumulator(cosine.dtype)), target.long(), ignore_index)
+    return AGCL(cosine, target, class_noise, weight, seed, settings)
 
 
-def _gradient_bound(logits: Tensor, _: Any, settings: AgclSettings) -> float:
-    """|f_c - p_c sum f| <= |f_y| + 2 sum |f_c|, with sum p^gamma <= C^(1 - gamma) below gamma = 1."""
+def _gradient_bound(logits: Tensor, others: Sequence[Tensor | None], settings: AgclSettings) -> float:
+    """|f_c - p_c sum f| <= |f_y| + 2 sum |f_c|, with sum p^gamma <= C^(1 - gamma) below gamma = 1. Weights have no
+    bound that is known here: with them a float16 gradient is stored as it is."""
+    if others[2] is not None:
+        return HALF_BOUND
     classes = logits.shape[1]
-    others = classes ** max(0.0, 1 - settings.gamma_neg) * (1 + settings.gamma_neg * math.log(classes))
+    negative = classes ** max(0.0, 1 - settings.gamma_neg) * (1 + settings.gamma_neg * math.log(classes))
     positive = abs(settings.weight_pos) * (1 + settings.gamma_pos)
-    return settings.scale * (2 * positive + 2 * abs(settings.weight_neg) * others) or 1.0
+    return settings.scale * (2 * positive + 2 * abs(settings.weight_neg) * negative) or 1.0
 
 
 def _native() -> ModuleType:
@@ -103,7 +114,8 @@ def _triton() -> ModuleType:
     return triton
 
 
-_TENSORS = "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed"
+_TENSORS = "Tensor logits, Tensor target, Tensor? class_noise, Tensor? class_weight, Tensor? seed"
+_SHARE_TENSORS = "Tensor logits, Tensor target, Tensor? class_noise, Tensor? seed"
 KERNELS = Kernels(_native, _triton)
 AGCL = FusedLoss("agcl", reference.agcl, KERNELS, _TENSORS, AgclSettings, _gradient_bound)
 CLASS_PARALLEL_AGCL = Op("class_parallel_agcl", reference.agcl_share, KERNELS)
@@ -120,6 +132,8 @@ def run_share(
     incoming: Tensor | None,
 ) -> Any:
     """Write the statistics of a share; or, with the ``incoming`` gradient in them, return that in the logits."""
+    if not len(logits):
+        return torch.empty_like(logits, memory_format=torch.contiguous_format)
     if class_noise is not None:
         class_noise = class_noise.to(accumulator(logits.dtype)).contiguous()
     arguments = (logits, target.long().contiguous(), class_noise, seed, settings, statistics, incoming)
@@ -140,8 +154,12 @@ def _share(logits: Tensor, target: Tensor, class_noise: Tensor | None, seed: Ten
     return statistics
 
 
+_SETTINGS = schema_of(AgclShareSettings)
 agcl_share_op = torch.library.custom_op(
-    "ltfast::agcl_share", _share, mutates_args=(), schema=f"({_TENSORS}, {schema_of(AgclShareSettings)}) -> Tensor"
+    "ltfast::agcl_share",
+    _share,
+    mutates_args=(),
+    schema=f"({_SHARE_TENSORS}, {_SETTINGS}) -> Tensor",
 )
 
 
@@ -170,7 +188,7 @@ agcl_share_gradient_op = torch.library.custom_op(
     "ltfast::agcl_share_gradient",
     _share_gradient,
     mutates_args=(),
-    schema=f"({_TENSORS}, Tensor statistics, Tensor incoming, str backend, {schema_of(AgclShareSettings)}) -> Tensor",
+    schema=f"({_SHARE_TENSORS}, Tensor statistics, Tensor incoming, str backend, {_SETTINGS}) -> Tensor",
 )
 
 

@@ -2,16 +2,20 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ltfast.ops.agcl.settings import AgclSettings, AgclShareSettings
 from ltfast.ops.core import backends
 from ltfast.ops.core.tensors import empty_gradient, empty_loss
+
+_WIDTH = 16  # the kernel reads weights of whole vectors
 
 
 def agcl(
     logits: Tensor,
     target: Tensor,
     class_noise: Tensor | None,
+    class_weight: Tensor | None,
     seed: Tensor | None,
     settings: AgclSettings,
     with_gradient: bool,
@@ -20,6 +24,8 @@ def agcl(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, classes = logits.shape
+    if class_weight is not None:
+        class_weight = F.pad(class_weight, (0, -classes % _WIDTH))
     loss = empty_loss(logits, settings.reduction)
     gradient = empty_gradient(logits, with_gradient)
     backends.native().agcl(
@@ -28,6 +34,7 @@ def agcl(
         logits.stride(0),
         target.data_ptr(),
         0 if class_noise is None else class_noise.data_ptr(),
+        0 if class_weight is None else class_weight.data_ptr(),
         0 if seed is None else seed.item(),
         loss.data_ptr(),
         gradient.data_ptr() if with_gradient else 0,

@@ -17,6 +17,7 @@ def agcl(
     logits: Tensor,
     target: Tensor,
     class_noise: Tensor | None,
+    class_weight: Tensor | None,
     seed: Tensor | None,
     settings: AgclSettings,
 ) -> Tensor:
@@ -41,7 +42,11 @@ def agcl(
     rest = torch.where(own, 0, log_p.exp()).sum(1).clamp(min=torch.finfo(u.dtype).tiny)
     positive = rest**settings.gamma_pos * log_p.gather(1, target[:, None]).squeeze(1)
     left_out = own | (t <= LOWEST)
-    negative = torch.where(left_out, 0, torch.exp(settings.gamma_neg * log_p) * log_p).sum(1)
+    negative = torch.where(left_out, 0, torch.exp(settings.gamma_neg * log_p) * log_p)
+    if class_weight is not None:
+        class_weight = class_weight.to(u.dtype)
+        positive, negative = class_weight[target] * positive, class_weight * negative
+    negative = negative.sum(1)
     return reduce(-(settings.weight_pos * positive + settings.weight_neg * negative), settings.reduction, counted)
 
 

@@ -104,9 +104,19 @@ def _close_row(mass, weight, weighted, t_own, weight_pos, weight_neg, gamma_pos,
 
 
 @triton.jit
-def _store_gradient(gradient, column, classes, y, p, t, gamma, slope, offset, pull, own, POWER: tl.constexpr):
+def _weigh(w, class_weight, column, inside, WEIGHTED: tl.constexpr):
+    """The powers of a row's probabilities times the weights of their classes."""
+    if WEIGHTED:
+        w *= tl.load(class_weight + column, mask=inside, other=0.0)
+    return w
+
+
+@triton.jit
+def _store_gradient(gradient, class_weight, column, classes, y, p, t, gamma, slope, offset, pull, own,
+                    POWER: tl.constexpr, WEIGHTED: tl.constexpr):  # fmt: skip
     # by another way than before the sums: else the compiler keeps each power in a register until here, and spills
     w = tl.exp2(gamma * t) if POWER > 0 else _power(p, t, gamma, POWER)
+    w = _weigh(w, class_weight, column, column < classes, WEIGHTED)
     g = w * (slope * t + offset) - p * pull
     g = tl.where(column == y, own, g)
     tl.store(gradient + column, g.to(gradient.dtype.element_ty), mask=column < classes)
@@ -115,20 +125,21 @@ def _store_gradient(gradient, column, classes, y, p, t, gamma, slope, offset, pu
 # A seed that 16 divides would otherwise compile the kernel again.
 @triton.jit(do_not_specialize=["seed", "rows", "first_row"])
 def _row_kernel(
-    logits, target, class_noise, seed: "i64", device_seed, losses, total, arrived, mean_weight, gradient,  # noqa: F821
+    logits, target, class_noise, class_weight, seed: "i64", device_seed, losses, total, arrived, mean_weight, gradient,  # noqa: F821
     row_stride, rows, classes,
     unit: "fp64", scale: "fp64", margin: "fp64", weight_pos: "fp64", weight_neg: "fp64",  # noqa: F821
     gamma_pos: "fp64", gamma_neg: "fp64", ignore_index: "i64", first_row, SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
-    NOISY: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr, WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr,
-    WIDTH: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    NOISY: tl.constexpr, WEIGHTED: tl.constexpr, FOCUS: tl.constexpr, POWER: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, WIDTH: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss and the gradient of one row.
 
-    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise (classes,) ACC; device_seed
-    (1,) int64, or None: then ``seed`` is used; gradient (rows, classes), contiguous. losses (rows,) ACC, total, arrived
-    and mean_weight: see ``ltfast.ops.reduction``. The noise begins at its row
-    ``first_row``. ``row_stride`` and ``classes`` come divided by WIDTH, so that the
-    compiler knows how many columns one instruction may load.
+    logits (rows, classes), rows ``row_stride`` apart; target (rows,) int64; class_noise and class_weight (classes,)
+    ACC; device_seed (1,) int64, or None: then ``seed`` is used; gradient (rows, classes), contiguous. losses (rows,)
+    ACC, total, arrived and mean_weight: see ``ltfast.ops.reduction``. The noise begins at its row ``first_row``.
+    ``row_stride`` and ``classes`` come divided by WIDTH, so that the compiler knows how many columns one instruction
+    may load.
     """
     row = tl.program_id(0)
     label = tl.load(target + row)
@@ -140,6 +151,7 @@ def _row_kernel(
     scale = tl.where(valid | ignored, tl.cast(scale / LOG2, ACC), float("nan"))
     margin, weight_pos, weight_neg = tl.cast(margin, ACC), tl.cast(weight_pos, ACC), tl.cast(weight_neg, ACC)
     gamma_pos, gamma_neg = tl.cast(gamma_pos, ACC), tl.cast(gamma_neg, ACC)
+    weight_pos = _weigh(weight_pos, class_weight, y, y >= 0, WEIGHTED)
     share = mean_share(target, mean_weight, rows, ignore_index, SHARE, ACC)
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
@@ -160,7 +172,8 @@ def _row_kernel(
         peak = tl.maximum(tl.max(u), u_own)
         t = _relative(u, peak, scale)
         p = tl.exp2(t)
-        mass, weight, weighted = _sums(p, _power(p, t, gamma_neg, POWER), t)
+        w = _weigh(_power(p, t, gamma_neg, POWER), class_weight, column, column < read, WEIGHTED)
+        mass, weight, weighted = _sums(p, w, t)
     else:
         peak = tl.maximum(u_own, -1.7976931348623157e308 if tl.float64 == ACC else -3.4028234663852886e38)
         mass = tl.full((), 0.0, ACC)
@@ -177,7 +190,8 @@ def _row_kernel(
             peak = higher
             t = _relative(u, peak, scale)
             p = tl.exp2(t)
-            more = _sums(p, _power(p, t, gamma_neg, POWER), t)
+            w = _weigh(_power(p, t, gamma_neg, POWER), class_weight, column, column < read, WEIGHTED)
+            more = _sums(p, w, t)
             faded = tl.where(shift > LOWEST, tl.exp2(gamma_neg * shift), 0.0)
             weighted = faded * (weighted + shift * weight) + more[2]
             weight = faded * weight + more[1]
@@ -187,7 +201,8 @@ def _row_kernel(
     )
     if WITH_GRADIENT:
         if ONE_BLOCK:
-            _store_gradient(gradient, column, classes, y, p, t, gamma_neg, slope, offset, pull, own, POWER)
+            _store_gradient(gradient, class_weight, column, classes, y, p, t, gamma_neg, slope, offset, pull, own,
+                            POWER, WEIGHTED)  # fmt: skip
         else:
             for start in range(0, classes, BLOCK):
                 column = start + tl.arange(0, BLOCK)
@@ -195,9 +210,8 @@ def _row_kernel(
                     logits, class_noise, seed, noise_row, start, column, column < read, NOISY, PTX, ACC, BLOCK
                 )
                 t = _relative(tl.where(column == y, -float("inf"), u), peak, scale)
-                _store_gradient(
-                    gradient, column, classes, y, tl.exp2(t), t, gamma_neg, slope, offset, pull, own, POWER
-                )  # fmt: skip
+                _store_gradient(gradient, class_weight, column, classes, y, tl.exp2(t), t, gamma_neg, slope, offset,
+                                pull, own, POWER, WEIGHTED)  # fmt: skip
     tl.store(losses + row, tl.where(ignored, 0.0, row_loss) * share)
     add_losses(losses, total, arrived, rows, ADD)
 
@@ -307,6 +321,7 @@ def agcl(
     logits: Tensor,
     target: Tensor,
     class_noise: Tensor | None,
+    class_weight: Tensor | None,
     seed: Tensor | None,
     settings: AgclSettings,
     with_gradient: bool,
@@ -322,11 +337,12 @@ def agcl(
     host_seed, device_seed = (int(seed), None) if seed is not None and seed.device.type == "cpu" else (0, seed)
     width = vector_width(logits.dtype, classes, logits.stride(0))
     _row_kernel[(rows,)](
-        logits, target, class_noise, host_seed, device_seed, *reduction.arguments,
+        logits, target, class_noise, class_weight, host_seed, device_seed, *reduction.arguments,
         gradient, logits.stride(0) // width, rows, classes // width, unit, *settings[:-2],
         settings.first_row,
         **reduction.constants,
         NOISY=class_noise is not None,
+        WEIGHTED=class_weight is not None,
         FOCUS=settings.gamma_pos != 0,
         POWER=power_kind(settings.gamma_neg),
         WITH_GRADIENT=with_gradient,

@@ -46,7 +46,7 @@ def balanced_bce(
         bias: (C,): b_c, added to the logits.
         weight: (C,): w_c, or None for 1.
         pos_weight: (C,): q_c, the weight of the positive term, or None for 1.
-        label_smoothing: s in [0, 1): labels become 1 - s + s/C and s/C. Soft targets are not changed.
+        label_smoothing: s in [0, 1): targets become (1 - s) t + s/C, as in ``nn.CrossEntropyLoss``.
         target_threshold: after smoothing, targets above it become 1 and the others 0; None for no threshold.
         ignore_index: rows with this label have a loss of 0 and no gradient, and do not count in the mean, as in
             ``nn.CrossEntropyLoss``. Soft targets are never ignored.

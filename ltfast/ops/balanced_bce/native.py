@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ltfast.ops.balanced_bce.reference import label_values
+from ltfast.ops.balanced_bce.reference import label_values, soft_values
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core import backends
 from ltfast.ops.core.tensors import accumulator, empty_gradient, empty_loss
@@ -29,7 +29,7 @@ def balanced_bce(
         target = target.to(accumulator(logits.dtype))
         if target.stride(1) != 1:
             target = target.contiguous()
-    on, off = label_values(classes, settings)
+    on, off = soft_values(classes, settings) if soft else label_values(classes, settings)
     if weight is not None or pos_weight is not None:  # the kernel takes both vectors or neither
         weight = torch.ones_like(bias) if weight is None else weight
         pos_weight = torch.ones_like(bias) if pos_weight is None else pos_weight

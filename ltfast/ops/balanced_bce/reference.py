@@ -11,6 +11,11 @@ from ltfast.ops.core.tensors import accumulator, one_hot, reduce
 LIMIT = 1e30  # logits saturate here, so that finite logits give a finite loss
 
 
+def soft_values(classes: int, settings: BalancedBceSettings) -> tuple[float, float]:
+    """(a, b), where a t + b is the smoothed soft target t."""
+    return 1 - settings.label_smoothing, settings.label_smoothing / classes
+
+
 def label_values(classes: int, settings: BalancedBceSettings) -> tuple[float, float]:
     """The targets of the label and of the other classes: smoothed over the classes, then binarised at the threshold."""
     smoothing, threshold = settings.label_smoothing, settings.threshold
@@ -59,7 +64,8 @@ def elementwise(
         on, off = label_values(z.shape[1], settings)
         t = one_hot(target.long(), z).to(dtype) * (on - off) + off
     else:
-        t = target.to(dtype)
+        on, off = soft_values(z.shape[1], settings)
+        t = target.to(dtype) * on + off
         t = t if settings.threshold is None else (t > settings.threshold).to(dtype)
     weight = None if weight is None else weight.to(dtype)
     pos_weight = None if pos_weight is None else pos_weight.to(dtype)

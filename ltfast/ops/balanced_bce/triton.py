@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ltfast.ops.balanced_bce.launch import row_launch
-from ltfast.ops.balanced_bce.reference import label_values
+from ltfast.ops.balanced_bce.reference import label_values, soft_values
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.core.launch import chip_of, vector_width
 from ltfast.ops.core.tensors import accumulator, empty_gradient
@@ -97,6 +97,7 @@ def _row_kernel(
         read = inside & reads
         if SOFT:
             t = tl.load(target + row * target_stride * WIDTH + column, mask=read, other=0.0).to(ACC)
+            t = t * tl.cast(on_value, ACC) + tl.cast(off_value, ACC)
             if THRESHOLD:
                 t = tl.where(t > tl.cast(threshold, ACC), 1.0, 0.0).to(ACC)
         else:
@@ -150,7 +151,7 @@ def balanced_bce(
     rows, classes = logits.shape
     chip = chip_of(logits.device)
     width = vector_width(logits.dtype, classes, logits.stride(0), target.stride(0) if soft else 0)
-    on, off = label_values(classes, settings)
+    on, off = soft_values(classes, settings) if soft else label_values(classes, settings)
     acc = accumulator(logits.dtype)
     gradient = empty_gradient(logits, with_gradient)
     losses = torch.empty(rows, dtype=acc, device=logits.device)

@@ -24,7 +24,7 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     """The sum of the features of each class, and their number.
 
     Args:
-        features: (N, D), float32, float64, bfloat16 or float16. Any strides.
+        features: (N, D), float32, float64, bfloat16 or float16. Any strides. N may be 0.
         labels: (N,), integers in [0, C).
         num_classes: C, at least 1.
 
@@ -36,7 +36,7 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
         ValueError, TypeError: an argument is invalid; the message names it. Labels out of range raise on the CPU; in
             Triton they belong to no class, and raise under ``LTFAST_CHECKS=1``.
     """
-    checks.check_matrix(features, "features", "(number, width)")
+    checks.check_matrix(features, "features", "(number, width)", fewest_rows=0)
     checks.check_integer("num_classes", num_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: expected at least 1")
@@ -66,6 +66,8 @@ CLASS_SUMS = Op("class_sums", reference.class_sums, Kernels(_native, _triton))
 @CLASS_SUMS.guarded
 def _run(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     labels = labels.long().contiguous()
+    if not len(features):
+        return reference.class_sums(features, labels, num_classes)
     if features.stride(1) != 1:
         features = features.contiguous()
     device = features.device

@@ -18,19 +18,22 @@ CHECK_VALUES = os.environ.get("LTFAST_CHECKS") == "1"
 
 
 def check_logits(logits: Tensor, name: str = "logits") -> None:
-    check_matrix(logits, name, "(batch, classes)")
+    """Check for a matrix of logits, which may have no rows."""
+    check_matrix(logits, name, "(batch, classes)", fewest_rows=0)
 
 
-def check_matrix(logits: Tensor, name: str, shape: str) -> None:
-    """Check for a non-empty matrix of floating-point numbers; ``shape`` names its sides in the message."""
+def check_matrix(logits: Tensor, name: str, shape: str, *, fewest_rows: int = 1) -> None:
+    """Check for a matrix of floating-point numbers that is not empty, or has 0 rows if ``fewest_rows`` is 0; ``shape``
+    names its sides in the message."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"{name} is a {type(logits).__name__}: expected a tensor")
     if logits.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}")
     if logits.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {logits.dtype}: expected float32, float64, bfloat16 or float16")
-    if logits.shape[0] == 0 or logits.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {shape}, none of them 0")
+    if logits.shape[1] == 0 or (fewest_rows and logits.shape[0] == 0):
+        expected = f"{shape}, none of them 0" if fewest_rows else f"{shape}, the latter not 0"
+        raise ValueError(f"{name} has shape {tuple(logits.shape)}: expected {expected}")
 
 
 def check_classes(logits: Tensor, classes: int, name: str = "logits") -> None:
@@ -90,6 +93,15 @@ def check_class_vector(vector: Tensor | None, logits: Tensor, name: str, *, diff
     check_device(vector, logits, name)
     if vector.requires_grad and not differentiable and torch.is_grad_enabled():
         raise ValueError(f"{name} requires a gradient, which this loss does not give: expected {name}.detach()")
+
+
+def check_class_weight(weight: Tensor | None, num_classes: int) -> None:
+    """Check the argument ``weight`` of a loss's constructor: None, or a weight for each class."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}: expected a tensor with one value per class")
+    check_class_vector(weight, weight.new_empty(1, num_classes), "weight", differentiable=True)
 
 
 def check_real(name: str, value: float) -> None:

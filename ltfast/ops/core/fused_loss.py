@@ -4,9 +4,11 @@ The forward pass of such an op reads the logits once and stores d loss / d logit
 to compute. It multiplies the stored gradient by the incoming one in place, and skips even that where the incoming one
 is 1. (With ``retain_graph=True`` it makes a new product, so that the graph can be walked again; with
 ``create_graph=True`` it differentiates the reference.) Rows with the label ``ignore_index`` have the loss 0 and no
-gradient, and the mean is over the other rows: NaN if there are none, as for ``nn.CrossEntropyLoss``.
+gradient, and the mean is over the other rows: NaN if there are none, as for ``nn.CrossEntropyLoss``. An empty batch
+runs no kernel.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +97,9 @@ class FusedLoss(Op):
     ) -> tuple[Tensor, Tensor]:
         """Call the kernel. ``unit`` is the factor of the gradient, or None for ``self.unit``."""
         refuse_tangents(self.name, (logits, *others))
+        if not len(logits):
+            loss = empty_loss(logits, settings.reduction).fill_(math.nan if settings.reduction == "mean" else 0)
+            return loss, empty_gradient(logits, with_gradient)
         dtype = accumulator(logits.dtype)
         tidy = [None if x is None else _dense(x, dtype) for x in others]
         kernel = getattr(self.kernels.of(backend, logits.device), self.name)
@@ -111,7 +116,7 @@ class FusedLoss(Op):
         if settings.reduction != "mean" or logits.dtype != torch.float16:
             return 1
         if target is None or target.dim() > 1:  # soft targets are not ignored
-            return logits.shape[0]
+            return logits.shape[0] or 1
         return (target.long() != settings.ignore_index).sum().clamp(min=1)
 
     def _parsed(self, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor | None], Any, bool]:

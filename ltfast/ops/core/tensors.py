@@ -1,4 +1,4 @@
-"""Helpers for tensors of losses: the dtype of the arithmetic, empty results, one-hot masks, reductions."""
+"""Helpers for tensors of losses: the dtype of the arithmetic, empty results, one-hot masks, reductions, weights."""
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ def reduce(rows: Tensor, reduction: str, counted: Tensor | None = None) -> Tenso
     if reduction == "mean":
         return rows.mean() if counted is None else rows.sum() / counted.sum()
     return rows.sum() if reduction == "sum" else rows
+
+
+def mean_weight(weight: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The weights (C,), scaled so that the mean over the rows that count is the weighted mean over their labels."""
+    counted = target != ignore_index
+    label = torch.where(counted, target, 0).clamp(0, len(weight) - 1)  # the kernels report labels out of range
+    return weight * (counted.sum() / torch.where(counted, weight[label], 0).sum())
 
 
 def wants_gradient(logits: Tensor) -> bool:

@@ -13,13 +13,12 @@ and one-hot rows are never stored.
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from ltfast.ops.core import checks
 from ltfast.ops.core.dispatch import Kernels
 from ltfast.ops.core.fused_loss import HALF_BOUND, FusedLoss
-from ltfast.ops.core.tensors import accumulator
+from ltfast.ops.core.tensors import accumulator, mean_weight
 from ltfast.ops.cross_entropy import reference
 from ltfast.ops.cross_entropy.settings import CrossEntropySettings, check_settings
 
@@ -83,13 +82,6 @@ def check_arguments(
     for what, vector in (("bias", bias), ("weight", weight)):
         if vector is not None:
             checks.check_class_vector(vector, logits, what)
-
-
-def mean_weight(weight: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """The weights (C,), scaled so that the mean over the rows that count is the weighted mean over their labels."""
-    counted = target != ignore_index
-    label = torch.where(counted, target, 0).clamp(0, len(weight) - 1)  # the kernels report labels out of range
-    return weight * (counted.sum() / torch.where(counted, weight[label], 0).sum())
 
 
 def _native() -> ModuleType:

@@ -20,8 +20,8 @@ from ltfast.ops.balanced_bce import BALANCED_BCE
 from ltfast.ops.balanced_bce.settings import BalancedBceSettings
 from ltfast.ops.balanced_bce.settings import check_settings as check_balanced_bce
 from ltfast.ops.core import checks
-from ltfast.ops.core.tensors import accumulator
-from ltfast.ops.cross_entropy import CROSS_ENTROPY, mean_weight
+from ltfast.ops.core.tensors import accumulator, mean_weight
+from ltfast.ops.cross_entropy import CROSS_ENTROPY
 from ltfast.ops.cross_entropy.settings import CrossEntropySettings
 from ltfast.ops.cross_entropy.settings import check_settings as check_cross_entropy
 from ltfast.ops.linear.linear_loss import LinearLoss
@@ -123,6 +123,7 @@ def linear_agcl(
     target: Tensor,
     class_noise: Tensor | None = None,
     *,
+    class_weight: Tensor | None = None,
     scale: float = 20.0,
     margin: float = 0.1,
     weight_pos: float = 1.0,
@@ -140,6 +141,7 @@ def linear_agcl(
         weight: (C, D), of that dtype; under autocast any float dtype: any length.
         target: (B,), integer labels in [0, C), or ``ignore_index``.
         class_noise: (C,), the noise width of each class; None for no noise. The noise is that of ``agcl``.
+        class_weight: (C,) or None: the ``weight`` of ``agcl``.
         scale, margin, weight_pos, weight_neg, gamma_pos, gamma_neg, ignore_index, reduction, generator: see ``agcl``.
 
     Returns:
@@ -158,12 +160,16 @@ def linear_agcl(
     if class_noise is not None:
         checks.check_class_vector(class_noise, weight.T, "class_noise")
         seed = draw_seed(features.device, generator)
-    return LINEAR_AGCL(features, weight, None, target, class_noise, seed, settings)
+    if class_weight is not None:
+        checks.check_class_vector(class_weight, weight.T, "class_weight")
+        if reduction == "mean":
+            class_weight = mean_weight(class_weight.to(accumulator(features.dtype)), target.long(), ignore_index)
+    return LINEAR_AGCL(features, weight, None, target, class_noise, class_weight, seed, settings)
 
 
 def check_layer(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise an error that names the argument of a linear layer that is invalid."""
-    checks.check_matrix(features, "features", "(batch, width)")
+    checks.check_matrix(features, "features", "(batch, width)", fewest_rows=0)
     checks.check_matrix(weight, "weight", "(classes, width)")
     width = features.shape[1]
     if weight.shape[1] != width:

@@ -34,7 +34,7 @@ CLASS_PARALLEL_LINEAR_AGCL = Op("class_parallel_linear_agcl", _reference, KERNEL
 
 def block_classes(rows: int, classes: int, device: str) -> int:
     """Classes of a block: a multiple of 8, as the noise is drawn. With very many rows, as few as fast products need."""
-    return min(classes, max(BUDGET[device] // rows // 8 * 8, FEWEST))
+    return min(classes, max(BUDGET[device] // max(rows, 1) // 8 * 8, FEWEST))
 
 
 def linear_agcl_share(
@@ -75,7 +75,7 @@ def _blocks(
     buffer = weight.new_empty(rows * step)
     for start in range(0, classes, step):
         place = slice(start, min(start + step, classes))
-        cosines = buffer[: rows * (place.stop - start)].view(rows, -1)
+        cosines = buffer[: rows * (place.stop - start)].view(rows, place.stop - start)
         torch.mm(features, weight[place].T, out=cosines)
         noise = None if class_noise is None else class_noise[place]
         share = settings._replace(first=settings.first + start)

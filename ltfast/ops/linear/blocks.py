@@ -15,8 +15,8 @@ FEWEST = 128  # rows
 
 
 def block_rows(rows: int, classes: int, device: str) -> int:
-    """Rows of a block. With very many classes a block has as many logits as 128 rows have."""
-    return min(rows, max(BUDGET[device] // classes, FEWEST))
+    """Rows of a block, at least 1. With very many classes a block has as many logits as 128 rows have."""
+    return min(max(rows, 1), max(BUDGET[device] // classes, FEWEST))
 
 
 class Wanted(NamedTuple):
@@ -114,9 +114,10 @@ class Gradients:
     def __init__(self, layer: Layer, weight: Factor, wanted: Wanted) -> None:
         dtype = accumulator(layer.dtype)
         self._weight = weight
+        new = layer.weight.new_empty if len(layer.features) else layer.weight.new_zeros  # no block will overwrite it
         self.of_features = layer.features.new_empty(layer.features.shape) if wanted.features else None
-        self.of_weight = layer.weight.new_empty(layer.weight.shape, dtype=dtype) if wanted.weight else None
-        self.of_bias = layer.weight.new_empty(len(layer.weight), dtype=dtype) if wanted.bias else None
+        self.of_weight = new(layer.weight.shape, dtype=dtype) if wanted.weight else None
+        self.of_bias = new(len(layer.weight), dtype=dtype) if wanted.bias else None
 
     def add(self, block: Block, of_logits: Tensor) -> None:
         """Add the part of a block, from the gradient in its logits."""

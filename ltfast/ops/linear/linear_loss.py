@@ -159,7 +159,8 @@ class LinearLoss:
             dispatch.refuse_tangents(self.name, (incoming,))
             gradients = self._gradient_op(incoming, *inputs, *settings, ctx.backend, ctx.dtype, *wanted)
         else:
-            factor = incoming * share if share.dim() == 0 else incoming
+            # of no rows that count the share is infinite, and the gradient 0
+            factor = incoming * torch.where(share.isfinite(), share, 0) if share.dim() == 0 else incoming
             gradients = tuple(_scaled(x, factor) for x in (of_features, of_weight, of_bias))
         found = [x.to(y.dtype) if z else None for x, y, z in zip(gradients, inputs, wanted, strict=False)]
         return *found, *(None,) * (arguments - len(found))

@@ -106,7 +106,7 @@ def vmf_cross_entropy(
 
 def check_arguments(features: Tensor, directions: Tensor, kappa: Tensor, temperature: float) -> None:
     """Raise an error that names the argument that the functions cannot take."""
-    checks.check_matrix(features, "features", "(batch, width)")
+    checks.check_matrix(features, "features", "(batch, width)", fewest_rows=0)
     checks.check_matrix(directions, "directions", "(classes, width)")
     if features.shape[1] < 2:
         raise ValueError(f"features has shape {tuple(features.shape)}: expected a width of at least 2")
@@ -141,6 +141,8 @@ VMF_LOGITS = Op("vmf_logits", reference.vmf_ratio, KERNELS)
 @VMF_LOGITS.guarded
 def vmf_ratio_op(increments: Tensor, kappa: Tensor, nu: float, with_slope: bool) -> tuple[Tensor, Tensor]:
     """F(k') - F(k) for k'^2 = k^2 + increment, and its derivative in the increment (or nothing)."""
+    if not len(increments):
+        return torch.empty_like(increments), increments.new_empty(increments.shape if with_slope else 0)
     device = increments.device
     kernels = KERNELS.of(VMF_LOGITS.resolve(device), device)
     return kernels.vmf_ratio(increments.contiguous(), kappa.contiguous(), nu, with_slope)

@@ -37,5 +37,7 @@ def scale_rows_(matrix: Tensor, factor: Tensor, unit: float, backend: str) -> No
         unit: multiplies every factor.
         backend: "native" or "triton": the backend of the forward pass.
     """
+    if not len(matrix):
+        return
     with kernel_context(matrix.device):
         _KERNELS.of(backend, matrix.device).scale_rows_(matrix, factor.contiguous(), unit)
