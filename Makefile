@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 OUT ?= build/bench
 RUNS ?= runs/demo
 CASES ?= 10000
+DIST ?= build/wheels
 
-.PHONY: help demo test test-long fuzz docs bench tables lint audit gpu-check clean
+.PHONY: help demo test test-long fuzz docs bench tables lint audit wheel gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | gpu-check OUT=DIR [WHEELS=DIR] [DRY=1] | clean"
+	@echo "make demo | test | test-long | fuzz | docs | bench | tables | lint | audit | wheel | gpu-check OUT=DIR [WHEELS=DIR] [DRY=1] | clean"
 
 # The environment: pinned versions, and an editable installation of ltfast, which compiles its kernels.
 $(VENV)/.installed: pyproject.toml constraints.txt csrc/CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
@@ -56,6 +57,15 @@ audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/frozen.txt
+
+# Builds an sdist, and from it a manylinux wheel for this Python and processor. It shares the libgomp that PyTorch has
+# loaded: a copy in the wheel would have a second pool of threads.
+wheel: $(VENV)/.installed
+	rm -rf $(DIST)
+	$(BIN)/python -m build --outdir $(DIST)/unrepaired
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir $(DIST) $(DIST)/unrepaired/*.whl
+	mv $(DIST)/unrepaired/*.tar.gz $(DIST)
+	rm -r $(DIST)/unrepaired
 
 bench: $(VENV)/.installed
 	$(BIN)/ltfast bench --out $(OUT)

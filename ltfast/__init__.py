@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ltfast.ops.core.backends import backend
 
+    __version__: str
+
 __all__ = ["__version__", "backend"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `backend` on first access: importing PyTorch takes seconds, and `ltfast --help` does not need it."""
+    """Find `backend` and `__version__` on first access: what they import takes longer than `ltfast --help` should."""
     if name == "backend":
         from ltfast.ops.core.backends import backend
 
         return backend
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("ltfast")
+        except PackageNotFoundError:
+            return "unknown (not installed)"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

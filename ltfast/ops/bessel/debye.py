@@ -62,7 +62,8 @@ def _multiply(left: list[Fraction], right: list[Fraction]) -> list[Fraction]:
     product = [Fraction(0)] * (len(left) + len(right) - 1)
     for i, x in enumerate(left):
         for j, y in enumerate(right):
-            product[i + j] += x * y
+            if x and y:  # three of four products are zero; this is computed at every import
+                product[i + j] += x * y
     return product
 
 
