@@ -93,4 +93,6 @@ def test_both_versions_are_the_same_and_their_lines_are_counted(name, title):
         losses.append(used["loss"])
     torch.testing.assert_close(*losses)
     counts = [len([line for line in code.splitlines() if line.strip()]) for code in (without, with_helper)]
+    named = {"agcl": "criterion", "proco": "branch", "dscl": "contrast"}[name]
+    assert sum(named in line for line in with_helper.splitlines()) <= 4  # lines that the helper needs
     assert re.search(rf"^\| {title} \| `[\w.]+` \| {counts[0]} \| {counts[1]} \|$", PAGE, re.MULTILINE)
