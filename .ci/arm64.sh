@@ -36,7 +36,7 @@ rm -rf "$root/src"
 mkdir "$root/src"
 git ls-files -z | xargs -0 cp --parents -t "$root/src"
 cp "$work"/build/_native*.so "$root/src/ltfast"
-for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind "/$folder" "$root/$folder"; done
+for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind --make-rslave "/$folder" "$root/$folder"; done
 trap 'umount -R -l "$root/proc" "$root/dev"' EXIT
 env -i PATH=/usr/bin:/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root chroot "$root" \
   sh -c 'cd /src && exec python3 -m pytest tests/ops -m "not slow" -k native -p no:cacheprovider "$@"' sh "$@"
