@@ -1,6 +1,7 @@
 """Modules that need only torch and numpy run with these alone, as after `pip install .`; the others name the missing
 package."""
 
+import os
 import re
 import subprocess
 import sys
@@ -126,3 +127,35 @@ def test_importing_the_networks_registers_them_with_timm():
     code = textwrap.dedent(script)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert result.stdout.split() == ["True"] * 3
+
+
+def test_importing_the_losses_imports_nothing_heavy():
+    script = """
+        import sys, torch
+        before = set(sys.modules)
+        import ltfast, ltfast.losses
+        new = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+        print(*sorted(new), *sorted(name for name in set(sys.modules) - before if name.startswith("torch.")))
+    """
+    code = textwrap.dedent(script)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert set(result.stdout.split()) <= {"ltfast", "numpy"}
+
+
+@pytest.mark.slow
+def test_importing_the_losses_takes_a_tenth_of_the_time_of_importing_torch(tmp_path):
+    """Compares CPU time, since other processes use the machine too, with bytecode that the first run has written."""
+    script = """
+        import time
+        start = time.process_time()
+        import torch
+        middle = time.process_time()
+        import ltfast, ltfast.losses
+        print((time.process_time() - middle) / (middle - start))
+    """
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    run = [
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", env=environment) for _ in range(4)
+    ]
+    assert min(float(result.stdout) for result in run[1:]) < 0.1

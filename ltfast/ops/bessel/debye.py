@@ -11,7 +11,6 @@ expanded as well, so that nothing is left but a polynomial. Of order 16 or more 
 1e-14 for every x, of order 8 or more and with five terms to 1.4e-7.
 """
 
-from fractions import Fraction
 from functools import cache
 
 # The order from which the expansion is used, and its terms; below it, recurrences come down from there.
@@ -29,19 +28,21 @@ def coefficients(terms: int) -> tuple[tuple[float, ...], ...]:
     r"""The coefficients of :math:`d_1` to :math:`d_{terms}`, lowest power of q first.
 
     With :math:`D_k(t) = t^k d_k(t^2)` and :math:`a = t^2 (1 - t^2) / 2`, Bessel's equation gives
-    :math:`D_1' = (1 - 5 t^2) / 8` and :math:`D_{k+1}' = (a D_k')' + a \sum_{i+j=k} D_i' D_j'`.
+    :math:`D_1' = (1 - 5 t^2) / 8` and :math:`D_{k+1}' = (a D_k')' + a \sum_{i+j=k} D_i' D_j'`. The coefficients of
+    :math:`2^{4k-1} D_k'` are integers, so nothing is rounded before the last division.
     """
-    a = [Fraction(0), Fraction(0), Fraction(1, 2), Fraction(0), Fraction(-1, 2)]
-    slopes = [[Fraction(1, 8), Fraction(0), Fraction(-5, 8)]]
+    twice_a = [0, 0, 1, 0, -1]
+    slopes = [[1, 0, -5]]  # slopes[k - 1] is that of D_k, times 2^(4k - 1)
     while len(slopes) < terms:
-        following = _differentiate(_multiply(a, slopes[-1]))
+        following = [8 * x for x in _differentiate(_multiply(twice_a, slopes[-1]))]
         for left, right in zip(slopes[:-1], reversed(slopes[:-1]), strict=True):
-            product = _multiply(a, _multiply(left, right))
-            following += [Fraction(0)] * (len(product) - len(following))
-            following = [x + (product[i] if i < len(product) else 0) for i, x in enumerate(following)]
+            product = _multiply(twice_a, _multiply(left, right))
+            following += [0] * (len(product) - len(following))
+            following = [x + (16 * product[i] if i < len(product) else 0) for i, x in enumerate(following)]
         slopes.append(following)
     return tuple(
-        tuple(float(slope[k + 2 * i - 1] / (k + 2 * i)) for i in range(k + 1)) for k, slope in enumerate(slopes, 1)
+        tuple(slope[k + 2 * i - 1] / (2 ** (4 * k - 1) * (k + 2 * i)) for i in range(k + 1))
+        for k, slope in enumerate(slopes, 1)
     )
 
 
@@ -58,16 +59,15 @@ def _largest(k: int) -> float:
     return max(abs(sum(c * (i / 200) ** (k + 1 + 2 * j) for j, c in enumerate(row))) for i in range(201))
 
 
-def _multiply(left: list[Fraction], right: list[Fraction]) -> list[Fraction]:
-    product = [Fraction(0)] * (len(left) + len(right) - 1)
+def _multiply(left: list[int], right: list[int]) -> list[int]:
+    product = [0] * (len(left) + len(right) - 1)
     for i, x in enumerate(left):
         for j, y in enumerate(right):
-            if x and y:  # three of four products are zero; this is computed at every import
-                product[i + j] += x * y
+            product[i + j] += x * y
     return product
 
 
-def _differentiate(polynomial: list[Fraction]) -> list[Fraction]:
+def _differentiate(polynomial: list[int]) -> list[int]:
     return [i * x for i, x in enumerate(polynomial)][1:]
 
 
