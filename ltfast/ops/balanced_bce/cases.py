@@ -24,7 +24,6 @@ def example(sizes: Sizes) -> Example:
 def launches() -> Iterator[str]:
     from ltfast.ops.balanced_bce import triton
 
-    settings = BalancedBceSettings(0.1, None, -100, "mean")
     batches = [(ROWS, classes) for classes in CLASSES] + [(MANY_ROWS, 8142)]
     kinds = ((False, False), (True, True), (False, True), (True, False))
     for (name, dtype), (rows, classes), (soft, weighted) in itertools.product(DTYPES.items(), batches, kinds):
@@ -34,9 +33,13 @@ def launches() -> Iterator[str]:
         target = on_gpu(rows, classes) if soft else labels_on_gpu(rows)
         weight = vector if weighted else None
         logits = on_gpu(rows, classes, dtype=dtype)
+        settings = BalancedBceSettings(0.0 if soft else 0.1, None, -100, "mean")
         triton.balanced_bce(logits, target, vector, weight, weight, settings, True, 1.0)
         kind = f"{'soft' if soft else 'labels'}{'' if soft == weighted else ', weighted' if weighted else ', plain'}"
         yield f"balanced_bce {name} {classes} {kind}{', large batch' if rows == MANY_ROWS else ''}"
+    settings = BalancedBceSettings(0.1, None, -100, "mean")
+    triton.balanced_bce(on_gpu(ROWS, 1000), on_gpu(ROWS, 1000), on_gpu(1000), None, None, settings, True, 1.0)
+    yield "balanced_bce fp32 1000 soft, smoothed"
 
 
 CASES = OpCases({"balanced_bce": example}, launches=launches, bench={"balanced_bce": Bench(bench.cases, bench.growth)})

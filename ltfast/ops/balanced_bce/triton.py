@@ -57,9 +57,9 @@ def _row_kernel(
     row_stride, target_stride, rows, classes,
     on_value: "fp64", off_value: "fp64", threshold: "fp64", unit: "fp64",  # noqa: F821
     ignore_index: "i64", SHARE: tl.constexpr, ADD: tl.constexpr,  # noqa: F821
-    SOFT: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr, POS_WEIGHTED: tl.constexpr,
-    WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, APPROXIMATE: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SOFT: tl.constexpr, SMOOTH: tl.constexpr, THRESHOLD: tl.constexpr, WEIGHTED: tl.constexpr,
+    POS_WEIGHTED: tl.constexpr, WITH_GRADIENT: tl.constexpr, ACC: tl.constexpr, APPROXIMATE: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss and the gradient of one row.
 
@@ -97,7 +97,8 @@ def _row_kernel(
         read = inside & reads
         if SOFT:
             t = tl.load(target + row * target_stride * WIDTH + column, mask=read, other=0.0).to(ACC)
-            t = t * tl.cast(on_value, ACC) + tl.cast(off_value, ACC)
+            if SMOOTH:
+                t = t * tl.cast(on_value, ACC) + tl.cast(off_value, ACC)
             if THRESHOLD:
                 t = tl.where(t > tl.cast(threshold, ACC), 1.0, 0.0).to(ACC)
         else:
@@ -163,6 +164,7 @@ def balanced_bce(
         on, off, 0.0 if settings.threshold is None else settings.threshold, unit, settings.ignore_index,
         **reduction.constants,
         SOFT=soft,
+        SMOOTH=soft and settings.label_smoothing > 0,
         THRESHOLD=settings.threshold is not None,
         WEIGHTED=weight is not None,
         POS_WEIGHTED=pos_weight is not None,
