@@ -41,7 +41,7 @@ def test_script(page, name, command, tmp_path):
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     found = re.findall(r"balanced accuracy ([\d.]+) %", result.stdout)
     assert len(found) == 1, result.stdout
-    assert float(found[0]) > 65
+    assert float(found[0]) > 50  # chance is 10
 
 
 def test_no_script_is_left_out():

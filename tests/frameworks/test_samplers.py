@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -181,8 +182,6 @@ def timm(rank: int, name: str) -> list[list[list[int]]]:
 
 
 def mmpretrain(rank: int, name: str) -> list[list[list[int]]]:
-    from tempfile import mkdtemp
-
     from mmengine.hooks import Hook
     from mmengine.model import BaseModel
     from mmengine.runner import Runner
@@ -203,19 +202,20 @@ def mmpretrain(rank: int, name: str) -> list[list[list[int]]]:
     model = Model()
     sampler = sampler_of(name, rank=rank, world_size=PROCESSES)
     loader = {"batch_size": BATCH, "dataset": Indices(), "sampler": sampler, "collate_fn": {"type": "default_collate"}}
-    runner = Runner(
-        model,
-        mkdtemp(),
-        train_dataloader=loader,
-        train_cfg={"by_epoch": True, "max_epochs": EPOCHS},
-        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        default_hooks={"checkpoint": None, "logger": None},
-        custom_hooks=[Epochs()],
-        log_level="ERROR",
-        default_scope="mmpretrain",
-    )
-    assert runner.world_size == PROCESSES
-    runner.train()
+    with TemporaryDirectory() as folder:
+        runner = Runner(
+            model,
+            folder,
+            train_dataloader=loader,
+            train_cfg={"by_epoch": True, "max_epochs": EPOCHS},
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+            default_hooks={"checkpoint": None, "logger": None},
+            custom_hooks=[Epochs()],
+            log_level="ERROR",
+            default_scope="mmpretrain",
+        )
+        assert runner.world_size == PROCESSES
+        runner.train()
     return model.network.epochs
 
 

@@ -46,14 +46,14 @@ def names(tmp_path):
 
 
 def added(title):
-    """The lines with this title."""
-    (code,) = re.findall(rf'```python title="{title}"\n(.*?)```', PAGE.read_text(), re.DOTALL)
-    return textwrap.dedent(code)
+    """The lines that the diff with this title adds."""
+    (diff,) = re.findall(rf'```diff title="{title}"\n(.*?)```', PAGE.read_text(), re.DOTALL)
+    return textwrap.dedent("\n".join(line[1:] for line in diff.splitlines() if line.startswith("+")))
 
 
 @pytest.mark.slow
 def test_loss(names):
-    exec(added("patch"), names)
+    exec(added("loss"), names)
     criterion = names["train_loss_fn"]
     assert isinstance(criterion, LogitAdjustedLoss)
     torch.testing.assert_close(criterion.adjustment.exp(), torch.tensor(COUNTS) / sum(COUNTS))
@@ -69,6 +69,17 @@ def test_loss(names):
             optimizer.step()
             losses.append(loss.item())
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
+def test_cosines(names, architecture):
+    model = create_model(architecture, num_classes=len(COUNTS))
+    exec(added("cosines"), {**names, "model": model})
+    cosines = model(torch.randn(2, *model.default_cfg["input_size"]))
+    assert cosines.shape == (2, len(COUNTS))
+    assert cosines.abs().max() <= 1
+    assert not any(isinstance(layer, nn.Linear) and layer.out_features == len(COUNTS) for layer in model.modules())
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ TRAINERS: dict[str, Callable[[Model, TensorDataset, Path], None]] = {
 
 
 def cells() -> dict[tuple[str, str], str]:
-    """How each trainer uses each loss: as its "loss", or inside the "model". MMPretrain's heads take only a loss."""
+    """How each trainer uses each loss: as its "loss", or inside the "model", which MMPretrain's heads do not allow."""
     found = {}
     for trainer in TRAINERS:
         for loss in CASES:
