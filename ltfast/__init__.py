@@ -21,10 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return backend
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from ltfast.version import version
 
-        try:
-            return version("ltfast")
-        except PackageNotFoundError:
-            return "unknown (not installed)"
+        return version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ltfast.ops.core import backends
+from ltfast.engine import RunSettings
+from ltfast.engine.identity import run_identity
+from ltfast.ops.core import backends, tuned
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +105,14 @@ def test_version_of_what_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert ltfast.__version__ == "unknown (not installed)"
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.2.0.dev3+gabc1234", "0.2.0.dev4+gabc1235.d20260101"])
+def test_the_release_is_the_same_at_each_commit(version, monkeypatch):
+    """Otherwise no run could be continued, and no launch setting be used, after an update to another commit."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    assert run_identity(RunSettings(), {}, {}, [])["ltfast"] == "0.2.0"
+    assert tuned.versions()["ltfast"] == "0.2.0"
 
 
 @pytest.mark.slow

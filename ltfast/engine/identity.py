@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, pad_across_processes
 
-from ltfast import __version__
 from ltfast.engine.checkpoint import CheckpointError
 from ltfast.engine.settings import RunSettings
 from ltfast.errors import InputError
+from ltfast.version import release
 
 SAME_COMMAND = "Start all of them with the same command and data"  # advice if processes differ
 _SHOWN = 5  # at most this many differences, and processes of each
@@ -34,7 +34,7 @@ def run_identity(
     """
     execution = {name: value for name, value in vars(run).items() if name != "workers"}
     data = {"class_counts": list(class_counts), **facts.get("digests", {})}
-    return {**execution, **settings, **data, "ltfast": __version__, "torch": torch.__version__}
+    return {**execution, **settings, **data, "ltfast": release(), "torch": torch.__version__}
 
 
 def check_same_settings(

@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar
 import torch
 import triton
 
-import ltfast
 from ltfast.errors import InputError
 from ltfast.ops.core.launch import Chip, Launch
 from ltfast.ops.core.warn import warn_caller
+from ltfast.version import release
 
 SHIPPED = Path(__file__).parents[1] / "tuned"
 
@@ -168,7 +168,7 @@ def _read_or_warn(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """What a setting depends on beside the chip."""
-    return {"ltfast": ltfast.__version__, "triton": triton.__version__}
+    return {"ltfast": release(), "triton": triton.__version__}
 
 
 def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
