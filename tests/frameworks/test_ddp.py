@@ -55,7 +55,7 @@ def train(rank: int, seed: int) -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def runs():
     seed = torch.seed() % 2**31
-    return seed, run_processes(train, PROCESSES, seed)
+    return seed, run_processes(train, PROCESSES, seed, timeout=300)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -95,7 +95,7 @@ def two_batches(rank: int, seed: int, folder: str, batch: int, steps: int) -> di
 def test_two_processes_are_as_one_with_their_batches(batch, steps, tmp_path):
     """The order of the small batches differs, but not the images of a step."""
     seed = torch.seed() % 2**31
-    first, second = run_processes(two_batches, 2, seed, str(tmp_path), batch, steps)
+    first, second = run_processes(two_batches, 2, seed, str(tmp_path), batch, steps, timeout=300)
     expected = two_batches(0, seed, str(tmp_path), BATCH, 1)
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(second, first, rtol=0, atol=0)

@@ -226,7 +226,7 @@ TRAINERS = {run.__name__: run for run in (pytorch, hugging_face, lightning, acce
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_two_processes_share_the_stream(trainer, name):
-    parts = run_processes(TRAINERS[trainer], PROCESSES, name)
+    parts = run_processes(TRAINERS[trainer], PROCESSES, name, timeout=300)
     streams = []
     for epoch in range(EPOCHS):
         sampler = sampler_of(name)
@@ -253,7 +253,7 @@ def test_two_processes_share_the_stream(trainer, name):
 @pytest.mark.slow
 def test_lightning_splits_a_sampler_again_unless_it_is_told_not_to():
     """As docs/frameworks/lightning.md warns. If this fails, Lightning may have become safe."""
-    parts = run_processes(lightning, PROCESSES, "instance", True)
+    parts = run_processes(lightning, PROCESSES, "instance", True, timeout=300)
     assert [sum(map(len, part[0])) for part in parts] == [len(LABELS) / 4] * 2
 
 
