@@ -25,7 +25,7 @@ class LogitAdjust(nn.Module):
 
     def __init__(self, cls_num_list: ClassCounts, tau: float = 1, weight: Tensor | None = None) -> None:
         super().__init__()
-        adjustment = LogitAdjustedLoss(parse_class_counts(cls_num_list, name="cls_num_list"), tau=tau).adjustment
+        adjustment = LogitAdjustedLoss(parse_class_counts(cls_num_list, name="cls_num_list"), tau=tau).shift
         self.register_buffer("m_list", adjustment.view(1, -1), persistent=False)
         self.register_buffer("weight", weight, persistent=False)
 

@@ -2,16 +2,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.ops.core.checks import check_class_weight, check_integer, check_label_smoothing, check_reduction
+from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 MANY, FEW = 100, 20  # many: more than 100 images; few: fewer than 20; medium: the rest
 
 
-class CompensationLoss(nn.Module):
+class CompensationLoss(SoftmaxLoss):
     """Compensation loss of decoupled optimisation: ``cross_entropy(logits - log alpha_stage, target)``.
 
     Cong et al., "Decoupled Optimisation for Long-Tailed Visual Recognition", AAAI 2024. Each stage samples one group of
@@ -45,9 +44,6 @@ class CompensationLoss(nn.Module):
             with ``LTFAST_CHECKS=1``.
     """
 
-    log_alpha: Tensor
-    weight: Tensor | None
-
     def __init__(
         self,
         class_counts: ClassCounts,
@@ -60,19 +56,11 @@ class CompensationLoss(nn.Module):
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
-        super().__init__()
         counts = parse_class_counts(class_counts)
         if stage not in (1, 2, 3):
             raise ValueError(f"stage is {stage!r}: expected 1, 2 or 3")
         if not 0 < rho < 1:
             raise ValueError(f"rho is {rho}: expected a number in (0, 1)")
-        check_label_smoothing(label_smoothing)
-        check_integer("ignore_index", ignore_index)
-        check_reduction(reduction)
-        check_class_weight(weight, len(counts))
-        self.register_buffer("weight", weight, persistent=False)
-        self.label_smoothing = label_smoothing
-        self.ignore_index, self.reduction = ignore_index, reduction
         if stage == 1:
             alpha = torch.ones_like(counts)
         elif stage == 2:
@@ -88,15 +76,7 @@ class CompensationLoss(nn.Module):
             order = counts.argsort()
             alpha = torch.empty_like(counts)
             alpha[order] = counts[order].flip(0) / counts.sum()
-        self.register_buffer("log_alpha", alpha.log().float(), persistent=False)
+        super().__init__(-alpha.log(), weight, label_smoothing, ignore_index, reduction)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return shifted_cross_entropy(
-            logits,
-            -self.log_alpha,
-            target,
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        return self.cross_entropy(logits, target)

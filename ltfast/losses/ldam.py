@@ -1,24 +1,18 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltfast.losses.rows import rows_of
+from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.losses.watch import Watch
 from ltfast.ops import cross_entropy
-from ltfast.ops.core.checks import (
-    check_class_weight,
-    check_integer,
-    check_label_smoothing,
-    check_number,
-    check_positive,
-    check_reduction,
-)
+from ltfast.ops.core.checks import check_number, check_positive
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 from ltfast.ops.core.tensors import accumulator
 
 
-class LDAMLoss(nn.Module):
+class LDAMLoss(SoftmaxLoss):
     """Label-distribution-aware margin loss for a cosine classifier: ``cross_entropy(scale * (x - m * t), t)``.
 
     Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, equation 13. The
@@ -56,7 +50,6 @@ class LDAMLoss(nn.Module):
     """
 
     margins: Tensor
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -69,19 +62,13 @@ class LDAMLoss(nn.Module):
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
-        super().__init__()
         counts = parse_class_counts(class_counts)
         check_positive("scale", scale)
         check_number("max_margin", max_margin, at_least=0)
-        check_label_smoothing(label_smoothing)
-        check_integer("ignore_index", ignore_index)
-        check_reduction(reduction)
-        check_class_weight(weight, len(counts))
+        super().__init__(torch.zeros_like(counts), weight, label_smoothing, ignore_index, reduction)
         margins = max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", margins.float(), persistent=False)
-        self.register_buffer("weight", weight, persistent=False)
-        self.scale, self.label_smoothing = scale, label_smoothing
-        self.ignore_index, self.reduction = ignore_index, reduction
+        self.scale = scale
         self.watch = Watch()
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:

@@ -107,14 +107,13 @@ class LinearLogitAdjustedLoss(LogitAdjustedLoss):
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
         }
-        classes = len(self.adjustment)
         if self.class_parallel:
             return ops.class_parallel_linear_cross_entropy(
-                features, weight, bias, target, classes, adjustment=own_share(self.adjustment), **options
+                features, weight, bias, target, self.num_classes, adjustment=own_share(self.shift), **options
             )
-        _check_classes(weight, classes)
+        _check_classes(weight, self.num_classes)
         return ops.linear_cross_entropy(
-            features, weight, bias, target, adjustment=self.adjustment, class_weight=self.weight, **options
+            features, weight, bias, target, adjustment=self.shift, class_weight=self.weight, **options
         )
 
 
@@ -137,13 +136,13 @@ class LinearCompensationLoss(CompensationLoss):
     """
 
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:  # type: ignore[override]
-        _check_classes(weight, len(self.log_alpha))
+        _check_classes(weight, self.num_classes)
         return ops.linear_cross_entropy(
             features,
             weight,
             bias,
             target,
-            adjustment=-self.log_alpha,
+            adjustment=self.shift,
             class_weight=self.weight,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,

@@ -2,19 +2,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from ltfast.losses.cross_entropy import shifted_cross_entropy
-from ltfast.losses.fixed_dtype import FixedDtype
-from ltfast.ops.core.checks import (
-    check_class_weight,
-    check_integer,
-    check_label_smoothing,
-    check_number,
-    check_reduction,
-)
+from ltfast.losses.softmax_loss import SoftmaxLoss
+from ltfast.ops.core.checks import check_number
 from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
 
 
-class LogitAdjustedLoss(FixedDtype):
+class LogitAdjustedLoss(SoftmaxLoss):
     """Logit-adjusted softmax cross-entropy: ``cross_entropy(logits + tau log(n / sum n), target)``.
 
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10. With ``tau=1`` it is the balanced
@@ -39,9 +32,6 @@ class LogitAdjustedLoss(FixedDtype):
             with ``LTFAST_CHECKS=1``.
     """
 
-    adjustment: Tensor
-    weight: Tensor | None
-
     def __init__(
         self,
         class_counts: ClassCounts,
@@ -52,25 +42,9 @@ class LogitAdjustedLoss(FixedDtype):
         ignore_index: int = -100,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
-        super().__init__()
         counts = parse_class_counts(class_counts)
         check_number("tau", tau)
-        check_label_smoothing(label_smoothing)
-        check_integer("ignore_index", ignore_index)
-        check_reduction(reduction)
-        check_class_weight(weight, len(counts))
-        self.register_buffer("weight", weight, persistent=False)
-        self.label_smoothing = label_smoothing
-        self.ignore_index, self.reduction = ignore_index, reduction
-        self.register_buffer("adjustment", (tau * (counts / counts.sum()).log()).float(), persistent=False)
+        super().__init__(tau * (counts / counts.sum()).log(), weight, label_smoothing, ignore_index, reduction)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return shifted_cross_entropy(
-            logits,
-            self.adjustment,
-            target,
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        return self.cross_entropy(logits, target)

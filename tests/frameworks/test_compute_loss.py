@@ -138,7 +138,7 @@ def test_buffers_follow_the_logits():
     criterion = LogitAdjustedLoss(COUNTS)
     logits, labels = torch.randn(6, 4, device="meta"), torch.zeros(6, dtype=torch.int64, device="meta")
     assert compute_loss(criterion)(logits, labels).device.type == "meta"
-    assert criterion.adjustment.device.type == "meta"
+    assert criterion.shift.device.type == "meta"
 
 
 @pytest.mark.gpu

@@ -56,7 +56,7 @@ def test_loss(names):
     exec(added("loss"), names)
     criterion = names["train_loss_fn"]
     assert isinstance(criterion, LogitAdjustedLoss)
-    torch.testing.assert_close(criterion.adjustment.exp(), torch.tensor(COUNTS) / sum(COUNTS))
+    torch.testing.assert_close(criterion.shift.exp(), torch.tensor(COUNTS) / sum(COUNTS))
     model = create_model("test_resnet", num_classes=len(COUNTS))
     task = ClassificationTask(model, criterion, device=names["device"])
     optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3)

@@ -30,7 +30,9 @@ from ltfast.losses import (
     LogitAdjustedLoss,
     MemoryQueue,
     PBSDLoss,
+    ProCoBranch,
     ProCoLoss,
+    QueueContrast,
     SeesawLoss,
     SupConQueueLoss,
     VSLoss,
@@ -101,6 +103,35 @@ class OfPatches(OfQueue):
         return loss
 
 
+class OfBranch(nn.Module):
+    """A step of ProCo's branch, which updates its statistics itself."""
+
+    shapes = ((ROWS, WIDTH),)
+
+    def __init__(self):
+        super().__init__()
+        self.loss = ProCoBranch(WIDTH, CLASSES, COUNTS, feature_dim=WIDTH)
+
+    def forward(self, labels, features):
+        return self.loss(features, labels)
+
+
+class OfEncoder(nn.Module):
+    """A step of contrastive learning with its momentum encoder; the queue is full in the third step."""
+
+    shapes = ((ROWS, WIDTH), (ROWS, WIDTH))
+
+    def __init__(self):
+        super().__init__()
+        encoder = nn.Linear(WIDTH, WIDTH)
+        self.loss = QueueContrast(encoder, WIDTH, CLASSES, feature_dim=WIDTH, queue_size=2 * ROWS + 5)
+
+    def forward(self, labels, query, key):
+        loss = self.loss(query, key, labels)
+        self.loss.after_step()
+        return loss
+
+
 class OfLayer(nn.Module):
     """A step of a loss that has the classifier inside."""
 
@@ -156,6 +187,8 @@ STEPS = {
     "linear cross_entropy soft": lambda: OfLayerAndSoftTargets(LinearCrossEntropyLoss()),
     "linear balanced_bce": lambda: OfLayer(LinearBalancedBCELoss(COUNTS)),
     "proco": OfStatistics,
+    "proco branch": OfBranch,
+    "queue contrast": OfEncoder,
     "supcon": lambda: OfQueue(SupConQueueLoss()),
     "dscl": lambda: OfQueue(DSCLLoss()),
     "pbsd": lambda: OfPatches(PBSDLoss()),
@@ -213,7 +246,8 @@ def capture(step):
 @pytest.mark.parametrize("name", STEPS)
 def test_replayed_steps_are_the_eager_ones(name):
     """The final state matches too: statistics, and a queue that fills and then wraps around."""
-    eager, captured = (Step(STEPS[name]().to("cuda"), "cuda") for _ in range(2))
+    module = STEPS[name]().to("cuda")
+    eager, captured = (Step(copy.deepcopy(module), "cuda") for _ in range(2))
     captured.put(*captured.draw("cuda"))
     fresh = copy.deepcopy(captured.module.state_dict())
     graph, outcome = capture(captured)

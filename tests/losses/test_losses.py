@@ -405,7 +405,7 @@ def test_the_arguments_of_the_cross_entropy(make, reduction, pixels):
     labels[1] = 2
     options = {"label_smoothing": 0.2, "reduction": reduction, "weight": torch.rand(5) + 0.1}
     loss = make(counts, ignore_index=2, **options)
-    shift = (loss.adjustment if isinstance(loss, LogitAdjustedLoss) else -loss.log_alpha).view(-1, *[1] * len(pixels))
+    shift = loss.shift.view(-1, *[1] * len(pixels))
     options["weight"] = options["weight"].double()
     for target, ignored in ((labels, {"ignore_index": 2}), (soft, {})):
         expected = F.cross_entropy(logits + shift, target, **options, **ignored)
