@@ -62,8 +62,8 @@ CONFIGURE = (
     "-Dpybind11_DIR=$({python} -m pybind11 --cmakedir)"
 )
 TESTS = (
-    "{python} -m pytest tests/ops tests/losses tests/faults tests/benchmark tests/data -p gpu_check_tests "
-    "-p no:cacheprovider"
+    "{python} -m pytest tests/ops tests/losses tests/faults tests/benchmark tests/data "
+    "tests/frameworks/test_compute_loss.py -p gpu_check_tests -p no:cacheprovider"
 )
 TEST_NEEDS = ("pytest", "xdist", "hypothesis", "mpmath", "scipy", "timm", "accelerate", "torchmetrics", "rich")
 KERNELS = "{python} bench/gpu_check_kernels.py {device}"

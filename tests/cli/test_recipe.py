@@ -111,7 +111,7 @@ def test_the_command_line_refuses_them_too(word, capsys):
         ("milestones: [1, x]\n", ":1: milestones: expected int,int,..., got"),
         ("milestones: 3\n", ":1: milestones: expected int,int,..., got 3"),
         ("pretrained: 1\n", ":1: pretrained: expected bool, got 1"),
-        ("loss: focal\n", ":1: loss: expected one of cross_entropy, .*, got 'focal'"),
+        ("loss: hinge\n", ":1: loss: expected one of cross_entropy, .*, got 'hinge'"),
         ("data: 5\n", ":1: data: expected str, got 5"),
         ("method: [ce]\n", ":1: method: expected one of ce, .*, got"),
         ("method: cee\n", ":1: method: expected one of ce, .*, got 'cee'"),

@@ -1,5 +1,6 @@
 """The notebook of examples/ runs from start to end, without a network, and stores no outputs."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -30,11 +31,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     *cells, last = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    before, after, groups, path = json.loads(eval(last.outputs[0]["data"]["text/plain"]))
+    before, after, groups, path = json.loads(ast.literal_eval(last.outputs[0]["data"]["text/plain"]))
     assert groups == ["many", "medium", "few"]
     assert after[2] > before[2] + 5  # the rare classes gain
     assert "image/png" in cells[-2].outputs[0]["data"]  # the bars
-    predicted = eval(cells[-1].outputs[0]["data"]["text/plain"])
+    predicted = ast.literal_eval(cells[-1].outputs[0]["data"]["text/plain"])
     assert len(predicted) == 3
     assert all(0 <= probability <= 1 for probability in predicted.values())
     assert (tmp_path / path).exists()

@@ -35,7 +35,8 @@ def test_it_builds_and_every_formula_is_one(tmp_path):
     assert (tmp_path / "search/search_index.json").exists()
     beside = re.findall(r'<div class="formula-and-code">\s*<div class="arithmatex">.*?</div>\s*<div class="highlight">',
                         pages[tmp_path / "losses.html"], re.DOTALL)  # fmt: skip
-    assert len(beside) == len(re.findall("<h2", pages[tmp_path / "losses.html"])) > 8
+    titles = re.findall(r'<h2 id="([^"]+)"', pages[tmp_path / "losses.html"])
+    assert len(beside) == len([title for title in titles if title != "arguments"]) > 8
     measurements = pages[tmp_path / "benchmarks.html"]
     assert measurements.index("<img") < measurements.index("<table>")
     assert measurements.rindex("<h2") < measurements.rindex("<table>")

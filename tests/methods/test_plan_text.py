@@ -50,7 +50,7 @@ def test_do_names_its_prunings_and_the_sum(prune, first, second):
         (
             "dscl",
             {"queue_size": 8, "classifier_epochs": 2},
-            [("contrast", "3 epochs (--epochs)", "(backbone, projection)"),
+            [("contrast", "3 epochs (--epochs)", "(encoder, projection)"),
              ("classifier", "2 epochs (--classifier-epochs)", "trains 195 parameters (head)")],
         ),
         (
