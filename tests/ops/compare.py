@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-# Gradients are stored and scaled, so they are rounded twice; Triton's interpreter rounds bfloat16 towards zero, by up to
-# 2^-7. float32 is held to the project's goals.
+# Gradients are stored and scaled, so they are rounded twice; Triton's interpreter rounds bfloat16 towards zero, with an
+# error of up to 2^-7. float32 is held to the project's goals.
 LOSS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
 GRADIENT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2 * 2**-7, torch.float16: 1.5e-3}
 
