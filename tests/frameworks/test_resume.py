@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from frameworks.cases import BATCH, CASES, RATE, Model, after_step, random_images, start_epoch
-from frameworks.trainers import Columns, WithLoss, constant_rate, in_model
-from ltfast.frameworks import compute_loss
+from frameworks.trainers import hugging_face
 
 pytestmark = pytest.mark.slow
 
@@ -56,38 +55,6 @@ def lightning(
 
 def lightning_bf16(model: Model, data: TensorDataset, folder: Path, epochs: int, resume: bool) -> None:
     lightning(model, data, folder, epochs, resume, "bf16-mixed")
-
-
-def hugging_face(model: Model, data: TensorDataset, folder: Path, epochs: int, resume: bool) -> None:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class Epochs(TrainerCallback):
-        def on_epoch_begin(self, *_: object, **__: object) -> None:
-            start_epoch(model.network)
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            after_step(model.network)
-
-    trainer = Trainer(
-        model=WithLoss(model) if in_model(model) else model.network,
-        args=TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=BATCH,
-            max_grad_norm=0,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            use_cpu=True,
-            save_strategy="epoch",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Columns(data),
-        optimizers=constant_rate(model.network),
-        compute_loss_func=None if in_model(model) else compute_loss(model.criterion),
-        callbacks=[Epochs()],
-    )
-    trainer.train(resume_from_checkpoint=resume)
 
 
 def accelerate(model: Model, data: TensorDataset, folder: Path, epochs: int, resume: bool) -> None:

@@ -50,7 +50,10 @@ def in_model(model: Model) -> bool:
     return model.criterion is None or isinstance(model.criterion, SeesawLoss)
 
 
-def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
+def hugging_face(
+    model: Model, data: TensorDataset, folder: Path, epochs: int = EPOCHS, resume: bool | None = None
+) -> None:
+    """Train the model. With None for ``resume`` no checkpoints are written; True starts from the last one."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Epochs(TrainerCallback):
@@ -64,13 +67,13 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
         model=WithLoss(model) if in_model(model) else model.network,
         args=TrainingArguments(
             output_dir=str(folder),
-            num_train_epochs=EPOCHS,
+            num_train_epochs=epochs,
             per_device_train_batch_size=BATCH,
             max_grad_norm=0,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             use_cpu=True,
-            save_strategy="no",
+            save_strategy="no" if resume is None else "epoch",
             report_to="none",
             disable_tqdm=True,
         ),
@@ -79,7 +82,7 @@ def hugging_face(model: Model, data: TensorDataset, folder: Path) -> None:
         compute_loss_func=None if in_model(model) else compute_loss(model.criterion),
         callbacks=[Epochs()],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
 
 
 def constant_rate(network: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
