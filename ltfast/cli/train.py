@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # not the docstring, which `python -OO` strips
 ABOUT = "train a method on a data set; repeat the command to resume an interrupted run"
-# these do not affect the result (`fused_classifier` beyond rounding)
-_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier")
+# these do not affect the result (the last two beyond rounding)
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier", "cache_gib")
 _FILES = ("metrics.json", "predictions.csv", "per_class.png", "mistakes.png", "checkpoint.pt", "weights.safetensors")
 
 

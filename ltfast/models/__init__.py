@@ -15,6 +15,7 @@ from ltfast.models.projection_head import ProjectionHead
 from ltfast.models.sub_models import SubModels
 
 try:
+    from ltfast.models.adapted_classifier import AdaptedClassifier
     from ltfast.models.classifier import ImageClassifier, default_backbone, make_backbone
     from ltfast.models.digits_convnet import DigitsConvNet
     from ltfast.models.masked_autoencoder import MaskedAutoencoder
@@ -37,6 +38,7 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
+    "AdaptedClassifier",
     "ClassParallelCosineClassifier",
     "CosineClassifier",
     "DigitsConvNet",
