@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class FrozenImages:
             self._make(folder)
         wait_for_everyone()  # before any process writes a file that another one has not looked for yet
         if missing and first:
-            size = f"{self.nbytes / GIB:.3g} GiB"
+            size = f"{self.nbytes / 2**20:,.1f} MiB"
             say(f"computing the outputs of the frozen blocks once, for all epochs: {size} in {folder}")
         self._write(folder, missing[rank :: self.context.world_size])
         wait_for_everyone()
@@ -181,7 +182,7 @@ class FrozenImages:
     def _write(self, folder: Path, blocks: Sequence[int]) -> None:
         run = self.context.run
         for number, rows in _computed(self.compute, self.images, self.transform, blocks, self._device(), run):
-            replace_file(self._file(folder, number), lambda file, rows=rows: np.save(file, rows.numpy()))
+            replace_file(self._file(folder, number), partial(np.save, arr=rows.numpy()))
 
 
 def bytes_of(images: ImageDataset, shape: Sequence[int]) -> int:
@@ -208,6 +209,9 @@ class FrozenBatches(Batches):
         self.frozen.fill()
         self.batches.set_epoch(epoch, skip=skip)
         return (_batch(self.frozen, [index for _, index in keys]) for keys in self.batches)
+
+    def close(self) -> None:
+        """There are no processes to end."""
 
 
 class FrozenShare:

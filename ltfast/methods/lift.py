@@ -55,6 +55,7 @@ class AdaptedStage(SupervisedStage):
         self.cached = cached
         self.first_head = first_head
         self.note = note
+        self.trains = _trained_words(self)
 
     def trained(self) -> Iterable[nn.Parameter]:
         yield from self.network.transformer.trained()
@@ -78,6 +79,18 @@ class AdaptedStage(SupervisedStage):
         if inputs.dim() < 4:  # what the frozen part computed from the images, see `FrozenShare`
             return self.network.scores(self.network.features_of_frozen(inputs))
         return self.network(inputs)
+
+
+def _trained_words(stage: AdaptedStage) -> str:
+    """What a stage trains, for the printed plan."""
+    number = sum(parameter.numel() for parameter in stage.trained())
+    transformer = stage.network.transformer
+    depth, whole = len(transformer.backbone.blocks), sum(p.numel() for p in transformer.backbone.parameters())
+    if stage.network.only_features:
+        what = "the classifier"
+    else:
+        what = f"{transformer.adapter} in {depth - transformer.first} of {depth} blocks, and the classifier"
+    return f"trains {number:,} parameters ({what}; the transformer has {whole:,})"
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -252,7 +265,7 @@ def _frozen_images(
         return None, ""
     folder = user_cache()
     if folder is None:
-        return None, "there is no folder of the user's cache (HOME or XDG_CACHE_HOME gives one)"
+        return None, "there is no folder of the user's cache (LTFAST_CACHE gives one)"
     if not isinstance(bundle.train, ArrayDataset | FileDataset):
         return None, "images of this source cannot be recognised in another run"
     shape = network.eval().frozen(torch.zeros(1, bundle.channels, size, size)).shape[1:]

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
 
+HEADS = ("class_mean", "linear_probe", "random")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(ClassifierLossSettings):
     """Options of `--method lift`.
@@ -65,7 +68,7 @@ class Settings(ClassifierLossSettings):
     ] = option(
         "adaptformer",
         "what adapts the transformer: modules in its blocks (adaptformer, lora, lora_mlp, adapter, ssf), prompts "
-        "(vpt_shallow, vpt_deep), its own biases, LayerNorms or whole blocks (bias, layer_norm, full); none: the "
+        "(vpt_shallow, vpt_deep), its own biases, LayerNorms or whole blocks (bias, layer_norm, full); with none the "
         "classifier alone is trained",
     )
     adapter_width: int | Literal["auto"] = option(
@@ -93,6 +96,7 @@ class Settings(ClassifierLossSettings):
         check(width == "auto" or width >= 1, "adapter_width", "at least 1, or auto", width)
         check(blocks == "auto" or blocks >= 1, "adapter_blocks", "at least 1, or auto", blocks)
         check(scale == "learned" or scale > 0, "scale", "a positive number, or learned", scale)
+        check(self.head_init in HEADS, "head_init", f"one of {', '.join(HEADS)}", self.head_init)
         check(self.cache_gib >= 0, "cache_gib", "at least 0", self.cache_gib)
 
     def chosen(self, bundle: "DataBundle") -> "Settings":

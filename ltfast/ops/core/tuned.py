@@ -139,7 +139,7 @@ def file_name(chip: str) -> str:
 
 
 def user_file(chip: str) -> Path | None:
-    """The file of the user's own settings, in $XDG_CACHE_HOME or ~/.cache; None for a user without a home."""
+    """The file of the user's own settings; None for a user without a home."""
     cache = user_cache()
     return None if cache is None else cache / "launches" / file_name(chip)
 
