@@ -160,8 +160,11 @@ class FrozenImages:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < self.nbytes:
-            expected = f"less than {free / GIB:.3g}, the free space of {folder} in GiB (0 keeps no outputs)"
-            raise SettingError("cache_gib", expected, round(self.nbytes / GIB, 3))
+            raise SettingError(
+                "cache_gib",
+                f"less than {free / GIB:.3g}, the free space of {folder} in GiB (0 keeps no outputs)",
+                round(self.nbytes / GIB, 3),
+            )
 
     @staticmethod
     def _file(folder: Path, number: int) -> Path:

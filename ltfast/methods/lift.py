@@ -244,7 +244,7 @@ def _start_head(
         features = all_features(backbone, bundle.train, transform, head.in_features, context=context)
     labels = bundle.train.labels.to(features.device)
     with torch.no_grad():
-        if isinstance(network.norm, nn.BatchNorm1d):
+        if not isinstance(network.norm, nn.Identity):  # BatchNorm of one process or of all
             variance, mean = torch.var_mean(features, 0)
             network.norm.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
             features = network.norm.eval()(features)
