@@ -19,6 +19,7 @@ from ltfast.engine import RunSettings
 from ltfast.engine.accelerator import make_accelerator
 from ltfast.engine.checkpoint import load_checkpoint
 from ltfast.engine.loop import train
+from ltfast.engine.stage import freeze_untrained
 from ltfast.methods import METHODS, BuildContext, frozen_images, settings_of
 from ltfast.methods.earlier_run import read_run
 from ltfast.methods.lift import class_means, linear_probe
@@ -95,6 +96,23 @@ def test_nothing_but_what_is_named_moves(adapter, tmp_path):
     # the checkpoint has what moved, and no more
     assert {name.removeprefix("0.network.") for name in load_checkpoint(tmp_path)["model"]} == moved
     assert load_file(tmp_path / "weights.safetensors").keys() == moved
+
+
+def test_adapters_learn_under_a_classifier_that_does_not():
+    """They learn random labels of random images by heart."""
+    plan = build(adapter_width=16, batch_size=20, augment="none", init="a-livt-run")
+    stage = plan.stages[0].train()
+    freeze_untrained(stage)
+    optimizer = torch.optim.Adam(stage.network.transformer.trained(), lr=0.01)
+    batch = next(stage.batches.epoch(0, 0))
+    losses = []
+    for _ in range(40):
+        loss, _ = stage(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
 
 
 def features_of(network, data):

@@ -37,8 +37,10 @@ BALANCED = [
     ("proco", {}),
     ("dscl", {}),
     ("livt", {}),
+    ("lift", {}),
 ]
 AS_TRAINED = [
+    ("lift", {"loss": "cross_entropy"}),
     ("ce", {"loss": "cross_entropy"}),
     ("livt", {"loss": "cross_entropy"}),
     ("livt", {"loss": "bce"}),
