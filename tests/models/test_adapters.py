@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ltfast.models import AdaptedTransformer
+from ltfast.models import AdaptedTransformer, adapted_transformer
 from ltfast.models.adapted_transformer import Adapter, default_width
 from ltfast.models.adapters import SSF, AdaptFormer, LoRA, SequentialAdapter
 from ltfast.models.transformer_blocks import run_block
@@ -120,7 +120,7 @@ def plainly(model, images):
 
 @pytest.mark.parametrize(("name", "adapter", "blocks"), CASES)
 def test_equal_to_the_formulas_in_timms_own_forward_pass(name, adapter, blocks):
-    model = adapted(vit(**MODELS[name]), adapter, blocks=blocks)
+    model = adapted(vit(**MODELS[name]), adapter, blocks=blocks, recompute=blocks is None)
     images, learned = some_images(), list(model.trained())
     ours, theirs = model(images), plainly(model, images)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
@@ -211,6 +211,19 @@ def test_the_frozen_part_runs_apart(name):
     torch.testing.assert_close(whole(images), backbone(images), rtol=1e-10, atol=1e-11)
 
 
+def test_groups_of_images(monkeypatch):
+    model, images = adapted(vit(**MODELS["eva, rope of each block"]), "adaptformer"), some_images(7)
+    learned, outputs = list(model.trained()), [model(images)]
+    sizes, above = [], model._above
+    monkeypatch.setattr(adapted_transformer, "GROUP", 2 * 17 * 24)  # elements of two images
+    monkeypatch.setattr(model, "_above", lambda tokens, ropes: sizes.append(len(tokens)) or above(tokens, ropes))
+    outputs.append(model(images))
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-11)
+    for own, expected in zip(*(torch.autograd.grad(x.square().sum(), learned) for x in outputs), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-10)
+
+
 def saved_bytes(model, images):
     """Bytes of the storages, other than parameters', that autograd keeps for the backward pass."""
     storages, own = Counter(), {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -231,8 +244,8 @@ def test_saved_bytes_of_a_block():
     images = torch.randn(batch, 3, 32, 32)
     shape = {"img_size": 32, "embed_dim": dim, "num_heads": heads}
 
-    def saved(depth, adapter):
-        model = AdaptedTransformer(new(depth=depth, **shape).float(), adapter, width=width)
+    def saved(depth, adapter, recompute=True):
+        model = AdaptedTransformer(new(depth=depth, **shape).float(), adapter, width=width, recompute=recompute)
         return saved_bytes(model, images)
 
     of_tokens, of_image = 4 * batch * tokens, 4 * batch
@@ -242,6 +255,8 @@ def test_saved_bytes_of_a_block():
     # the bottleneck's activations, and the scaled weights (the bias and the transposed weight are views or small)
     adapter = of_tokens * width + 4 * dim * width
     assert saved(4, "adaptformer") - saved(3, "adaptformer") == frozen + adapter
+    kept = of_tokens * (4 * dim + 2)  # the input of GELU, and the statistics of the second normalisation
+    assert saved(4, "adaptformer", False) - saved(3, "adaptformer", False) == frozen + adapter + kept
     # the first block has no gradient for its tokens; in the last one, only the class token has a query
     one = saved(1, "adaptformer")
     assert one <= of_tokens * dim + of_image * 3 * dim + adapter
@@ -252,7 +267,7 @@ def test_saved_bytes_of_a_block():
 
 
 def test_second_derivatives():
-    model = adapted(new(depth=2, embed_dim=8, num_heads=2, img_size=8), "adaptformer")
+    model = adapted(new(depth=2, embed_dim=8, num_heads=2, img_size=8), "adaptformer", recompute=True)
     images, learned = torch.randn(1, 3, 8, 8, dtype=torch.float64), dict(model.named_parameters())
     learned = {name: value.detach().requires_grad_() for name, value in learned.items() if "adapters.0" in name}
 
@@ -304,7 +319,7 @@ def test_export(adapter):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["adaptformer", "lora_mlp", "vpt_shallow"])
 def test_compile(adapter):
-    model, images = adapted(vit(**MODELS["class token"]), adapter), some_images()
+    model, images = adapted(vit(**MODELS["class token"]), adapter, recompute=adapter == "lora_mlp"), some_images()
     learned = list(model.trained())
     outputs = [model(images), torch.compile(model, fullgraph=True)(images)]
     gradients = [torch.autograd.grad(output.square().sum(), learned) for output in outputs]
