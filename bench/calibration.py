@@ -19,13 +19,14 @@ from ltfast.runs import calibrate
 from ltfast.runs.calibration import calibrated
 from ltfast.runs.prior import prior_shift
 
-METHODS = {"ce": [], "proco": [], "dscl": [], "livt": [], "lpt": [], "do": ["--aggregate", "average"]}
+METHODS = {"ce": [], "proco": [], "dscl": [], "livt": [], "lift": [], "lpt": [], "do": ["--aggregate", "average"]}
 COSINE = ["--schedule", "cosine", "--warmup-epochs", "1"]
 SHORT = {
     "ce": ["--epochs", "6", *COSINE],
     "proco": ["--epochs", "2", "--lr", "0.1", *COSINE],
     "dscl": ["--epochs", "2", "--classifier-epochs", "2", *COSINE],
     "livt": ["--pretrain-epochs", "3", "--pretrain-warmup-epochs", "1", "--epochs", "4", *COSINE],
+    "lift": ["--epochs", "2"],
     "lpt": ["--epochs", "1", "--group-epochs", "1"],
     "do": ["--epochs", "2", "--later-epochs", "1", "--prune-epochs", "1"],
 }
@@ -61,7 +62,7 @@ def main() -> None:
     lines = [f"| method | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
     for method, own in METHODS.items():
         to = Path(folder, method)
-        encoder = ["--init", f"{folder}/livt"] if method == "lpt" else []
+        encoder = ["--init", f"{folder}/livt"] if method in ("lift", "lpt") else []
         short = SHORT[method] if recipe == "cifar10-lt" else []
         words = ["--config", f"{method}/{recipe}", "--validation", "0.2", *own, *encoder, *short, *options]
         run(["train", *words, "--out", str(to)])

@@ -50,6 +50,15 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise OSError(f"cannot write {path}: {cause}; {before}") from error
 
 
+def user_cache() -> Path | None:
+    """The folder of this user's files that can be made again: $LTFAST_CACHE, or `ltfast` in $XDG_CACHE_HOME or
+    ~/.cache. It need not exist. None for a user without a home."""
+    if own := os.environ.get("LTFAST_CACHE"):
+        return Path(own).absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return cache / "ltfast" if cache.is_absolute() else None
+
+
 def remove_partial_files(folder: Path, names: Iterable[str]) -> None:
     """Remove incomplete files of these names, which killed runs have left.
 

@@ -36,6 +36,14 @@ def undrawn_pictures():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    """The user's cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_random_numbers():
     """Each test draws new numbers; the seed is shown if the test fails."""

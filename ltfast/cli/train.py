@@ -10,7 +10,7 @@ from ltfast.cli.errors import UsageError, flag
 from ltfast.cli.options import DATA, add_options, as_columns, as_word, options_of
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import asks_help, command_parser, did_you_mean, is_given, value_of
-from ltfast.errors import InputNotFoundError, SettingError, UserError
+from ltfast.errors import InputNotFoundError, UserError
 from ltfast.terminal import say
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # not the docstring, which `python -OO` strips
 ABOUT = "train a method on a data set; repeat the command to resume an interrupted run"
-# these do not affect the result (`fused_classifier` beyond rounding)
-_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier")
+# these do not affect the result (the last two beyond rounding)
+_NOT_SETTINGS = ("config", "out", "root", "verbose", "workers", "checkpoint_minutes", "fused_classifier", "cache_gib")
 _FILES = ("metrics.json", "predictions.csv", "per_class.png", "mistakes.png", "checkpoint.pt", "weights.safetensors")
 
 
@@ -116,6 +116,7 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     from ltfast.methods.fused_classifier import fused_stages
     from ltfast.runs.image_size import with_image_size
     from ltfast.runs.mistakes import draw_mistakes
+    from ltfast.runs.normalisation import with_normalisation
     from ltfast.runs.restore import facts_of
 
     accelerator = make_accelerator(run.precision, deterministic=run.deterministic)
@@ -139,8 +140,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
     identity.check_processes({"checkpoint": continues}, accelerator, hint=identity.same_folder(out))
     if args["skip_broken"] or not continues:  # a resumed run has already checked the headers
         bundle = check_images(bundle, skip_broken=args["skip_broken"])
-    bundle = _normalised(bundle, args["mean"], args["std"])
     bundle, why = with_image_size(bundle, settings, out / CHECKPOINT)
+    bundle, normalisation = with_normalisation(bundle, settings, args["mean"], args["std"], out / CHECKPOINT)
     counts = bundle.class_counts
     minima = group_minima(counts, args["groups"])
     groups = class_groups(counts, minima)
@@ -157,6 +158,8 @@ def _train(method: str, settings: Any, run: Any, args: dict[str, Any], out: Path
             say(f"chosen by auto: --groups {minima[0] - 1},{minima[1]}")
         if words := _chosen_by_auto(asked, settings.chosen(bundle)):
             say(f"chosen by auto: {words}{why}")
+        if normalisation:
+            say(f"chosen by auto: {normalisation}, as the pretrained weights were trained")
     seeding.seed_everything(run.seed)
     plan = METHODS[method].build(
         settings, bundle, BuildContext(run, accelerator.process_index, accelerator.num_processes)
@@ -193,16 +196,6 @@ def _parts(args: dict[str, Any]) -> dict[str, Any]:
     parts = {name: args[name] for name in ("test", "validation", "test_fraction", "folds", "fold")}
     parts["columns"] = as_columns(args["columns"])
     return {name: value for name, value in parts.items() if value is not None}
-
-
-def _normalised(bundle: "DataBundle", mean: Sequence[float] | None, std: Sequence[float] | None) -> "DataBundle":
-    """The data with the mean and the standard deviation of the options, if they are given."""
-    if mean is None and std is None:
-        return bundle
-    if mean is None or std is None:
-        missing, given = ("mean", "std") if mean is None else ("std", "mean")
-        raise SettingError(missing, f"a value for each channel, with --{given}", None)
-    return bundle.with_statistics(mean, std)
 
 
 def _description(bundle: "DataBundle") -> str:

@@ -24,7 +24,9 @@ from ltfast.data.crops import CentreCrop
 from ltfast.data.datasets import ArrayDataset
 from ltfast.data.steps import Augmentation, Pixels, Step
 
-Policy = Literal["none", "basic", "cifar", "cifar_autoaugment", "simclr", "imagenet", "mae", "randaugment"]
+Policy = Literal[
+    "none", "basic", "cifar", "cifar_autoaugment", "simclr", "resized_crop", "imagenet", "mae", "randaugment"
+]
 
 
 def train_transform(
@@ -44,6 +46,7 @@ def train_transform(
               as in ProCo.
             - "simclr": a random resized crop (scale 0.08 to 1), a flip, colour jitter 0.4, 0.4, 0.4, 0.1 with
               probability 0.8, and greyscale with probability 0.2, as in SimCLR at colour strength 0.5, BCL and ProCo.
+            - "resized_crop": a random resized crop (scale 0.08 to 1) and a flip, as in LIFT.
             - "imagenet": a random resized crop (scale 0.08 to 1), a flip, and colour jitter 0.4, 0.4, 0.4, as in
               ImageNet-LT.
             - "mae": a random resized crop (scale 0.2 to 1, bicubic) and a flip, as in the pre-training of MAE.
@@ -76,6 +79,8 @@ def train_transform(
     if policy == "simclr":
         jitter, grey = Sometimes(0.8, ColorJitter(0.4, hue=0.1)), Sometimes(0.2, Grey())
         return Augmentation([convert, resized_crop, flip, jitter, grey, finish])
+    if policy == "resized_crop":
+        return Augmentation([convert, resized_crop, flip, finish])
     if policy == "imagenet":
         return Augmentation([convert, resized_crop, flip, ColorJitter(0.4), finish])
     if policy == "mae":

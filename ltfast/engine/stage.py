@@ -182,22 +182,25 @@ def replicated_names(stage: Stage) -> set[str]:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A network on a backbone that no stage trains and that can be loaded again. The checkpoint of a finished run
-    contains only the rest.
+    """A network on a backbone of which no stage trains more than some parameters and that can be loaded again. The
+    checkpoint of a finished run contains only the rest, and these parameters.
 
     Attributes:
         network: the backbone and the modules that adapt it.
         backbone: a submodule of the network.
         recall: loads the backbone's weights again.
+        trained: parameters that a stage trains; those of the backbone are kept.
     """
 
     network: nn.Module
     backbone: nn.Module
     recall: Callable[[], object]
+    trained: Sequence[nn.Parameter] = ()
 
     def left_out(self, module: nn.Module) -> set[str]:
-        """The names in a module's state dict that belong to the backbone."""
+        """The names in a module's state dict that belong to the backbone and are not trained."""
         own = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
+        own -= {id(parameter) for parameter in self.trained}
         return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in own}
 
 

@@ -92,4 +92,9 @@ def suggest(
     words += ["--skip-broken"] if broken else []
     if size > 64 and images < 100_000:
         reasons.append("--pretrained starts from timm's weights, which helps where there are few photographs")
+    if size > 64:
+        reasons.append(
+            "--method lift --backbone vit_base_patch16_clip_224.openai --pretrained, instead of ce and its settings, "
+            "adapts a large pretrained transformer in few epochs, and is often more accurate"
+        )
     return Suggestion(size, backbone, loss, reasons, shlex.join(["ltfast", "train", *words, "--out", "runs/first"]))

@@ -56,6 +56,12 @@ def _build_dscl(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan"
     return dscl.build(own, bundle, context)
 
 
+def _build_lift(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
+    from ltfast.methods import lift
+
+    return lift.build(own, bundle, context)
+
+
 def _build_livt(own: Any, bundle: "DataBundle", context: BuildContext) -> "Plan":
     from ltfast.methods import livt
 
@@ -78,6 +84,7 @@ METHODS: dict[str, Method] = {
     "ce": Method(settings.ce.Settings, _build_ce),
     "do": Method(settings.decoupled_optimisation.Settings, _build_do),
     "dscl": Method(settings.dscl.Settings, _build_dscl),
+    "lift": Method(settings.lift.Settings, _build_lift),
     "livt": Method(settings.livt.Settings, _build_livt),
     "lpt": Method(settings.lpt.Settings, _build_lpt),
     "proco": Method(settings.proco.Settings, _build_proco),

@@ -1,7 +1,7 @@
 """The trained network of an earlier run, of any method, from which another run starts (`--init`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from ltfast.engine.checkpoint import CheckpointError, load_checkpoint
 from ltfast.errors import InputError, InputNotFoundError
 
 ENCODER = "0.autoencoder.encoder."  # the encoder before fine-tuning, in the checkpoint of a LiVT run
+_ADAPTING = {"lift": "adapters", "lpt": "prompts"}  # methods that freeze a backbone, and what they add to it
 # where the checkpoints of the other methods have the network; their stages share it
 _NETWORKS = {
     "ce": "0.network.",
     "do": "0.network.network.",
     "dscl": "1.network.",
+    "lift": "0.network.transformer.",
     "lpt": "0.network.transformer.",
     "proco": "0.network.",
 }
@@ -52,7 +54,7 @@ class EarlierRun:
         if name not in ("auto", None):
             return str(name)
         size = self.facts.get("image_size") if size in ("auto", None) else size
-        default = default_vit if self.method in ("livt", "lpt") else default_backbone
+        default = default_vit if self.method in ("lift", "livt", "lpt") else default_backbone
         return "another one" if size is None else default(size)
 
     def __str__(self) -> str:
@@ -84,9 +86,11 @@ def read_run(path: Path, *, encoder: bool = False) -> EarlierRun:
             f", unfinished: stage {position['stage'] + 1}, epoch {position['epoch'] + 1}, step {position['step']}"
         )
     known = {"settings": settings, "facts": saved["facts"], "unfinished": unfinished}
-    if method == "lpt" and not saved.get("whole", True):
+    if method in _ADAPTING and not saved.get("whole", True):
         if settings.get("init") is not None:
-            return read_run(Path(settings["init"]), encoder=True)
+            started = read_run(Path(settings["init"]), encoder=True)
+            trained = _below(saved["model"], f"{_NETWORKS[method]}backbone.")
+            return replace(started, backbone={**started.backbone, **trained})
         problem = f"expected a run with a backbone of its own; that of {path} is timm's, which --pretrained gives"
         raise InputError(problem, name="init")
     backbone, head, no_head = _livt(saved, encoder=encoder) if method == "livt" else _shared(saved, method)
@@ -102,8 +106,8 @@ def _shared(saved: Mapping[str, Any], method: str | None) -> _Parts:
     """The backbone and the head of a method whose stages share them, and why there is no head."""
     prefix = _NETWORKS.get(str(method), " ")
     backbone = _below(saved["model"], f"{prefix}backbone.")
-    if method == "lpt":
-        return backbone, {}, "that of the run is for its prompts"
+    if method in _ADAPTING:
+        return backbone, {}, f"that of the run is for its {_ADAPTING[method]}"
     if method == "dscl" and not _begun(saved["position"], 1):
         return backbone, {}, "that run has not trained one yet"
     return backbone, _below(saved["model"], f"{prefix}head."), ""

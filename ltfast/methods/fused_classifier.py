@@ -43,7 +43,9 @@ def fused_loss(loss: nn.Module, context: BuildContext, *, rows: int, num_classes
     return linear if chosen == "on" or (chosen == "auto" and rows * num_classes >= LARGE) else loss
 
 
-def classifier_loss(loss: nn.Module, head: Any, features: Tensor, target: Tensor, *, scale: float = 1.0) -> Tensor:
+def classifier_loss(
+    loss: nn.Module, head: Any, features: Tensor, target: Tensor, *, scale: float | Tensor = 1.0
+) -> Tensor:
     """`loss(scale * head(features), target)`.
 
     Args:
@@ -53,7 +55,7 @@ def classifier_loss(loss: nn.Module, head: Any, features: Tensor, target: Tensor
     return loss(*loss_inputs(loss, head, features, scale=scale), target)
 
 
-def loss_inputs(loss: nn.Module, head: Any, features: Tensor, *, scale: float = 1.0) -> tuple[Any, ...]:
+def loss_inputs(loss: nn.Module, head: Any, features: Tensor, *, scale: float | Tensor = 1.0) -> tuple[Any, ...]:
     """What the loss takes before its target: the class scores (B, C), or the features (B, D), weight and bias of a
     linear layer with these scores. The first has a row for each image.
 
@@ -61,15 +63,16 @@ def loss_inputs(loss: nn.Module, head: Any, features: Tensor, *, scale: float = 
         loss: from `fused_loss`.
         head: an `nn.Linear` or a `CosineClassifier`, with C classes; any module if `loss` takes scores.
         features: (B, D).
-        scale: a factor of the scores.
+        scale: a factor of the scores; a tensor () if it is trained.
     """
+    scaled = isinstance(scale, Tensor) or scale != 1  # the value of a tensor is not read
     if not is_linear(loss):
         scores = head(features)
-        return (scores if scale == 1 else scale * scores,)
+        return (scale * scores if scaled else scores,)
     weight, bias = head.weight, getattr(head, "bias", None)
     if isinstance(head, CosineClassifier) and not isinstance(loss, LinearAGCLLoss):  # that loss normalises both itself
         features, weight = head.unit(features)
-    if scale != 1:
+    if scaled:
         weight, bias = scale * weight, None if bias is None else scale * bias
     return features, weight, bias
 

@@ -1,5 +1,5 @@
 """Networks and heads that timm lacks: ResNet-32 for CIFAR, networks for small images, the cosine classifier, the
-projection head, the masked autoencoder and prompts.
+projection head, the masked autoencoder, prompts and adapters.
 
 Importing this package registers its networks with timm, so `timm.create_model("resnet32_cifar")` works. The heads
 (`CosineClassifier`, `ClassParallelCosineClassifier`, `ProjectionHead`), `SubModels` and `feature_map` need only
@@ -15,6 +15,8 @@ from ltfast.models.projection_head import ProjectionHead
 from ltfast.models.sub_models import SubModels
 
 try:
+    from ltfast.models.adapted_classifier import AdaptedClassifier
+    from ltfast.models.adapted_transformer import AdaptedTransformer
     from ltfast.models.classifier import ImageClassifier, default_backbone, make_backbone
     from ltfast.models.digits_convnet import DigitsConvNet
     from ltfast.models.masked_autoencoder import MaskedAutoencoder
@@ -37,6 +39,8 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
+    "AdaptedClassifier",
+    "AdaptedTransformer",
     "ClassParallelCosineClassifier",
     "CosineClassifier",
     "DigitsConvNet",

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from ltfast.errors import SettingError
 from ltfast.models.classifier import ImageClassifier
-from ltfast.models.prompts import PromptedTransformer, PromptPool, check_blocks
+from ltfast.models.prompts import PromptedTransformer, PromptPool
+from ltfast.models.transformer_blocks import check_blocks
 
 
 class PromptedClassifier(nn.Module):

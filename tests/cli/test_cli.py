@@ -313,7 +313,7 @@ def test_milestones_with_commas(monkeypatch):
         (["bench", "--shapes", "smal"], "--shapes: .*, got 'smal'; did you mean small\\?$"),
         (
             ["train", "--out", "o", "--method", "no"],
-            "--method: expected one of ce, do, dscl, livt, lpt, proco, got 'no'",
+            "--method: expected one of ce, do, dscl, lift, livt, lpt, proco, got 'no'",
         ),
         (["train", "--out", "o", "--config", "nope"], "--config nope: there is no such file or recipe; .*ce/digits"),
         (["train", "--out", "o", "--config", "BAD"], "--config bad.yaml:1: nosuch: expected a setting of method ce"),
@@ -495,8 +495,10 @@ def test_chosen_leaves_auto_to_what_is_known_later_alone(method):
     chosen = METHODS[method].settings().chosen(load("digits"))
     left = {field.name for field in dataclasses.fields(chosen) if getattr(chosen, field.name) == "auto"}
     left.discard("label_smoothing")  # chosen by the loss
-    assert left == {"do": {"prune"}, "dscl": {"classifier_lr"}, "lpt": {"group_blocks"}}.get(method, set())
-    assert chosen.backbone == ("vit_digits" if method in ("livt", "lpt") else "digits_convnet")
+    later = {"do": {"prune"}, "dscl": {"classifier_lr"}, "lpt": {"group_blocks"}}
+    later["lift"] = {"adapter_width", "adapter_blocks"}
+    assert left == later.get(method, set())
+    assert chosen.backbone == ("vit_digits" if method in ("lift", "livt", "lpt") else "digits_convnet")
     assert chosen.chosen(load("digits")) == chosen
 
 

@@ -1,1 +1,1 @@
-from fixtures import fresh_random_numbers  # noqa: F401
+from fixtures import fresh_random_numbers, own_cache  # noqa: F401

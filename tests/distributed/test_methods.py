@@ -21,8 +21,9 @@ from ltfast.methods import METHODS, BuildContext, decoupled_optimisation, settin
 COUNTS = [12, 7, 5]  # 24 images in full batches of 8
 GROUP_MINIMA = (10, 6)
 JOINED = 8
-TEST_IMAGES = {"ce": 5, "proco": 3, "dscl": 5, "do": 5, "livt": 3, "lpt": 5}  # not a multiple of 4 processes, or fewer
-RUNS = {  # in this order: lpt uses the encoder that livt has pre-trained
+# not a multiple of 4 processes, or fewer
+TEST_IMAGES = {"ce": 5, "proco": 3, "dscl": 5, "do": 5, "livt": 3, "lift": 3, "lpt": 5}
+RUNS = {  # in this order: lift and lpt use the encoder that livt has pre-trained
     "ce": {"epochs": 1, "loss": "balanced_bce", "sampler": "class_balanced"},
     "proco": {"epochs": 2, "lr": 0.01, "augment": "basic", "contrast_augment": "basic",
               "feature_dim": 16, "hidden_dim": 32},
@@ -32,6 +33,7 @@ RUNS = {  # in this order: lpt uses the encoder that livt has pre-trained
     "livt": {"epochs": 1, "warmup_epochs": 0, "optimizer": "adamw", "lr": 1e-3, "drop_path": 0.0,
              "mixup": 0.0, "cutmix": 0.0,
              "pretrain_epochs": 1, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "lift": {"epochs": 2, "adapter": "adaptformer", "adapter_width": 2, "adapter_blocks": 2, "augment": "none"},
     "lpt": {"epochs": 1, "prompt_length": 2, "group_length": 2, "pool_size": 4, "group_blocks": 2},
 }  # fmt: skip
 
@@ -91,7 +93,7 @@ def train_all(rank, processes, folder, names, fused):
     results = {}
     for method in names:
         values = dict(RUNS[method])
-        if method == "lpt":
+        if method in ("lift", "lpt"):
             values["init"] = f"{folder}/livt"
         share = JOINED // processes
         values["batch_size"] = share

@@ -12,7 +12,7 @@ from ltfast.cli import main
 from ltfast.engine import timing
 from ltfast.engine.checkpoint import load_checkpoint
 
-METHODS = ("ce", "do", "dscl", "livt", "lpt", "proco")
+METHODS = ("ce", "do", "dscl", "lift", "livt", "lpt", "proco")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,7 @@ def tiny(method, source, *, batch_size, encoder=None):
     own = {
         "do": ["--prune-epochs", "1"],
         "dscl": ["--classifier-epochs", "1", "--patches", "2", "--feature-dim", "16"],
+        "lift": ["--init", str(encoder)],
         "livt": [
             *("--pretrain-epochs", "1", "--pretrain-batch-size", str(batch_size), "--warmup-epochs", "0"),
             *("--decoder-dim", "16", "--decoder-depth", "1", "--decoder-heads", "2"),

@@ -129,7 +129,7 @@ NAN = float("nan")
         (("format",), 1, "was not written by this version of ltfast"),
         (("settings",), {}, "settings: expected the name method, got []"),
         (("settings",), "s", "settings: expected names and values, got 's'"),
-        (("settings", "method"), "x", "settings.method: expected one of ce, do, dscl, livt, lpt, proco, got 'x'"),
+        (("settings", "method"), "x", "settings.method: expected one of ce, do, dscl, lift, livt, lpt, proco, got 'x'"),
         (("settings", "epochs"), "x", "settings.epochs: expected an integer of at least -"),
         (("settings", "milestones"), ["x"], "settings.milestones[0]: expected an integer"),
         (("settings", "seed"), -1, "seed: expected an integer from 0 to 2**63 - 1, got -1"),

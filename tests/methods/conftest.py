@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from fixtures import undrawn_pictures  # noqa: F401
+from fixtures import own_cache, undrawn_pictures  # noqa: F401
 from ltfast.data import ArrayDataset, DataBundle, load
 from ltfast.engine.checkpoint import load_checkpoint
 

@@ -25,6 +25,7 @@ RUNS = {
     "ce agcl": {"loss": "agcl"},
     "ce fused": {"loss": "logit_adjusted"},
     "do": {"epochs": 1, "prune_epochs": 1, "group_minima": MINIMA},
+    "lift": {"augment": "basic", "adapter_width": 2},
     "livt": {"warmup_epochs": 0, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "pretrain_epochs": 1,
              "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
     "lpt": {"epochs": 1, "prompt_length": 2, "group_length": 2, "pool_size": 4, "group_blocks": 2},
@@ -98,7 +99,8 @@ def close(actual, expected, tolerance=1e-9):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "accumulate"), [("ce", 2), ("ce", 8), ("ce agcl", 4), ("ce fused", 4), ("do", 4), ("livt", 4), ("lpt", 4)]
+    ("name", "accumulate"),
+    [("ce", 2), ("ce", 8), ("ce agcl", 4), ("ce fused", 4), ("do", 4), ("lift", 4), ("livt", 4), ("lpt", 4)],
 )
 def test_batches_train_as_one_of_all_their_images(name, accumulate, tmp_path):
     expected = run(make_plan(name, 1), 1, tmp_path / "one")

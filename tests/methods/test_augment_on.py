@@ -18,6 +18,7 @@ VALUES = {
     "ce": {"augment": "cifar"},
     "do": {"augment": "imagenet", "group_minima": (10, 4)},
     "dscl": {"augment": "dscl", "queue_size": 16, "patches": 2, "feature_dim": 16},
+    "lift": {"augment": "resized_crop"},
     "livt": {"warmup_epochs": 0, "augment": "cifar",
              "pretrain_epochs": 1, "pretrain_augment": "mae", "pretrain_batch_size": 4,
              "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},

@@ -22,7 +22,7 @@ def build(method, fused="off", **values):
     small = {"ce": {}, "do": {"group_minima": (10, 5)}, "dscl": {"queue_size": 8, "feature_dim": 8}}
     small["livt"] = {"pretrain_epochs": 0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
     small["proco"] = {"feature_dim": 8, "hidden_dim": 8}
-    backbone = "vit_digits" if method in ("livt", "lpt") else "digits_convnet"
+    backbone = "vit_digits" if method in ("lift", "livt", "lpt") else "digits_convnet"
     values = {"batch_size": 4, "backbone": backbone, **small.get(method, {}), **values}
     torch.manual_seed(0)
     run = RunSettings(fused_classifier=fused)

@@ -30,6 +30,8 @@ CASES = {
     "livt balanced_bce": ("livt", "finetune", {}),
     "livt bce": ("livt", "finetune", {"loss": "bce", "mixup": 0.0, "cutmix": 0.0}),
     "livt cross_entropy": ("livt", "finetune", {"loss": "cross_entropy"}),
+    "lift": ("lift", "adapt", {}),
+    "lift learned": ("lift", "adapt", {"scale": "learned", "loss": "cross_entropy"}),
     "lpt shared": ("lpt", "shared", {}),
     "lpt group": ("lpt", "group", {}),
     "do many": ("do", "many", {}),

@@ -78,7 +78,7 @@ def test_stages_name_their_option_and_what_they_train(method, values, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_that_is_named_is_one(method):
-    vit = method in ("livt", "lpt")
+    vit = method in ("lift", "livt", "lpt")
     extras = {"dscl": {"queue_size": 8}, "livt": {"pretrain_batch_size": 4}, "do": {"group_minima": (10, 5)}}
     extra = extras.get(method, {})
     plan = METHODS[method].build(

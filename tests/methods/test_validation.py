@@ -16,7 +16,7 @@ from ltfast.engine.seeding import seed_everything
 from ltfast.errors import SettingError
 from ltfast.methods import METHODS, BuildContext, settings_of
 
-AVERAGED = ("proco", "dscl", "livt", "lpt")
+AVERAGED = ("proco", "dscl", "lift", "livt", "lpt")
 COUNTS = [12, 7, 5]
 GROUP_MINIMA = (10, 6)
 RUNS = {
@@ -26,12 +26,13 @@ RUNS = {
     "dscl": {"epochs": 1, "feature_dim": 8, "queue_size": 16, "patches": 2, "classifier_epochs": 3},
     "livt": {"epochs": 3, "warmup_epochs": 0, "pretrain_epochs": 1, "pretrain_batch_size": 8, "decoder_dim": 32,
              "decoder_depth": 1, "decoder_heads": 2},
+    "lift": {"epochs": 3, "adapter": "bias", "adapter_blocks": 2, "augment": "none"},
     "lpt": {"epochs": 3, "prompt_length": 2, "group_length": 2, "pool_size": 4, "group_blocks": 2},
     "do": {"epochs": 3, "prune_epochs": 2, "group_minima": GROUP_MINIMA, "prune": (0.5, 0.5)},
 }  # fmt: skip
 ENDS = {  # the epochs of the stages that are evaluated
     "ce": {"train": 3}, "proco": {"train": 3}, "dscl": {"classifier": 3}, "livt": {"finetune": 3},
-    "lpt": {"shared": 3, "group": 3},
+    "lift": {"adapt": 3}, "lpt": {"shared": 3, "group": 3},
     "do": {"many": 3, "many_pruned": 2, "medium": 1, "medium_pruned": 2, "few": 1},
 }  # fmt: skip
 
@@ -62,7 +63,7 @@ def trained(method, out, events, *, kill_at=None, validation=True, **run):
         train, test, (0.5,), (0.25,), image_size=8, channels=1, validation=held_out if validation else None
     )
     values = {"batch_size": 8, **RUNS[method]}
-    if method == "lpt":
+    if method in ("lift", "lpt"):
         values["init"] = str(out.parent.parent / "livt" / "whole")
     settings = RunSettings(checkpoint_minutes=0, **run)
     seed_everything(0)
@@ -104,7 +105,7 @@ def check_test_images_are_last(events):
     assert events.count("test") == 7  # each image once
 
 
-# in this order: lpt takes the encoder of livt
+# in this order: lift and lpt take the encoder of livt
 @pytest.mark.parametrize(
     "method", [name if name in ("ce", "proco") else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 )

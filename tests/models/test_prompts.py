@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ltfast.engine import RunSettings
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.models import PromptedClassifier
-from ltfast.models.prompts import PromptedTransformer, PromptPool, prompted_block
+from ltfast.models.prompts import PromptedTransformer, PromptPool
+from ltfast.models.transformer_blocks import run_block
 from methods.conftest import tiny_bundle
 
 VITS = {
@@ -162,7 +163,7 @@ def test_without_prompts_it_is_the_backbone(options):
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     tokens, ropes = model.embed(images)
     for i, block in enumerate(model.backbone.blocks):
-        tokens = prompted_block(block, tokens, [], rope=None if ropes is None else ropes[i])
+        tokens = run_block(block, tokens, rope=None if ropes is None else ropes[i])
     torch.testing.assert_close(head(model.backbone, tokens), model.backbone(images), rtol=1e-10, atol=1e-12)
 
 
@@ -171,9 +172,9 @@ def test_only_the_wanted_tokens_are_computed(name):
     model = PromptedTransformer(vit(**MODELS[name]), 5).double()
     tokens, ropes = model.embed(torch.randn(2, 3, 16, 16, dtype=torch.float64))
     block, rope = model.backbone.blocks[1], None if ropes is None else ropes[1]
-    whole = prompted_block(block, tokens, [model.prompts[1]], rope=rope)
+    whole = run_block(block, tokens, prompts=[model.prompts[1]], rope=rope)
     for queries in (1, 5, 9):  # before, at and after the first patch token, with and without registers before it
-        some = prompted_block(block, tokens, [model.prompts[1]], rope=rope, queries=queries)
+        some = run_block(block, tokens, prompts=[model.prompts[1]], rope=rope, queries=queries)
         torch.testing.assert_close(some, whole[:, :queries])
 
 

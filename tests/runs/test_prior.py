@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ltfast.errors import InputError
 from ltfast.losses import LogitAdjustedLoss
 from ltfast.methods import settings_of
-from ltfast.methods.ce import make_loss
+from ltfast.methods.classifier_loss import make_loss
 from ltfast.methods.livt import make_soft_target_loss
 from ltfast.methods.settings import loss_weight
 from ltfast.runs.prior import prior_shift

@@ -1,1 +1,1 @@
-from fixtures import fresh_accelerator, one_thread  # noqa: F401
+from fixtures import fresh_accelerator, one_thread, own_cache  # noqa: F401

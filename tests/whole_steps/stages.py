@@ -29,6 +29,7 @@ SETTINGS = {
         "decoder_depth": 1,
         "decoder_heads": 2,
     },
+    "lift": {"batch_size": 4, "adapter_width": 2},
     "lpt": {"batch_size": 4, "prompt_length": 3, "group_length": 2, "pool_size": 5},
     "do": {"batch_size": 5, "group_minima": (10, 4), "prune": (0.3, 0.3), "prune_epochs": 2},
 }
@@ -40,6 +41,8 @@ STAGES = {
     "dscl classifier": ("dscl", "classifier", {}),
     "livt pretrain": ("livt", "pretrain", {}),
     "livt finetune": ("livt", "finetune", {}),
+    "lift": ("lift", "adapt", {}),
+    "lift frozen": ("lift", "adapt", {"augment": "none", "adapter": "lora", "adapter_blocks": 1, "scale": "learned"}),
     "lpt shared": ("lpt", "shared", {}),
     "lpt group": ("lpt", "group", {}),
     "do many": ("do", "many", {}),
@@ -48,6 +51,7 @@ STAGES = {
     "ce fused": ("ce", "train", {"fused_classifier": "on", "loss": "logit_adjusted"}),
     "proco fused": ("proco", "train", {"fused_classifier": "on", "classifier": "cosine"}),
     "livt fused": ("livt", "finetune", {"fused_classifier": "on"}),
+    "lift fused": ("lift", "adapt", {"fused_classifier": "on"}),
     "lpt fused": ("lpt", "group", {"fused_classifier": "on"}),
 }
 

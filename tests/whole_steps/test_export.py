@@ -30,6 +30,7 @@ METHODS = {
     "proco": ("proco", {"classifier": "cosine"}),
     "dscl": ("dscl", {}),
     "livt": ("livt", {}),
+    "lift": ("lift", {}),
     "lpt": ("lpt", {}),
     "do instance": ("do", {"aggregate": "instance"}),
     "do group": ("do", {"aggregate": "group"}),
@@ -80,7 +81,7 @@ def test_a_program_from_pixels_predicts_as_the_run_does(name, ending, tmp_path, 
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
     predictor, bundle = trained_predictor(name), tiny_bundle()
-    size = 8 if name in ("livt", "lpt") else 12
+    size = 8 if name in ("lift", "livt", "lpt") else 12
     facts = facts_of(bundle, "digits", None)
     transforms = [eval_transform(bundle, size)] * predictor.views
     trained = Trained(make_plan("ce"), predictor, {}, facts, size, transforms, None, None)

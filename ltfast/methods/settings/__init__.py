@@ -3,7 +3,7 @@
 They are separate from the methods, so that the command line knows every option without importing PyTorch.
 """
 
-from ltfast.methods.settings import ce, decoupled_optimisation, dscl, livt, lpt, proco
+from ltfast.methods.settings import ce, decoupled_optimisation, dscl, lift, livt, lpt, proco
 from ltfast.methods.settings.backbone import BackboneSettings, loss_weight, unless_auto
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ce",
     "decoupled_optimisation",
     "dscl",
+    "lift",
     "livt",
     "loss_weight",
     "lpt",

@@ -18,6 +18,7 @@ import torch
 import triton
 
 from ltfast.errors import InputError
+from ltfast.files import user_cache
 from ltfast.ops.core.launch import Chip, Launch
 from ltfast.ops.core.warn import warn_caller
 from ltfast.version import release
@@ -138,9 +139,9 @@ def file_name(chip: str) -> str:
 
 
 def user_file(chip: str) -> Path | None:
-    """The file of the user's own settings, in $XDG_CACHE_HOME or ~/.cache; None for a user without a home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return cache / "ltfast/launches" / file_name(chip) if cache.is_absolute() else None
+    """The file of the user's own settings; None for a user without a home."""
+    cache = user_cache()
+    return None if cache is None else cache / "launches" / file_name(chip)
 
 
 def files(chip: str) -> list[Path]:
