@@ -7,7 +7,7 @@ projection maps to its features.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,49 @@ from torch.nn import functional as F
 
 from ltfast.data.files import check_file
 from ltfast.errors import InputError
+from ltfast.methods.settings import BackboneSettings
+from ltfast.methods.weights_file import read_weights
 from ltfast.ops.core.warn import warn_caller
+
+if TYPE_CHECKING:
+    from ltfast.data import DataBundle
 
 NAMES = "names"  # the value that encodes the names of the classes, instead of a file
 TEMPLATE = "a photo of a {}."  # of the authors
 _BATCH = 256  # texts
 _SHOWN = 3  # at most this many names in a message
+
+
+def text_head(source: str, settings: BackboneSettings, bundle: "DataBundle", width: int) -> Tensor:
+    """The weights of a cosine classifier from texts, for features of a backbone with pretrained weights.
+
+    Args:
+        source: a file, see `read_class_vectors`; or "names", see `encode_class_names`.
+        settings: the backbone and its weights.
+        bundle: the classes.
+        width: the width D of the backbone's features.
+
+    Returns:
+        (C, D) float32, of length 1.
+
+    Raises:
+        InputNotFoundError, InputError: there are no vectors for the classes; the message says why.
+    """
+    import timm
+
+    from ltfast.models.text_projection import text_projection
+
+    names, backbone = bundle.class_names, settings.backbone
+    if source != NAMES:
+        vectors = read_class_vectors(Path(source), names)
+    elif bundle.named:
+        config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+        vectors = encode_class_names(names, config and config.hf_hub_id, backbone)
+    else:
+        problem = "expected a file of embeddings, since the classes are only numbered; --class-names FILE names them"
+        raise InputError(problem, name="class_text")
+    state = None if settings.weights is None else read_weights(Path(settings.weights))
+    return class_weights(vectors, names, width, text_projection(backbone, state))
 
 
 def read_class_vectors(path: Path, class_names: Sequence[str]) -> Tensor:

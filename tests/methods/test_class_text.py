@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from ltfast.data import load
 from ltfast.errors import InputError
-from ltfast.methods import class_text
+from ltfast.methods import METHODS, BuildContext, class_text, settings_of
 from ltfast.methods.class_text import class_weights, encode_class_names, read_class_vectors
 from ltfast.models.text_projection import text_projection
 
@@ -43,11 +45,10 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("ending", DTYPES)
-@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "by_name"), [*((ending, False) for ending in DTYPES), *((ending, True) for ending in list(DTYPES)[1:])]
+)
 def test_a_vector_for_each_class(ending, by_name, vectors, tmp_path):
-    if by_name and ending == "npy":
-        pytest.skip("an .npy file has no names")
     content = vectors
     if by_name:
         content = {"another": torch.ones(5), **dict(zip(reversed(CLASSES), vectors.flip(0), strict=True))}
@@ -235,3 +236,69 @@ def test_a_text_encoder_that_is_not_here_is_found_out_at_once(open_clip, monkeyp
     with pytest.raises(InputError, match="it is not on this machine, and there is no network; or give a file"):
         encode_class_names(CLASSES, "timm/vit_base_patch16_clip_224.openai", "vit_clip")
     assert open_clip.calls == []
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """The file of a small vision transformer with a projection to embeddings of width 4, and the projection."""
+    model = timm.create_model("vit_digits", num_classes=4)
+    save_file(model.state_dict(), tmp_path / "clip.safetensors")
+    return tmp_path / "clip.safetensors", model.head.weight.detach()
+
+
+def started(bundle, **values):
+    plan = METHODS["lift"].build(settings_of("lift", values), bundle, BuildContext())
+    (stage,) = plan.stages
+    stage.start()
+    return stage
+
+
+@pytest.mark.parametrize("head_init", ["auto", "text"])
+def test_a_run_starts_from_text(head_init, weights, digits, tmp_path):
+    path, projection = weights
+    text = torch.randn(10, 4)
+    save_file({str(i): row.clone() for i, row in enumerate(text)}, tmp_path / "text.safetensors")
+    values = {"weights": str(path), "class_text": str(tmp_path / "text.safetensors"), "head_init": head_init}
+    stage = started(digits, **values)
+    expected = F.normalize(F.normalize(text, dim=-1) @ projection, dim=-1)
+    torch.testing.assert_close(stage.network.head.weight.detach(), expected)
+    np.save(tmp_path / "features.npy", torch.randn(10, projection.shape[1]).numpy())
+    features = torch.from_numpy(np.load(tmp_path / "features.npy"))
+    stage = started(digits, weights=str(path), class_text=str(tmp_path / "features.npy"))
+    torch.testing.assert_close(stage.network.head.weight.detach(), F.normalize(features, dim=-1))
+    np.save(tmp_path / "wide.npy", np.ones((10, 7)))
+    with pytest.raises(InputError, match=r"class_text: expected vectors of width .* or 4, that of the embeddings, got"):
+        started(digits, weights=str(path), class_text=str(tmp_path / "wide.npy"))
+
+
+def test_names_of_a_run(open_clip, weights, digits, monkeypatch):
+    path, _ = weights
+    with pytest.raises(InputError, match=r"class_text: .* since the classes are only numbered; --class-names FILE"):
+        started(replace(digits, named=False), weights=str(path), class_text="names")
+    with pytest.raises(InputError, match="since the weights of vit_digits are not from the Hugging Face Hub"):
+        started(digits, weights=str(path), class_text="names")
+    calls = []
+    monkeypatch.setattr(class_text, "encode_class_names", lambda *given: calls.append(given) or torch.randn(10, 4))
+    started(digits, weights=str(path), class_text="names")
+    assert calls == [(digits.class_names, None, "vit_digits")]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"head_init": "text"},
+            "class_text: expected a file of embeddings, or names, with --head-init text, got",
+        ),
+        ({"head_init": "random", "class_text": "a.npy"}, "class_text: expected none with --head-init random, got 'a.n"),
+        ({"init": "runs/a", "class_text": "a.npy"}, "class_text: expected none with --init, got 'a.npy'"),
+    ],
+)
+def test_settings_that_exclude_each_other(values, message):
+    with pytest.raises(InputError, match=message):
+        settings_of("lift", values)
