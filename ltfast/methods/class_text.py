@@ -52,7 +52,7 @@ def text_head(source: str, settings: BackboneSettings, bundle: "DataBundle", wid
         vectors = read_class_vectors(Path(source), names)
     elif bundle.named:
         config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-        vectors = encode_class_names(names, config and config.hf_hub_id, backbone)
+        vectors = encode_class_names(names, None if config is None else config.hf_hub_id, backbone)
     else:
         problem = "expected a file of embeddings, since the classes are only numbered; --class-names FILE names them"
         raise InputError(problem, name="class_text")
@@ -170,7 +170,7 @@ def class_weights(vectors: Tensor, class_names: Sequence[str], width: int, proje
             name="class_text",
         )
     weights = F.normalize(vectors, dim=-1)
-    places = {}
+    places: dict[bytes, str] = {}
     for name, row in zip(class_names, weights, strict=True):
         other = places.setdefault(row.numpy().tobytes(), name)
         if other != name:

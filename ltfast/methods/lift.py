@@ -253,11 +253,7 @@ def _start_head(
             variance, mean = torch.var_mean(features, 0)
             network.norm.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
             features = network.norm.eval()(features)
-        head.weight.copy_(
-            HEADS["class_mean" if settings.head_init == "auto" else settings.head_init](
-                features, labels, bundle.num_classes
-            )
-        )
+        head.weight.copy_(HEADS[settings.head_init](features, labels, bundle.num_classes))
 
 
 def _frozen_images(

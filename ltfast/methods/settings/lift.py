@@ -114,4 +114,9 @@ class Settings(ClassifierLossSettings):
         from ltfast.models import default_vit
 
         size = self.size_for(bundle)
-        return replace(self, image_size=size, backbone=unless_auto(self.backbone, default_vit(size)))
+        return replace(
+            self,
+            image_size=size,
+            backbone=unless_auto(self.backbone, default_vit(size)),
+            head_init=unless_auto(self.head_init, "class_mean" if self.class_text is None else "text"),
+        )
