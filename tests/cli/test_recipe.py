@@ -28,7 +28,7 @@ def test_numbers_words_and_lists_are_read_with_their_lines(tmp_path):
 
 
 def test_recipes_of_the_package_are_plain():
-    assert len(recipe_names()) == 25
+    assert len(recipe_names()) == 32
     for name in recipe_names():
         assert read_recipe(name).values["method"] == name.split("/")[0]
 

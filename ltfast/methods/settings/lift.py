@@ -92,8 +92,8 @@ class Settings(ClassifierLossSettings):
 
     cache_gib: float = option(
         20.0,
-        "with --augment none: GiB of disk that the outputs of the frozen blocks may take, which are then computed once "
-        "for all epochs; 0 computes them in each epoch",
+        "with `--augment none`, GiB of disk that the outputs of the frozen blocks may take, which are then computed "
+        "once for all epochs; 0 computes them in each epoch",
     )
 
     def __post_init__(self) -> None:
