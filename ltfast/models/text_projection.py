@@ -17,13 +17,15 @@ def text_projection(backbone: str, state: Mapping[str, Tensor] | None = None) ->
         state: weights of the model by timm's or the authors' names; None means those that timm has pretrained.
 
     Returns:
-        (E, D) for features of width D and embeddings of width E; None if the weights have no such matrix. The
-        classifier of other pretrained models has this form too, with E classes.
+        (E, D) for features of width D and embeddings of width E; None if the weights have no such matrix. A classifier
+        with a bias is that of a data set.
     """
     model: Any = timm.create_model(backbone, pretrained=state is None)
-    name = f"{model.pretrained_cfg['classifier']}.weight"
+    classifier = model.pretrained_cfg.get("classifier")
     found = model.state_dict() if state is None else dict(state)
-    if name not in found:
+    if state is not None and f"{classifier}.weight" not in found:
         found = converted(model, found)
-    weight = found.get(name)
-    return weight if weight is not None and weight.shape[1:] == (model.num_features,) else None
+    weight, bias = (found.get(f"{classifier}.{name}") for name in ("weight", "bias"))
+    if weight is None or weight.shape[1:] != (model.num_features,) or (bias is not None and bias.any()):
+        return None
+    return weight

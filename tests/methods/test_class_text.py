@@ -142,6 +142,8 @@ def test_the_projection_is_in_the_weights(form):
     found = text_projection("vit_tiny_patch16_224", state)
     assert torch.equal(found, model.head.weight)
     assert found.shape == (embedding, width)
+    if form == "timm":
+        assert text_projection("vit_tiny_patch16_224", {**state, "head.bias": torch.ones(embedding)}) is None
     del state["head.weight" if form == "timm" else "visual.proj"]
     assert text_projection("vit_tiny_patch16_224", state) is None
 
