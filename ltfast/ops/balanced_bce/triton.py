@@ -74,7 +74,7 @@ def _row_kernel(
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
     reads = row >= 0  # an ignored row is not read, and its gradient becomes 0
-    # One comparison makes the mask: the interpreter of Triton 3.9 takes `inside & reads`, of a row and a scalar, for int32.
+    # One comparison makes the mask: Triton 3.9's interpreter takes `inside & reads`, of a row and a scalar, for int32.
     readable = classes
     if not SOFT:
         label = tl.load(target + row)
