@@ -29,7 +29,7 @@ fi
   --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
   --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 torch==2.9.1 torchvision==0.24.1 numpy==2.3.5 \
   scipy==1.17.1 accelerate hypothesis matplotlib mpmath psutil pytest pytest-xdist pyyaml rich safetensors scikit-learn \
-  timm torchmetrics
+  setuptools timm torchmetrics
 
 cmake -S csrc -B "$work/build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_CXX_FLAGS="-I$root/usr/include" \
@@ -46,5 +46,5 @@ for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind --make
 trap 'umount -R -l "$root/proc" "$root/dev"' EXIT
 # Threads that wait would spin, and take the core from the one that qemu runs.
 env -i PATH=/usr/bin:/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root OMP_WAIT_POLICY=passive \
-  OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -m pytest tests/ops --numprocesses auto --dist worksteal \
-  -m "not slow" -k "not reference and not triton" -p no:cacheprovider "$@"' sh "$@"
+  OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -m pytest tests/ops --numprocesses auto \
+  --dist worksteal -m "not slow" -k "not reference and not triton" -p no:cacheprovider "$@"' sh "$@"
