@@ -24,12 +24,13 @@ if [ ! -e "$root/etc/passwd" ]; then
   mkdir -p "$root/proc" "$root/root"
   echo 'root:x:0:0::/root:/bin/sh' > "$root/etc/passwd"
 fi
-# PyTorch's wheels for arm64 contain CUDA from 2.10 on; 2.9.1 is the last small one
-[ -d "$root/opt/site" ] || "$python" -m pip install --target "$root/opt/site" --only-binary=:all: --python-version 3.11 \
-  --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+# PyTorch's wheels for arm64 contain CUDA from 2.10 on; 2.9.1 is the last small one. pip would choose the dependencies of
+# this machine, with CUDA, so all that is needed is named.
+[ -d "$root/opt/site" ] || "$python" -m pip install --target "$root/opt/site" --no-deps --only-binary=:all: \
+  --python-version 3.11 --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
   --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 torch==2.9.1 torchvision==0.24.1 numpy==2.3.5 \
-  scipy==1.17.1 accelerate hypothesis matplotlib mpmath psutil pytest pytest-xdist pyyaml rich safetensors scikit-learn \
-  setuptools timm torchmetrics
+  scipy==1.17.1 execnet filelock fsspec hypothesis iniconfig jinja2 markupsafe mpmath networkx packaging pillow pluggy \
+  pygments pytest pytest-xdist setuptools sortedcontainers sympy typing-extensions
 
 cmake -S csrc -B "$work/build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_CXX_FLAGS="-I$root/usr/include" \
@@ -45,6 +46,6 @@ cp "$work"/build/_native*.so "$root/src/ltfast"
 for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind --make-rslave "/$folder" "$root/$folder"; done
 trap 'umount -R -l "$root/proc" "$root/dev"' EXIT
 # Threads that wait would spin, and take the core from the one that qemu runs.
-env -i PATH=/usr/bin:/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root OMP_WAIT_POLICY=passive \
+env -i PATH=/usr/sbin:/usr/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root OMP_WAIT_POLICY=passive \
   OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -m pytest tests/ops --numprocesses auto \
   --dist worksteal -m "not slow" -k "not reference and not triton" -p no:cacheprovider "$@"' sh "$@"
