@@ -1,7 +1,7 @@
 """A frozen vision transformer of timm's with adapters."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import RmsNorm
@@ -12,6 +12,7 @@ from ltfast.models.adapters import SSF, AdaptFormer, LoRA, SequentialAdapter
 from ltfast.models.prompts import new_prompts
 from ltfast.models.transformer_blocks import (
     PROJECTIONS,
+    Adapters,
     check_blocks,
     check_ropes,
     embed,
@@ -63,7 +64,7 @@ class AdaptedTransformer(nn.Module):
 
     Attributes:
         backbone: the given backbone.
-        adapters: for each adapted block, its adapters by what they adapt; empty if there are none.
+        adapters: for each adapted block, its adapters by what they adapt; see `run_block`.
         prompts: (number of adapted blocks, P, D) for `"vpt_deep"`, (1, P, D) for `"vpt_shallow"`, otherwise None.
         first: index of the first adapted block.
 
@@ -98,8 +99,9 @@ class AdaptedTransformer(nn.Module):
             raise SettingError("length", "at least 1", length)
         if width is None and num_classes is None and adapter in WITH_WIDTH:
             raise SettingError("width", "a width, or num_classes to choose one", width)
-        if width is not None and width < 1:
-            raise SettingError("width", "at least 1", width)
+        for name, value in (("width", width), ("num_classes", num_classes)):
+            if value is not None and value < 1:
+                raise SettingError(name, "at least 1", value)
         adapted = 0 if adapter == "none" else depth if blocks is None else blocks
         self.adapter = adapter
         self.first = depth - adapted
@@ -162,9 +164,10 @@ class AdaptedTransformer(nn.Module):
             blocks[index],
             tokens,
             prompts=prompts if adapted >= 0 else [],
-            adapters=self.adapters[adapted] if adapted >= 0 else None,
+            adapters=cast(Adapters, self.adapters[adapted]) if adapted >= 0 else None,
             rope=None if ropes is None else ropes[index],
             queries=queries if index + 1 == len(blocks) else None,
+            recompute=True,
         )
 
 

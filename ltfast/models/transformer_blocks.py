@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltfast.errors import InputError
+from ltfast.models.recompute import recomputed
 
 KNOWN = {(Block, Attention), (EvaBlock, EvaAttention), (EvaBlock, AttentionRope)}  # exact types, no subclasses
 PROJECTIONS = ("q", "k", "v")
 
-# An adapter is called with the input and the output of what it adapts, and returns the new output.
-Adapters = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+Layer = Callable[[Tensor], Tensor]
+Adapters = Mapping[str, Callable[[Tensor, Layer], Tensor]]  # an adapter takes the input of a layer, and the layer
 
 
 def check_blocks(backbone: Any) -> None:
@@ -89,6 +90,7 @@ def run_block(
     adapters: Adapters | None = None,
     rope: Tensor | None = None,
     queries: int | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Apply a transformer block with prompts and adapters.
 
@@ -96,22 +98,26 @@ def run_block(
         block: a timm block with pre-normalisation; it is used, not copied.
         tokens: (B, N, D).
         prompts: each (P, D), shared by all images, or (B, P, D); before normalisation, like the tokens.
-        adapters: by what they adapt: the layers `norm1`, `q`, `k`, `v`, `proj`, `norm2` and the linear layers of the
-            feed-forward network by their names; `series`, its output; `parallel`, its input before normalisation.
+        adapters: by what they adapt: the layers `norm1`, `q`, `k`, `v`, `proj` and `norm2`, and the linear layers of
+            the feed-forward network by their names; `series`, the normalised network; `parallel`, this network and its
+            residual connection.
         rope: rotary embedding of the patches, as timm passes it to the block; prefix tokens, prompts and tokens after
             the patches have none.
         queries: number of leading tokens to compute, None for all; the other tokens serve only as keys and values.
+        recompute: whether the backward pass computes the activations of the feed-forward network again. They are four
+            of ten tensors as large as the tokens that autograd keeps for a frozen block; the first linear layer is a
+            sixth of the products of the forward and the backward pass.
 
     Returns:
         (B, N, D), or (B, queries, D).
     """
     adapters = adapters or {}
     attention = block.attn
-    normed = _adapted(adapters, "norm1", tokens, block.norm1(tokens))
+    normed = _adapted(adapters, "norm1", tokens, block.norm1)
     keys, values = _keys_values(attention, normed, adapters)
     keys = _rotated(attention, keys, rope)
     for prompt in prompts:
-        more = _keys_values(attention, _adapted(adapters, "norm1", prompt, block.norm1(prompt)), adapters)
+        more = _keys_values(attention, _adapted(adapters, "norm1", prompt, block.norm1), adapters)
         keys, values = (
             torch.cat([extra.expand(tokens.shape[0], -1, -1, -1), own], 2)  # torch.export would fix a len()
             for extra, own in zip(more, (keys, values), strict=True)
@@ -123,26 +129,31 @@ def run_block(
     grouped = keys.shape[1] < query.shape[1]  # several query heads share one key head
     mixed = _attend(query, keys, values, dropout_p=dropout, enable_gqa=grouped)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
-    attended = attention.proj_drop(_adapted(adapters, "proj", mixed, attention.proj(mixed)))
+    attended = attention.proj_drop(_adapted(adapters, "proj", mixed, attention.proj))
     first_scale, second_scale = _layer_scales(block)
     tokens = tokens + block.drop_path1(first_scale(attended))
-    normed = _adapted(adapters, "norm2", tokens, block.norm2(tokens))
-    fed = block.drop_path2(second_scale(_feed_forward(block.mlp, normed, adapters)))
-    fed = _adapted(adapters, "series", fed, fed)
-    return _adapted(adapters, "parallel", tokens, tokens + fed)
+
+    def feed_forward(x: Tensor) -> Tensor:
+        return _feed_forward(block.mlp, _adapted(adapters, "norm2", x, block.norm2), adapters)
+
+    def branch(x: Tensor) -> Tensor:
+        fed = recomputed(feed_forward, x, random=_drops(block.mlp)) if recompute else feed_forward(x)
+        return block.drop_path2(second_scale(fed))
+
+    return _adapted(adapters, "parallel", tokens, lambda x: x + _adapted(adapters, "series", x, branch))
 
 
-def _adapted(adapters: Adapters, place: str, inputs: Tensor, outputs: Tensor) -> Tensor:
-    return adapters[place](inputs, outputs) if place in adapters else outputs
+def _adapted(adapters: Adapters, place: str, x: Tensor, layer: Layer) -> Tensor:
+    return adapters[place](x, layer) if place in adapters else layer(x)
 
 
 def _feed_forward(mlp: Any, x: Tensor, adapters: Adapters) -> Tensor:
     """The feed-forward network with adapters of its linear layers."""
-    if not any(name in adapters for name in ("fc1", "fc1_g", "fc1_x", "fc2")):
+    if not any(name in adapters for name, _ in mlp.named_children()):
         return mlp(x)
 
     def layer(name: str, x: Tensor) -> Tensor:
-        return _adapted(adapters, name, x, getattr(mlp, name)(x))
+        return _adapted(adapters, name, x, getattr(mlp, name))
 
     if isinstance(mlp, SwiGLU):
         hidden = mlp.act(layer("fc1_g", x)) * layer("fc1_x", x)
@@ -152,6 +163,11 @@ def _feed_forward(mlp: Any, x: Tensor, adapters: Adapters) -> Tensor:
     else:
         hidden = mlp.act(layer("fc1", x))
     return mlp.drop2(layer("fc2", mlp.norm(mlp.drop1(hidden))))
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module draws random numbers."""
+    return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in module.modules())
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
@@ -183,7 +199,10 @@ def _projected(attention: Any, normed: Tensor, first: int, last: int, adapters: 
             bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
         rows = slice(first * width, last * width)
         parts = F.linear(normed, attention.qkv.weight[rows], None if bias is None else bias[rows]).split(width, -1)
-    parts = [_adapted(adapters, *place) for place in zip(PROJECTIONS[first:last], [normed] * 3, parts, strict=False)]
+    parts = [
+        _adapted(adapters, place, normed, lambda _, part=part: part)
+        for place, part in zip(PROJECTIONS[first:last], parts, strict=True)
+    ]
     return [part.unflatten(-1, (-1, width // attention.num_heads)).transpose(1, 2) for part in parts]
 
 
