@@ -26,7 +26,7 @@ RUNS = {
     "dscl": {"epochs": 1, "feature_dim": 8, "queue_size": 16, "patches": 2, "classifier_epochs": 3},
     "livt": {"epochs": 3, "warmup_epochs": 0, "pretrain_epochs": 1, "pretrain_batch_size": 8, "decoder_dim": 32,
              "decoder_depth": 1, "decoder_heads": 2},
-    "lift": {"epochs": 3, "adapter": "bias", "adapter_blocks": 2, "augment": "none"},
+    "lift": {"epochs": 3, "adapter": "bias", "adapter_blocks": 2, "augment": "basic"},
     "lpt": {"epochs": 3, "prompt_length": 2, "group_length": 2, "pool_size": 4, "group_blocks": 2},
     "do": {"epochs": 3, "prune_epochs": 2, "group_minima": GROUP_MINIMA, "prune": (0.5, 0.5)},
 }  # fmt: skip
