@@ -47,5 +47,5 @@ for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind --make
 trap 'umount -R -l "$root/proc" "$root/dev"' EXIT
 # Threads that wait would spin, and take the core from the one that qemu runs.
 env -i PATH=/usr/sbin:/usr/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root OMP_WAIT_POLICY=passive \
-  OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -m pytest tests/ops --numprocesses auto \
+  OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -u -m pytest tests/ops --numprocesses auto \
   --dist worksteal -m "not slow" -k "not reference and not triton" -p no:cacheprovider "$@"' sh "$@"
