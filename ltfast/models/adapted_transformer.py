@@ -34,6 +34,9 @@ Adapter = Literal[
     "vpt_deep",
     "full",
 ]
+# Elements of the tokens of images that a CPU trains together. Larger tensors do not fit into its caches, and the
+# allocator returns them to the system, which clears the memory each time.
+GROUP = 2**19
 WITH_WIDTH = ("adaptformer", "lora", "lora_mlp", "adapter")
 
 
@@ -145,6 +148,12 @@ class AdaptedTransformer(nn.Module):
             ValueError: the backbone has rotary embeddings, but `ropes` is None.
         """
         check_ropes(self.backbone, ropes)
+        if tokens.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._above(tokens, ropes)
+        groups = tokens.chunk(max(1, tokens.numel() // GROUP))
+        return torch.cat([self._above(group, ropes) for group in groups])
+
+    def _above(self, tokens: Tensor, ropes: Sequence[Tensor] | None) -> Tensor:
         queries = pooled_tokens(self.backbone)
         if self.adapter == "vpt_shallow" and self.prompts is not None:
             queries = tokens.shape[1] if queries is None else queries  # prompts are not pooled

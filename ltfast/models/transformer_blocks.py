@@ -6,6 +6,7 @@ are not used. Adapters (`ltfast.models.adapters`) change what a layer of the blo
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,10 +201,15 @@ def _projected(attention: Any, normed: Tensor, first: int, last: int, adapters: 
         rows = slice(first * width, last * width)
         parts = F.linear(normed, attention.qkv.weight[rows], None if bias is None else bias[rows]).split(width, -1)
     parts = [
-        _adapted(adapters, place, normed, lambda _, part=part: part)
+        _adapted(adapters, place, normed, partial(_given, part))
         for place, part in zip(PROJECTIONS[first:last], parts, strict=True)
     ]
     return [part.unflatten(-1, (-1, width // attention.num_heads)).transpose(1, 2) for part in parts]
+
+
+def _given(output: Tensor, _: Tensor) -> Tensor:
+    """A layer whose output has been computed."""
+    return output
 
 
 def _rotated(attention: Any, x: Tensor, rope: Tensor | None) -> Tensor:
