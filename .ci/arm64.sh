@@ -45,7 +45,7 @@ git ls-files -z | xargs -0 cp --parents -t "$root/src"
 cp "$work"/build/_native*.so "$root/src/ltfast"
 for folder in proc dev; do mountpoint -q "$root/$folder" || mount --rbind --make-rslave "/$folder" "$root/$folder"; done
 trap 'umount -R -l "$root/proc" "$root/dev"' EXIT
-# Threads that wait would spin, and take the core from the one that qemu runs.
+# Threads that wait would spin, and take the core from the one that qemu runs. Hypothesis' profile "ci" allows slow draws.
 env -i PATH=/usr/sbin:/usr/bin PYTHONPATH=/src:/opt/site PYTHONDONTWRITEBYTECODE=1 HOME=/root OMP_WAIT_POLICY=passive \
   OMP_NUM_THREADS=1 chroot "$root" sh -c 'cd /src && exec python3 -u -m pytest tests/ops --numprocesses auto \
-  --dist worksteal -m "not slow" -k "not reference and not triton" -p no:cacheprovider "$@"' sh "$@"
+  --dist worksteal -m "not slow" -k "not reference and not triton" -p no:cacheprovider --hypothesis-profile ci "$@"' sh "$@"
