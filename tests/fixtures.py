@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,6 +16,8 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """Accelerate keeps its state for the lifetime of a process, but each run of a test creates its own."""
+    from accelerate.state import AcceleratorState  # not at the top: the tests of ops run without it
+
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, as_columns, execution_options
+from ltfast.cli.options import CALIBRATION, Crops, Option, add_option, add_options, as_columns, execution_options
 from ltfast.cli.output import check_writable, print_table
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -43,8 +43,18 @@ def evaluate(argv: Sequence[str]) -> int:
             "equal; default: the run's",
         ),
     )
+    add_option(
+        parser,
+        Option(
+            "tta",
+            Crops | None,
+            None,
+            "test-time ensemble: mean of the class scores over five crops of each image, its corners and its centre, "
+            "whose short side is first resized to 248 / 224 of the size of a crop; ten_crop: with their mirror images",
+        ),
+    )
     add_option(parser, CALIBRATION)
-    add_options(parser, "execution", execution_options("test images per batch and process"))
+    add_options(parser, "execution", execution_options("test images per batch and process; crops, with --tta"))
     args = parser.parse(argv)
     run = RunSettings(precision=args.precision, workers=args.workers)
     check(args.batch_size >= 1, "batch_size", "at least 1", args.batch_size)
@@ -58,7 +68,9 @@ def evaluate(argv: Sequence[str]) -> int:
     from ltfast.evaluation.outcome import Outcome
     from ltfast.evaluation.predictions import write_predictions
     from ltfast.evaluation.scores import Scores
+    from ltfast.methods import BuildContext
     from ltfast.runs.calibration import calibrated
+    from ltfast.runs.crops import with_crops
     from ltfast.runs.restore import groups_of, restore_with_test_images
 
     accelerator = make_accelerator(run.precision)
@@ -76,11 +88,15 @@ def evaluate(argv: Sequence[str]) -> int:
         world_size=accelerator.num_processes,
     )
     trained, calibration = calibrated(trained, checkpoint, args.aggregate) if args.calibration else (trained, None)
+    if args.tta is not None:
+        context = BuildContext(run, accelerator.process_index, accelerator.num_processes, args.batch_size)
+        trained = with_crops(trained, args.tta, context)
     identity.check_processes(
         {
             **trained.settings,
             "data": trained.source,
             "aggregate": args.aggregate,
+            "tta": args.tta,
             "precision": run.precision,
             "unfinished": trained.unfinished,
             "calibration": calibration and calibration.digest,
@@ -114,9 +130,11 @@ def evaluate(argv: Sequence[str]) -> int:
             "data": trained.source,
             "checkpoint": str(checkpoint),
             "calibration": calibration and str(calibration),
+            "tta": args.tta,
         }
         report.write_json(out, {**result, **origin})
-        print_table(report.table({str(checkpoint): result}, title=f"top-1 accuracy (%) on {trained.source}"))
+        title = f"top-1 accuracy (%) on {trained.source}{'' if args.tta is None else f', {args.tta}'}"
+        print_table(report.table({str(checkpoint): result}, title=title))
         say(f"written to {out} and {rows}")
     accelerator.end_training()
     return 0

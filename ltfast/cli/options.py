@@ -117,6 +117,8 @@ DATA = (
 )
 
 
+Crops = Literal["five_crop", "ten_crop"]  # those of `ltfast.runs.crops`, whose import takes seconds
+
 # of the commands that use a run's class scores
 CALIBRATION = Option("calibration", bool, True, "use the run's calibration, if `ltfast calibrate` has made one")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltfast.cli.errors import UsageError
-from ltfast.cli.options import CALIBRATION, Option, add_option, add_options, execution_options
+from ltfast.cli.options import CALIBRATION, Crops, Option, add_option, add_options, execution_options
 from ltfast.cli.output import check_writable
 from ltfast.cli.parser import command_parser
 from ltfast.terminal import say
@@ -29,8 +29,9 @@ def predict(argv: Sequence[str]) -> int:
                         "columns class and weight; default: no correction")  # fmt: skip
     own = [
         Option("top", int, 3, "number of classes per image, the most probable first"),
-        Option("tta", int, 1, "test-time augmentation: mean of the probabilities over this number of variants of each "
-               "image: itself, its mirror image, and random crops"),
+        Option("tta", int | Crops, 1, "test-time augmentation. A number: mean of the probabilities over this number of "
+               "variants of each image: itself, its mirror image, and random crops. five_crop or ten_crop: mean of the "
+               "class scores over crops of the corners and the centre, see `ltfast eval`"),
         Option("abstain", float | Literal["calibrated"], 0.0, "leave the class empty if its probability is lower; "
                "calibrated: than the threshold of `ltfast calibrate`"),
         Option("thresholds", bool, False, "leave the class empty if its probability is lower than the threshold that "
@@ -41,11 +42,12 @@ def predict(argv: Sequence[str]) -> int:
     ]  # fmt: skip
     for option in own:
         add_option(parser, option)
-    add_options(parser, "execution", execution_options("images per batch"))
+    add_options(parser, "execution", execution_options("images per batch; crops, with --tta five_crop"))
     args = parser.parse(argv)
     run = RunSettings(precision=args.precision, workers=args.workers)
     for name in ("top", "tta", "batch_size"):
-        check(getattr(args, name) >= 1, name, "at least 1", getattr(args, name))
+        value = getattr(args, name)
+        check(isinstance(value, str) or value >= 1, name, "at least 1", value)
     chosen = [
         name
         for name, asked in {"abstain": args.abstain == "calibrated", "thresholds": args.thresholds}.items()

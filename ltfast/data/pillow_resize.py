@@ -17,7 +17,7 @@ _MAY_BEGIN_WITH_HEIGHT = int(PIL.__version__.partition(".")[0]) >= 13
 
 
 class PixelCrop(nn.Module):
-    """`ltfast.data.transforms.CentreCrop` for batches of pixels (B, C, H, W) float64, in 0..255; the result is
+    """`ltfast.data.crops.CentreCrop` for batches of pixels (B, C, H, W) float64, in 0..255; the result is
     (B, C, size, size)."""
 
     def __init__(self, short: int, size: int) -> None:

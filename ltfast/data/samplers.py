@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from ltfast.data.groups import class_groups
 from ltfast.data.seeding import derive_seed
 from ltfast.errors import InputError, SettingError
-from ltfast.ops.core.class_counts import ClassCounts, read_class_counts
+from ltfast.ops.core.class_counts import ClassCounts, inverse_effective_numbers, read_class_counts
 
 SAMPLERS = ("instance", "class_balanced", "square_root", "effective_number", "group_preferred", "dual")
 
@@ -257,8 +257,7 @@ def effective_number_probabilities(class_counts: ClassCounts, beta: float = 0.99
     if not 0 <= beta < 1:
         raise SettingError("beta", "a value in [0, 1)", beta)
     counts = _counts(class_counts)
-    effective = (1 - beta**counts) / (1 - beta)
-    return _normalised(torch.where(counts > 0, counts / effective, 0.0))
+    return _normalised(torch.where(counts > 0, counts * inverse_effective_numbers(counts, beta), 0.0))
 
 
 def group_preferred_probabilities(

@@ -16,10 +16,11 @@ from timm.data.auto_augment import RandAugment, posterize
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor, nn
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, CenterCrop, Resize
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Resize
 
 from ltfast.data import device_steps
 from ltfast.data.bundle import DataBundle
+from ltfast.data.crops import CentreCrop
 from ltfast.data.datasets import ArrayDataset
 from ltfast.data.steps import Augmentation, Pixels, Step
 
@@ -134,31 +135,6 @@ def fit_steps(bundle: DataBundle, size: int) -> list[Any]:
     if not isinstance(bundle.train, ArrayDataset):
         return [CentreCrop(size * 256 // 224, size)]
     return [] if size == bundle.image_size else [Resize((size, size))]
-
-
-class CentreCrop:
-    """torchvision's Resize of the short side to `short` pixels and CenterCrop to (size, size), with size <= short.
-
-    If an image's aspect ratio exceeds four, only the part inside the crop is resized, since 2 x 6000 pixels would
-    otherwise become 256 x 768,000. The pixel values then equal torchvision's to within one level; those of other images
-    are the same.
-    """
-
-    def __init__(self, short: int, size: int) -> None:
-        self.short, self.size = short, size
-        self.resize, self.crop = Resize(short), CenterCrop(size)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if max(image.size) <= 4 * min(image.size):
-            return self.crop(self.resize(image))
-        (left, right), (top, bottom) = (self._kept(side, min(image.size)) for side in image.size)
-        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, right, bottom))
-
-    def _kept(self, side: int, shortest: int) -> tuple[float, float]:
-        """The interval of a side that the crop keeps, in pixels of the image."""
-        resized = self.short * side // shortest
-        first = round((resized - self.size) / 2)
-        return first * side / resized, (first + self.size) * side / resized
 
 
 class Convert(Step):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ltfast.losses.rows import check_scores
 from ltfast.losses.softmax_loss import SoftmaxLoss
 from ltfast.ops.core.checks import check_number, check_real
-from ltfast.ops.core.class_counts import ClassCounts, parse_class_counts
+from ltfast.ops.core.class_counts import ClassCounts, inverse_effective_numbers, parse_class_counts
 
 LARGEST = 1e30  # logits saturate here in the focal loss, so that finite ones give a finite sum
 
@@ -35,7 +35,7 @@ def effective_number_weights(class_counts: ClassCounts, *, beta: float = 0.9999)
     check_real("beta", beta)
     if not 0 <= beta < 1:
         raise ValueError(f"beta is {beta}: expected a number in [0, 1)")
-    inverse = (1 - beta) / (1 - beta**counts)
+    inverse = inverse_effective_numbers(counts, beta)
     return (inverse / inverse.mean()).float()
 
 

@@ -124,7 +124,7 @@ def evaluation_batches(
 ) -> Iterable[Sequence[Tensor]]:
     """This process's share of the test images, in batches `(images, *views, labels)`. There is an augmented view for
     each transform in `augmented`; the views are the same at every evaluation."""
-    return _share(bundle.test, [eval_transform(bundle, image_size), *augmented], context)
+    return share(bundle.test, [eval_transform(bundle, image_size), *augmented], context)
 
 
 def validation_batches(
@@ -137,10 +137,11 @@ def validation_batches(
     """This process's share of the validation images, in batches as those of `evaluation_batches`; None without any."""
     if bundle.validation is None:
         return None
-    return _share(bundle.validation, [eval_transform(bundle, image_size), *augmented], context)
+    return share(bundle.validation, [eval_transform(bundle, image_size), *augmented], context)
 
 
-def _share(images: ImageDataset, transforms: Sequence[Callable[..., Any]], context: BuildContext) -> Loader:
+def share(images: ImageDataset, transforms: Sequence[Callable[..., Any]], context: BuildContext) -> Loader:
+    """This process's share of some images, in batches `(view, ..., labels)` with a view for each transform."""
     keys = [(index, index) for index in range(context.rank, len(images), context.world_size)]
     views = SeededViews(images, transforms, seed=0)
     return Loader(views, context.test_batch_size, sampler=keys, num_workers=context.run.workers)

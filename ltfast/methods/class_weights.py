@@ -29,7 +29,7 @@ def class_weights(weights: str | Sequence[float] | None, class_counts: Sequence[
     """
     import torch
 
-    from ltfast.data import effective_number_probabilities
+    from ltfast.ops.core.class_counts import inverse_effective_numbers
 
     if weights is None:
         return None
@@ -37,8 +37,8 @@ def class_weights(weights: str | Sequence[float] | None, class_counts: Sequence[
     if weights == "balanced":
         return counts.sum() / (len(counts) * counts)
     if weights == "effective":
-        inverse = effective_number_probabilities(class_counts) / counts
-        return len(counts) * inverse / inverse.sum()
+        inverse = inverse_effective_numbers(counts, 0.9999)
+        return inverse / inverse.mean()
     if isinstance(weights, str) or len(weights) != len(counts):
         raise SettingError("class_weights", f"balanced, effective or {len(counts)} numbers, one per class", weights)
     return torch.tensor(weights, dtype=torch.float64)

@@ -228,14 +228,19 @@ def _start_head(
     context: BuildContext,
     frozen: "FrozenImages | None",
 ) -> None:
-    """Set the classifier's weights, and the statistics of the standardisation, from the features of all training images
-    without adapters."""
+    """Set the classifier's weights from texts; or from the features of all training images without adapters, which give
+    the statistics of the standardisation too."""
     from ltfast.data import eval_transform
+    from ltfast.methods.class_text import text_head
     from ltfast.methods.frozen_images import all_features
 
     if settings.head_init == "random":
         return
     backbone, head = network.transformer.backbone, network.head
+    if settings.class_text is not None:
+        with torch.no_grad():
+            head.weight.copy_(text_head(settings.class_text, settings, bundle, head.in_features))
+        return
     if frozen is not None and network.only_features:
         frozen.fill()
         features = frozen.rows(range(len(bundle.train))).to(head.weight.device)

@@ -32,7 +32,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     needed = [name for name in own if not name.startswith(classifier)]
     found = dict(state)
     if any(name not in found or found[name].shape != own[name].shape for name in needed):
-        found = _converted(model, found)
+        found = converted(model, found)
         for name in _names(config.get("first_conv")):
             weight, place = found.get(f"{name}.weight"), own.get(f"{name}.weight")
             if weight is not None and place is not None and weight.dim() == 4 and weight.shape[1] != place.shape[1]:
@@ -52,7 +52,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return sorted(name for name in found if name.startswith(classifier))
 
 
-def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights as timm converts them for the model: with its current names, and resampled to its image size."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torchvision.transforms import Compose
 
 from ltfast.data.decode import decode, open_regular, upright
@@ -19,8 +20,9 @@ from ltfast.engine.stage import Predictor
 from ltfast.errors import InputError, InputTypeError
 from ltfast.ops.core.warn import warn_caller
 from ltfast.runs.calibration import Calibration, calibrated
+from ltfast.runs.crops import Crops
 from ltfast.runs.restore import Trained, restore
-from ltfast.runs.views import Fit, Views
+from ltfast.runs.views import Fit, augmented
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -63,21 +65,27 @@ class Classifier:
         self.calibration = calibration
         self.device = device
 
-    def predict(self, images: Sequence[ImageLike] | NDArray[np.uint8], *, batch_size: int = 256) -> Tensor:
+    def predict(
+        self, images: Sequence[ImageLike] | NDArray[np.uint8], *, batch_size: int = 256, tta: int | Crops = 1
+    ) -> Tensor:
         """Classify images.
 
         Args:
             images: paths of image files, PIL images, or uint8 arrays of shape (H, W), (H, W, 1) or (H, W, 3), of any
                 sizes, N in all; or an array (N, H, W, 1) or (N, H, W, 3). Files and PIL images are rotated according to
                 their Exif orientation.
-            batch_size: images per batch.
+            batch_size: images per batch; or crops, with "five_crop" and "ten_crop".
+            tta: test-time augmentation. A number N takes the mean of the probabilities of N variants of each image:
+                itself, its mirror image, and random crops. "five_crop" resizes the image to slightly more than the size
+                of the run's images, and takes the mean of the class scores of its corners and its centre, before the
+                softmax; "ten_crop" does so with these crops and those of the mirror image.
 
         Returns:
             The probability of each class, (N, C) float32, on the CPU.
 
         Raises:
             ImageNotFoundError, ImageDecodeError: a file is missing or cannot be decoded; the message names it.
-            InputError, InputTypeError: an image is invalid; the message gives its index.
+            InputError, InputTypeError: an image is invalid; the message gives its index. Or another argument is.
         """
         if isinstance(images, str | Path | Image.Image):
             raise InputTypeError(f"images: expected a list of images, got one {type(images).__name__}: use [image]")
@@ -85,11 +93,12 @@ class Classifier:
             raise InputError(f"images: expected an array (N, H, W, 3), or a list of arrays, got shape {images.shape}")
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-        views, results = Views(self.trained), []
+        trained, views, batch_size = augmented(self.trained, tta, batch_size)
+        results = []
         for start in range(0, len(images), batch_size):
             some = enumerate(images[start : start + batch_size], start)
-            batch = torch.stack([views(_decoded(image, number), number) for number, image in some])
-            results.append(probabilities(self.predictor, batch.to(self.device)).float())
+            batch = default_collate([views(_decoded(image, number), number) for number, image in some])
+            results.append(probabilities(trained.predictor, [view.to(self.device) for view in batch]).float())
         return torch.cat(results) if results else torch.zeros(0, len(self.class_names))
 
 
@@ -144,20 +153,20 @@ def refuse_adapting(trained: Trained) -> None:
 
 
 @torch.no_grad()
-def probabilities(predictor: Predictor, views: Tensor, shift: Tensor | None = None) -> Tensor:
+def probabilities(predictor: Predictor, views: Sequence[Tensor], shift: Tensor | None = None) -> Tensor:
     """The mean of the probabilities of all variants of an image.
 
     Args:
         predictor: in evaluation mode.
-        views: (B, N, V, channels, size, size), as `Views` makes them, on the device of the predictor.
+        views: each (B, N, ..., channels, size, size), as `Views` makes them, on the device of the predictor.
         shift: is added to the scores, (C,) on the CPU; None adds nothing.
 
     Returns:
         (B, C) float64, on the CPU. In float32, classes of different scores may have the same probability.
     """
     each = []
-    for variant in views.unbind(1):
-        scores = predictor.predict(*(view.contiguous() for view in variant.unbind(1)))
+    for variant in zip(*(view.unbind(1) for view in views), strict=True):
+        scores = predictor.predict(*(view.contiguous() for view in variant))
         scores = predictor.score_scale * scores.cpu().double()
         each.append((scores if shift is None else scores + shift).softmax(1))
     return torch.stack(each).mean(0)

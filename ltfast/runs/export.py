@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils.data import default_collate
 from torchvision.transforms import Resize
 
+from ltfast.data.crops import CentreCrop
 from ltfast.data.pillow_resize import PixelCrop, PixelResize
-from ltfast.data.transforms import CentreCrop, Convert, NormalizedTensor
+from ltfast.data.transforms import Convert, NormalizedTensor
 from ltfast.engine.export import FACTS, export_predictor, save_program
 from ltfast.errors import InputError
 from ltfast.files import replace_file
@@ -166,10 +168,10 @@ def check_program(exported: Exported, trained: Trained, program: Callable[..., T
     predictor = trained.predictor
     worst = 0.0
     for batch in _batches(trained):
-        views = torch.stack([Views(trained)(image, 0) for image in batch])
+        views = default_collate([Views(trained)(image, 0) for image in batch])
         expected = probabilities(predictor, views)
         if exported.raw:
-            scores = program(*(view.contiguous() for view in views[:, 0, : predictor.views].unbind(1)))
+            scores = program(*(view[:, 0].contiguous() for view in views[: predictor.views]))
             found = (predictor.score_scale * scores.double()).softmax(1)
         else:
             pixels = np.stack([_pixels(image, trained.facts["channels"]) for image in batch])

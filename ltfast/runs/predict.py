@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from ltfast.data import ImageDecodeError, ImageNotFoundError
 from ltfast.methods.loader import Loader
 from ltfast.runs.classifier import Classifier, decode_file, probabilities
+from ltfast.runs.crops import Crops
 from ltfast.runs.image_paths import ImagePaths
-from ltfast.runs.views import Views
+from ltfast.runs.views import Views, augmented
 
 
 class Row(NamedTuple):
@@ -39,7 +40,7 @@ def predictions(
     *,
     skip: int = 0,
     top: int = 3,
-    tta: int = 1,
+    tta: int | Crops = 1,
     shift: Tensor | None = None,
     abstain: float = 0.0,
     thresholds: Sequence[float] | None = None,
@@ -55,11 +56,11 @@ def predictions(
         skip: the number of images at the start whose rows are left out. The batches are those of a call without it, so
             that the other rows have the same bits.
         top: the number of classes of a row, from 1 to C.
-        tta: see `Views`.
+        tta: see `Classifier.predict`.
         shift: is added to the class scores, (C,); from `prior_shift`.
         abstain: the least probability of the best class with which an image gets a class.
         thresholds: such a probability for each class, length C; the larger one counts.
-        batch_size: images per batch.
+        batch_size: images per batch; or crops.
         workers: processes that load images; with 0, this process loads them.
         autocast: makes the context of each call of the network, for its precision.
 
@@ -70,9 +71,10 @@ def predictions(
     if thresholds is not None:
         least = least.maximum(torch.tensor(thresholds))
     lowest = least.tolist()  # float32 numbers, as the probabilities in a row
+    trained, views_of, batch_size = augmented(classifier.trained, tta, batch_size)
     done = skip % batch_size  # rows of the first batch
     loader = Loader(
-        _Images(Views(classifier.trained, tta)),
+        _Images(views_of),
         batch_size,
         sampler=_Keys(paths, skip - done),
         num_workers=workers,
@@ -82,7 +84,7 @@ def predictions(
         rows: Iterator[tuple[list[int], list[float]]] = iter(())
         if views is not None:
             with autocast():
-                found = probabilities(classifier.predictor, views.to(classifier.device), shift)
+                found = probabilities(trained.predictor, [view.to(classifier.device) for view in views], shift)
             values, indices = found.sort(descending=True, stable=True)  # the first of equal classes, as argmax
             rows = iter(zip(indices[:, :top].tolist(), values[:, :top].float().tolist(), strict=True))
         whole = [
@@ -119,7 +121,7 @@ class _Images(Dataset[Any]):
     def __init__(self, views: Views) -> None:
         self.views = views
 
-    def __getitem__(self, key: tuple[int, str]) -> tuple[str, str | None, Tensor | None]:
+    def __getitem__(self, key: tuple[int, str]) -> tuple[str, str | None, list[Tensor] | None]:
         number, path = key
         try:
             return path, None, self.views(decode_file(path), number)
@@ -127,7 +129,7 @@ class _Images(Dataset[Any]):
             return path, " ".join(str(error).split()), None
 
 
-def _collate(items: Sequence[tuple[str, str | None, Tensor | None]]) -> tuple[list[str], list[str | None], Any]:
+def _collate(items: Sequence[tuple[str, str | None, list[Tensor] | None]]) -> tuple[list[str], list[str | None], Any]:
     paths, errors, views = zip(*items, strict=True)
     good = [view for view in views if view is not None]
-    return list(paths), list(errors), torch.stack(good) if good else None
+    return list(paths), list(errors), default_collate(good) if good else None

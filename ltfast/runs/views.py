@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import crop
 
+from ltfast.data.crops import CentreCrop
 from ltfast.data.seeding import derive_seed, seeded
-from ltfast.data.transforms import CentreCrop
+from ltfast.errors import InputError
+from ltfast.runs.crops import NUMBER, Crops, images_per_batch, with_crops
 from ltfast.runs.restore import Trained, in_arrays
 
 _SCALE, _RATIO = (0.5, 1.0), (3 / 4, 4 / 3)  # of the random crops; half of an image shows most objects
@@ -28,7 +30,7 @@ class Fit:
 
 
 class Views:
-    """Makes the views of an image.
+    """Makes the views of an image that a run predicts, and of its variants.
 
     Args:
         trained: the run.
@@ -40,17 +42,37 @@ class Views:
         self.transforms: Sequence[Callable[[Image.Image], Tensor]] = trained.transforms
         self.tta = tta
 
-    def __call__(self, image: Image.Image, number: int) -> Tensor:
-        """The views of an image, (N, V, channels, size, size) float32: of each variant, V views, as in the test batches
-        of the run. The random numbers depend only on `number`. With the image's number in the test set, the views of
-        the image itself are those of `ltfast eval`."""
-        return torch.stack([self._variant(image, number, kind) for kind in range(self.tta)])
+    def __call__(self, image: Image.Image, number: int) -> list[Tensor]:
+        """The views of the variants of an image. For each view in the test batches of the run, they are (N, channels,
+        size, size) float32, or (N, crops, channels, size, size) if that view has crops. The random numbers depend only
+        on `number`. With the image's number in the test set, the views of the image itself are those of `ltfast eval`.
+        """
+        return default_collate([self._variant(image, number, kind) for kind in range(self.tta)])
 
-    def _variant(self, image: Image.Image, number: int, kind: int) -> Tensor:
+    def _variant(self, image: Image.Image, number: int, kind: int) -> list[Tensor]:
         with seeded(derive_seed("tta", number, kind) if kind else derive_seed("views", 0, number)):
             if kind == 1:
                 image = ImageOps.mirror(image)
             elif kind > 1:
                 image = crop(image, *RandomResizedCrop.get_params(image, list(_SCALE), list(_RATIO)))
             image = self.fit(image)
-            return torch.stack([transform(image) for transform in self.transforms])
+            return [transform(image) for transform in self.transforms]
+
+
+def augmented(trained: Trained, tta: int | Crops, batch_size: int) -> tuple[Trained, Views, int]:
+    """A run with test-time augmentation: the run, the views that its predictor takes, and the images per batch.
+
+    Args:
+        trained: the run.
+        tta: the number of variants, see `Views`; or the crops, see `with_crops`.
+        batch_size: images, or crops, per batch.
+
+    Raises:
+        InputError: `tta` is none of these.
+    """
+    if isinstance(tta, str) and tta in NUMBER:
+        trained = with_crops(trained, tta)
+        return trained, Views(trained), images_per_batch(batch_size, tta)
+    if not isinstance(tta, int) or tta < 1:
+        raise InputError(f"expected a number of at least 1, {' or '.join(NUMBER)}, got {tta!r}", name="tta")
+    return trained, Views(trained, tta), batch_size

@@ -482,7 +482,7 @@ def test_each_default_of_a_method_is_a_value_or_auto_or_none(method):
     """`None` is "none", which the help describes. The value of "auto" is chosen, and the help says how."""
     for field in dataclasses.fields(METHODS[method].settings):
         if field.default is None:
-            assert field.name in ("init", "weights", "class_weights", "defer_reweighting"), field.name
+            assert field.name in ("init", "weights", "class_weights", "class_text", "defer_reweighting"), field.name
         if field.default == "auto":
             assert "auto: " in field.metadata["help"], field.name
         assert "none: " not in field.metadata["help"], field.name

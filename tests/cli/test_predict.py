@@ -5,11 +5,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
+from torchvision.transforms import v2
 
 from ltfast.cli import main
 from ltfast.data import load
@@ -17,6 +20,7 @@ from ltfast.engine import RunSettings
 from ltfast.runs.restore import restore_with_test_images
 
 TRAIN = ["--image-size", "8", "--epochs", "1", "--batch-size", "10"]
+CROPS = ("five_crop", "ten_crop")
 
 
 def written(folder, part, images):
@@ -30,8 +34,8 @@ def written(folder, part, images):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with digits as images, a run on them, its own scores of the test images, and its `eval.json`. The data
-    are moved away afterwards; only the test images are left, elsewhere."""
+    """A folder with digits as images, a run on them, its own scores of the test images, its `eval.json`, and one with
+    each of CROPS. The data are moved away afterwards; only the test images are left, elsewhere."""
     folder = tmp_path_factory.mktemp("predict")
     digits = load("digits")
     written(folder / "data", "train", digits.train)
@@ -40,6 +44,9 @@ def trained(tmp_path_factory):
     assert main(["train", "--data", f"folder:{folder}/data", *TRAIN, "--out", str(run)]) == 0
     shutil.move(folder / "data" / "train", folder / "moved")
     assert main(["eval", "--checkpoint", str(run)]) == 0
+    for crops in CROPS:
+        words = ["eval", "--checkpoint", str(run), "--tta", crops, "--out", str(run / f"{crops}.json")]
+        assert main(words) == 0
     tested = restore_with_test_images(run, run=RunSettings())
     with torch.no_grad():
         scores = torch.cat([tested.predictor.eval().predict(*batch[:-1]) for batch in tested.plan.test])
@@ -248,7 +255,7 @@ def test_equal_probabilities_are_ordered_as_by_eval(here, monkeypatch):
     from ltfast.runs import predict
     from ltfast.runs.image_paths import ImagePaths
 
-    monkeypatch.setattr(predict, "probabilities", lambda _, views, __: torch.full((len(views), 10), 0.1))
+    monkeypatch.setattr(predict, "probabilities", lambda _, views, __: torch.full((len(views[0]), 10), 0.1))
     (rows,) = predict.predictions(load_run("run", "cpu"), ImagePaths(["images/1"]))
     assert rows[0].classes == ["0", "1", "2"]
 
@@ -263,10 +270,10 @@ def test_names_of_any_bytes(here):
     assert Path("predictions.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("ending", ["csv", "json"])
-def test_an_interrupted_command_goes_on_after_the_last_complete_row(ending, here, capsys):
+@pytest.mark.parametrize(("ending", "tta"), [("csv", "3"), ("json", "3"), ("csv", "five_crop")])
+def test_an_interrupted_command_goes_on_after_the_last_complete_row(ending, tta, here, capsys):
     out = Path(f"p.{ending}")
-    words = ["predict", "--checkpoint", "run", "images", "--batch-size", "8", "--tta", "3", "--out", str(out)]
+    words = ["predict", "--checkpoint", "run", "images", "--batch-size", "8", "--tta", tta, "--out", str(out)]
     assert main(words) == 0
     whole = out.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
@@ -310,9 +317,10 @@ def test_an_interrupt_keeps_the_rows(here, capsys, monkeypatch):
 def test_predictions_of_other_commands_are_not_mixed(here, capsys):
     words = ["--checkpoint", "run", "images/1", "--out", "p.csv"]
     assert main(["predict", *words]) == 0
-    assert "--out: p.csv has predictions of another command, whose tta was 1 and is now 2" in refused(
-        capsys, *words, "--tta", "2"
-    )
+    for tta in ("2", "five_crop"):
+        assert f"--out: p.csv has predictions of another command, whose tta was 1 and is now {tta}" in refused(
+            capsys, *words, "--tta", tta
+        )
     (first, *_) = sorted(Path("images/1").iterdir())
     error = refused(capsys, "--checkpoint", "run", "images/2", "--out", "p.csv")
     assert f"--out: p.csv has predictions of other images: image 1 was {first} and is now images/2/" in error
@@ -377,15 +385,77 @@ def test_augmentation_is_the_mean_over_variants(here):
     pictures = [Image.open(path).convert("RGB") for path in paths]
     mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
     mean = (classifier.predict(pictures) + classifier.predict(mirrored)) / 2
-    views = torch.stack([Views(classifier.trained, 2)(picture, i) for i, picture in enumerate(pictures)])
+    views = default_collate([Views(classifier.trained, 2)(picture, i) for i, picture in enumerate(pictures)])
     torch.testing.assert_close(probabilities(classifier.predictor, views).float(), mean)
     found = predicted("images/4", "--tta", "2")
     assert [row["class"] for row in found] == [str(c) for c in mean.argmax(1).tolist()]
     many = Views(classifier.trained, 4)
-    views = many(pictures[0], 7)
-    assert torch.equal(views, many(pictures[0], 7))
-    assert not torch.equal(views, many(pictures[0], 8))
+    (views,) = many(pictures[0], 7)
+    assert torch.equal(views, *many(pictures[0], 7))
+    assert not torch.equal(views, *many(pictures[0], 8))
     assert not torch.equal(views[2], views[3])
+
+
+@pytest.mark.parametrize(("name", "crops"), [("five_crop", v2.FiveCrop(8)), ("ten_crop", v2.TenCrop(8))])
+def test_an_ensemble_of_crops_is_the_mean_of_their_scores(name, crops, trained, here):
+    from ltfast.runs import load as load_run
+
+    classifier = load_run("run", "cpu")
+    *_, normalise = classifier.trained.transforms[0].transforms
+    paths = sorted(Path("images").rglob("*.png"))
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    views = torch.stack([normalise(crop) for picture in pictures for crop in crops(v2.Resize(9)(picture))])
+    with torch.no_grad():
+        expected = classifier.module(views).unflatten(0, (40, -1)).mean(1).double().softmax(1).float()
+    found = classifier.predict(paths, tta=name)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, classifier.predict(paths))
+    table = predicted("images", "--top", "10", "--tta", name)
+    for row, values in zip(table, found, strict=True):
+        for rank in range(10):
+            end = f"_{rank + 1}" if rank else ""
+            assert np.float32(row[f"probability{end}"]) == values[int(row[f"class{end}"])].item()
+    content = json.loads((trained / "run" / f"{name}.json").read_text())
+    assert content["tta"] == name
+    assert json.loads((trained / "run" / "eval.json").read_text())["tta"] is None
+    listed = rows(trained / "run" / f"{name}_predictions.csv")
+    for key in ("class", "probability"):
+        assert [row[key] for row in listed] == [row[key] for row in table]
+    hits = [row["class"] == row["path"].split("/")[1] for row in table]
+    assert content["top1"] == pytest.approx(100 * np.mean(hits))
+
+
+def test_a_batch_has_as_many_crops_as_images(here, monkeypatch):
+    from ltfast.runs import load as load_run
+
+    classifier = load_run("run", "cpu")
+    paths = sorted(Path("images").rglob("*.png"))
+    sizes = []
+    predict = classifier.predictor.predict
+    monkeypatch.setattr(classifier.predictor, "predict", lambda views: sizes.append(len(views)) or predict(views))
+    whole = classifier.predict(paths, tta="five_crop")
+    assert sizes == [200]
+    torch.testing.assert_close(classifier.predict(paths, tta="five_crop", batch_size=64), whole)
+    assert sizes[1:] == [60, 60, 60, 20]
+    assert classifier.predict(paths[:2], tta="ten_crop", batch_size=4).shape == (2, 10)
+    assert sizes[5:] == [10, 10]
+
+
+@pytest.mark.parametrize("tta", [0, -1, 1.5, "four_crop", "", None])
+def test_an_unknown_augmentation_is_refused(tta, here):
+    from ltfast.errors import InputError
+    from ltfast.runs import load as load_run
+
+    with pytest.raises(InputError, match=f"tta: expected a number of at least 1, five_crop or ten_crop, got {tta!r}"):
+        load_run("run", "cpu").predict([], tta=tta)
+
+
+def test_the_command_and_the_runs_know_the_same_crops():
+    from ltfast.cli import options
+    from ltfast.runs import crops
+
+    assert options.Crops == crops.Crops
+    assert tuple(crops.NUMBER) == CROPS == get_args(crops.Crops)
 
 
 def test_bad_arguments(here, capsys):
@@ -409,6 +479,10 @@ def test_bad_arguments(here, capsys):
         ([*run, "images", "--out", "no/p.csv"], "--out: expected a writable folder, got no"),
         ([*run, "images", "--top", "0"], "--top: expected at least 1, got 0"),
         ([*run, "images", "--tta", "0"], "--tta: expected at least 1, got 0"),
+        (
+            [*run, "images", "--tta", "five-crop"],
+            "--tta: expected int or one of five_crop, ten_crop, got 'five-crop'; did you mean five_crop?",
+        ),
         ([*run, "images", "--abstain", "1.5"], "--abstain: expected a probability from 0 to 1, got 1.5"),
         ([*run, "images", "--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
         ([*run, "images", "--prior", "trian"], "--prior: expected train, uniform or a CSV file with the columns class"),

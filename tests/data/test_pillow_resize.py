@@ -8,8 +8,8 @@ from torch import nn
 from torch.export import Dim
 from torchvision.transforms import Resize
 
+from ltfast.data.crops import CentreCrop
 from ltfast.data.pillow_resize import PixelCrop, PixelResize
-from ltfast.data.transforms import CentreCrop
 
 
 class Bytes(nn.Module):

@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 from ltfast.data import ArrayDataset, DataBundle, FileDataset, eval_transform, train_transform
 from ltfast.data.transforms import (
     _CIFAR_POLICIES,
-    CentreCrop,
     ColorJitter,
     Cutout,
     PaddedCrop,
@@ -67,32 +66,6 @@ def test_evaluation_of_files_is_resize_and_centre_crop(file_bundle):
     image = file_bundle.test.image(0)
     expected = reference(image, file_bundle, v2.Resize(256), v2.CenterCrop(224))
     torch.testing.assert_close(eval_transform(file_bundle)(image), expected)
-
-
-@pytest.mark.parametrize("size", [(300, 400), (375, 500), (4, 1), (64, 64), (37, 91), (640, 160)])
-@pytest.mark.parametrize("side", [8, 224])
-def test_the_centre_crop_has_torchvisions_bits(size, side):
-    image = Image.fromarray(np.random.RandomState(sum(size)).randint(0, 256, (*size, 3), dtype=np.uint8))
-    short = side * 256 // 224
-    expected = v2.Compose([v2.Resize(short), v2.CenterCrop(side)])
-    for picture in (image, image.transpose(Image.Transpose.TRANSPOSE), image.convert("L")):
-        assert CentreCrop(short, side)(picture).tobytes() == expected(picture).tobytes()
-
-
-@pytest.mark.parametrize("size", [(1, 5), (2, 301), (30, 131), (97, 1201), (1, 60_000)])
-@pytest.mark.parametrize("side", [1, 8, 16])
-def test_of_a_long_image_what_the_crop_keeps_is_resized(size, side, monkeypatch):
-    image = Image.fromarray(np.random.RandomState(sum(size)).randint(0, 256, (*size, 3), dtype=np.uint8))
-    short = side * 256 // 224
-    expected = v2.Compose([v2.Resize(short), v2.CenterCrop(side)])
-    resize, sizes = Image.Image.resize, []
-    for picture in (image, image.transpose(Image.Transpose.TRANSPOSE), image.convert("L")):
-        theirs = np.asarray(expected(picture), dtype=int)
-        with monkeypatch.context() as patch:
-            patch.setattr(Image.Image, "resize", lambda *args, **kw: sizes.append(args[1]) or resize(*args, **kw))
-            ours = np.asarray(CentreCrop(short, side)(picture), dtype=int)
-        assert np.abs(ours - theirs).max() <= 1
-    assert set(sizes) == {(side, side)}
 
 
 @pytest.mark.parametrize("policy", POLICIES)

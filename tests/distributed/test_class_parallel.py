@@ -142,6 +142,7 @@ def many(rank, processes, classes, rows, width):
     return agcl.detach(), value.detach(), gradient / processes, seconds, bytes_held
 
 
+@pytest.mark.slow  # the tests above take the same path with fewer classes
 def test_a_million_classes():
     arguments = (1_000_003, 4, 4)
     agcl, proco, gradient, *_ = many(0, 1, *arguments)

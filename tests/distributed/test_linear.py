@@ -1,5 +1,8 @@
 """Classifier and loss in one, with the rows or the classes split over processes, equal one process."""
 
+from contextlib import ExitStack
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -28,34 +31,11 @@ def arguments():
     return features, weight, torch.randn(CLASSES).double(), target
 
 
-def of_own_classes(number, processes, features, weight, bias, target, options):
-    """This process's losses and the gradients of its rows and its classes."""
-    rows, own = slice(number * ROWS // processes, (number + 1) * ROWS // processes), class_ranges(CLASSES)[number]
-    classes = slice(own.start, own.stop)
-    layer = [x.clone().requires_grad_() for x in (features[rows], weight[classes], bias[classes])]
-    adjustment = bias.flip(0)[classes]
-    loss = class_parallel_linear_cross_entropy(*layer, target[rows], CLASSES, adjustment=adjustment, **options)
-    return loss.detach(), torch.autograd.grad(loss.sum(), layer)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_classes_split_over_processes(processes, reduction, smoothing):
-    options = {"label_smoothing": smoothing, "reduction": reduction}
-    features, weight, bias, target = arguments()
-    parts = run_processes(of_own_classes, processes, processes, features, weight, bias, target, options)
-    layer = [x.requires_grad_() for x in (features, weight, bias)]
-    loss = linear_cross_entropy(*layer, target, adjustment=bias.detach().flip(0), **options)
-    losses = [part[0] for part in parts]
-    whole = torch.cat(losses) if reduction == "none" else torch.stack(losses).sum()
-    torch.testing.assert_close(whole, loss.detach(), rtol=1e-10, atol=1e-12)
-    for place, gradient in enumerate(torch.autograd.grad(loss.sum(), layer)):
-        joined = torch.cat([part[1][place] for part in parts])
-        torch.testing.assert_close(joined, gradient, rtol=1e-10, atol=1e-12)
-
-
 FORMS = {  # with the classes split, and whole: of a layer, labels, a vector of the classes and options
+    "cross_entropy": (
+        lambda x, w, b, t, v, o: class_parallel_linear_cross_entropy(x, w, b, t, CLASSES, adjustment=v - 1, **o),
+        lambda x, w, b, t, v, o: linear_cross_entropy(x, w, b, t, adjustment=v - 1, **o),
+    ),
     "balanced_bce": (
         lambda x, w, b, t, v, o: class_parallel_linear_balanced_bce(x, w, b, t, CLASSES, v, **o),
         lambda x, w, b, t, v, o: linear_balanced_bce(x, w, b, t, v, **o),
@@ -66,9 +46,18 @@ FORMS = {  # with the classes split, and whole: of a layer, labels, a vector of 
     ),
 }
 OPTIONS = {
+    "cross_entropy": [{}, {"label_smoothing": 0.2}],
     "balanced_bce": [{}, {"label_smoothing": 0.2}, {"target_threshold": 0.3, "label_smoothing": 0.1}],
     "agcl": [{}, {"gamma_pos": 2.0, "gamma_neg": 1.7, "weight_neg": 0.4}, {"gamma_neg": 0.0, "margin": 0.0}],
 }
+# of a loss, options, and whether a block has a few classes alone
+SETTINGS = [
+    (name, {"reduction": reduction, **options}, few)
+    for name in FORMS
+    for options in OPTIONS[name]
+    for reduction in ("sum", "none")
+    for few in ((False, True) if name == "cross_entropy" else (True,))
+]
 
 
 def noise_of(_):
@@ -76,15 +65,22 @@ def noise_of(_):
     return torch.Generator().manual_seed(3 if rank() == 0 else 70 + rank())
 
 
-def of_own_classes_of(number, processes, name, features, weight, bias, target, options):
-    """The same for another loss; a block has a few classes alone."""
-    blocks.FEWEST = agcl_share.FEWEST = 2
-    blocks.BUDGET["cpu"] = 1
+def of_own_classes(number, processes, settings, problems):
+    """For each setting, this process's losses and the gradients of its rows and its classes."""
+    results = []
     rows, own = slice(number * ROWS // processes, (number + 1) * ROWS // processes), class_ranges(CLASSES)[number]
     classes = slice(own.start, own.stop)
-    layer = [x.clone().requires_grad_() for x in (features[rows], weight[classes], bias[classes])]
-    loss = FORMS[name][0](*layer, target[rows], vector_of(bias)[classes], options)
-    return loss.detach(), torch.autograd.grad(factors(loss, rows), layer, allow_unused=True)
+    for (name, options, few), (features, weight, bias, target) in zip(settings, problems, strict=True):
+        with ExitStack() as small:
+            if few:
+                for module in (blocks, agcl_share):
+                    small.enter_context(mock.patch.object(module, "FEWEST", 2))
+                small.enter_context(mock.patch.dict(blocks.BUDGET, cpu=1))
+            layer = [x.clone().requires_grad_() for x in (features[rows], weight[classes], bias[classes])]
+            loss = FORMS[name][0](*layer, target[rows], vector_of(bias)[classes], options)
+            gradients = torch.autograd.grad(factors(loss, rows), layer, allow_unused=True)
+        results.append((loss.detach(), gradients))
+    return results
 
 
 def vector_of(bias):
@@ -97,17 +93,17 @@ def factors(loss, rows):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-@pytest.mark.parametrize("name", FORMS)
-def test_classes_of_other_losses_split_over_processes(processes, reduction, name):
-    for more in OPTIONS[name]:
-        options = {"reduction": reduction, **more}
-        features, weight, bias, target = arguments()
-        parts = run_processes(of_own_classes_of, processes, processes, name, features, weight, bias, target, options)
+def test_classes_split_over_processes(processes):
+    problems = [arguments() for _ in SETTINGS]
+    results = run_processes(of_own_classes, processes, processes, SETTINGS, problems)
+    for number, ((name, options, _), (features, weight, bias, target)) in enumerate(
+        zip(SETTINGS, problems, strict=True)
+    ):
+        parts = [result[number] for result in results]
         layer = [x.requires_grad_() for x in (features, weight, bias)]
         loss = FORMS[name][1](*layer, target, vector_of(bias.detach()), options)
         losses = [part[0] for part in parts]
-        whole = torch.cat(losses) if reduction == "none" else torch.stack(losses).sum()
+        whole = torch.cat(losses) if options["reduction"] == "none" else torch.stack(losses).sum()
         torch.testing.assert_close(whole, loss.detach(), rtol=1e-10, atol=1e-12)
         for place, gradient in enumerate(torch.autograd.grad(factors(loss, slice(None)), layer, allow_unused=True)):
             found = [part[1][place] for part in parts]

@@ -1,5 +1,8 @@
 """Trains a model of `cases.py` with each trainer, in the way that docs/frameworks describes: the images in the given
-order, and SGD with a constant rate."""
+order, and SGD with a constant rate.
+
+Some take `resume`: with None they write no checkpoint; False trains from the start and True from the last checkpoint.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +56,6 @@ def in_model(model: Model) -> bool:
 def hugging_face(
     model: Model, data: TensorDataset, folder: Path, epochs: int = EPOCHS, resume: bool | None = None
 ) -> None:
-    """Train the model. With None for ``resume`` no checkpoints are written; True starts from the last one."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Epochs(TrainerCallback):
@@ -90,7 +92,14 @@ def constant_rate(network: nn.Module) -> tuple[torch.optim.Optimizer, torch.opti
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
 
 
-def lightning(model: Model, data: TensorDataset, folder: Path) -> None:
+def lightning(
+    model: Model,
+    data: TensorDataset,
+    folder: Path,
+    epochs: int = EPOCHS,
+    resume: bool | None = None,
+    precision: str = "32",
+) -> None:
     from lightning.pytorch import LightningModule, Trainer
 
     class Module(LightningModule):
@@ -102,7 +111,9 @@ def lightning(model: Model, data: TensorDataset, folder: Path) -> None:
             start_epoch(self.network)
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            return model.loss(*batch)
+            loss = model.loss(*batch)
+            assert loss.dtype == torch.float32
+            return loss
 
         def on_train_batch_end(self, *_: object) -> None:
             after_step(self.network)
@@ -111,7 +122,8 @@ def lightning(model: Model, data: TensorDataset, folder: Path) -> None:
             return torch.optim.SGD(self.parameters(), RATE)
 
     trainer = Trainer(
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
+        precision=precision,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -119,10 +131,15 @@ def lightning(model: Model, data: TensorDataset, folder: Path) -> None:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(Module(), DataLoader(data, BATCH))
+    checkpoint = folder / "last.ckpt"
+    trainer.fit(Module(), DataLoader(data, BATCH), ckpt_path=checkpoint if resume else None)
+    if resume is not None:
+        trainer.save_checkpoint(checkpoint)
 
 
-def accelerate(model: Model, data: TensorDataset, folder: Path) -> None:
+def accelerate(
+    model: Model, data: TensorDataset, folder: Path, epochs: int = EPOCHS, resume: bool | None = None
+) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -130,13 +147,19 @@ def accelerate(model: Model, data: TensorDataset, folder: Path) -> None:
         model.network, torch.optim.SGD(model.network.parameters(), RATE), DataLoader(data, BATCH)
     )
     prepared = Model(network, model.criterion and model.criterion.to(accelerator.device))
-    for _ in range(EPOCHS):
+    if model.criterion is not None:
+        accelerator.register_for_checkpointing(model.criterion)
+    if resume:
+        accelerator.load_state(str(folder))
+    for _ in range(1 if resume else 0, epochs):
         start_epoch(model.network)
         for images, labels in loader:
             optimizer.zero_grad()
             accelerator.backward(prepared.loss(images, labels))
             optimizer.step()
             after_step(model.network)
+    if resume is not None:
+        accelerator.save_state(str(folder))
 
 
 def timm(model: Model, data: TensorDataset, folder: Path) -> None:

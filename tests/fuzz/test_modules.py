@@ -1,13 +1,12 @@
 """The losses over the ops, with what they keep."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from fuzz import draw as d
 from fuzz.runner import Entry, fuzz
@@ -26,7 +25,6 @@ from ltfast.losses import (
     BalancedBCELoss,
     CompensationLoss,
     DSCLLoss,
-    LDAMLoss,
     LinearAGCLLoss,
     LinearBalancedBCELoss,
     LinearCompensationLoss,
@@ -57,24 +55,31 @@ def class_counts(draw: st.DrawFn, classes: int) -> list[int]:
 
 @st.composite
 def counts_and_logits(
-    draw: st.DrawFn, backend: str, *, least: int = 1, extremes: Any = d.finite_extremes
+    draw: st.DrawFn,
+    backend: str,
+    *,
+    least: int = 1,
+    extremes: Any = d.finite_extremes,
+    broken: Sequence[float] = d.BROKEN,
 ) -> dict[str, Any]:
     rows, classes = draw(st.sampled_from(BATCHES)), draw(st.sampled_from([n for n in CLASSES if n >= least]))
     scales = (1.0, 1.0, 1.0, 30.0, 1e4, 1e-30)
     fills = ("uniform", "normal", "constant", "wide", "extreme") if extremes else ("uniform", "normal", "constant")
     return {
         "counts": draw(class_counts(classes)),
-        "logits": draw(d.floats((rows, classes), fills=fills, scales=scales, extremes=extremes)),
+        "logits": draw(d.floats((rows, classes), fills=fills, scales=scales, extremes=extremes, broken=broken)),
         "target": draw(d.labels(rows, classes)),
     }
 
 
-def with_options(*, least: int = 1, extremes: Any = d.finite_extremes, **options: Any) -> Any:
+def with_options(
+    *, least: int = 1, extremes: Any = d.finite_extremes, broken: Sequence[float] = d.BROKEN, **options: Any
+) -> Any:
     """A strategy of counts, logits, labels and options, each a strategy of its own."""
 
     @st.composite
     def strategy(draw: st.DrawFn, backend: str) -> dict[str, Any]:
-        given = draw(counts_and_logits(backend, least=least, extremes=extremes))
+        given = draw(counts_and_logits(backend, least=least, extremes=extremes, broken=broken))
         return given | {name: draw(option) for name, option in options.items()}
 
     return strategy
@@ -182,35 +187,6 @@ LOGIT_ADJUSTED = Entry(
     unclear=cross_entropy_saturates,
     triton_weight=0.05,
     weight=0.5,
-)
-
-
-def plain_ldam(
-    counts: list[int], logits: Tensor, target: Tensor, scale: float, max_margin: float, reduction: str
-) -> Tensor:
-    n = torch.tensor(counts).double()
-    margins = max_margin * (n.min() / n).sqrt().sqrt()
-    own = F.one_hot(target.long(), len(counts))
-    return F.cross_entropy(scale * (logits - own * margins), target.long(), reduction=reduction)
-
-
-def run_ldam(counts: list[int], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    return LDAMLoss(counts, **options)(logits, target)
-
-
-LDAM = Entry(
-    name="ldam_loss",
-    arguments=with_options(
-        scale=d.number(0.1, 50, 30.0), max_margin=d.number(0, 1, 0.5), reduction=reductions, extremes=None
-    ),
-    run=run_ldam,
-    reference=plain_ldam,
-    gradients=("logits",),
-    tolerance=softmax_tolerance,
-    unit=lambda given: 0.2 * given["scale"],
-    loose=("two threads",),
-    triton_weight=0,
-    weight=0.3,
 )
 
 
@@ -570,4 +546,4 @@ MEMORY_QUEUE = Entry(
     weight=0.4,
 )
 
-globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, LDAM, COMPENSATION, *LINEAR, PROCO, *DSCL, PBSD, MEMORY_QUEUE))
+globals().update(fuzz(AGCL, BCE, LOGIT_ADJUSTED, COMPENSATION, *LINEAR, PROCO, *DSCL, PBSD, MEMORY_QUEUE))

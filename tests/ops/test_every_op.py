@@ -51,7 +51,9 @@ def test_random_sizes(name, backend):
         assert gradient.shape == x.shape
         # losses are squares of results that may have been rounded to the dtype; with the classes split, the gradient is
         # a sum of two that nearly cancel; a classifier inside rounds logits and their gradient to the dtype
-        factor = 40 if name.startswith("class_parallel") else 20 if "linear" in name else 4
+        # vmf's gradient is a difference of terms that are 1 / temperature = 10 times as large; of one class it is 0
+        cancels = name.startswith("class_parallel") or (name == "vmf_cross_entropy" and sizes.dtype == torch.float32)
+        factor = 40 if cancels else 20 if "linear" in name else 4
         tolerance = factor * GRADIENT_TOLERANCE[sizes.dtype]
         assert relative_error(loss, expected[0]) < tolerance
         assert row_error(gradient.flatten(1), expected[1].flatten(1)) < tolerance

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from ltfast.cli import main
 from ltfast.data import load as load_data
@@ -10,6 +11,7 @@ from ltfast.engine.checkpoint import save_checkpoint
 from ltfast.errors import InputError, SettingError
 from ltfast.methods import METHODS, BuildContext, settings_of
 from ltfast.runs import load
+from ltfast.runs.crops import with_crops
 from ltfast.runs.restore import facts_of, restore_with_test_images
 
 
@@ -55,6 +57,43 @@ def test_sub_models_predict_as_in_eval(run, aggregate):
     assert classifier.metrics is None
     views = [torch.stack([classifier.transform(image) for image in images])] * (1 if aggregate == "average" else 3)
     assert classifier.module(*views).shape == (9, 3)
+
+
+def cropped(run, aggregate):
+    """The scores of the test images with five crops, in one batch as of `ltfast eval`; and the run without crops."""
+    tested = restore_with_test_images(run, run=RunSettings(), aggregate=aggregate)
+    ensemble = with_crops(tested, "five_crop", BuildContext())
+    with torch.no_grad():
+        ensemble.predictor.adapt([batch[:-1] for batch in ensemble.plan.test])
+        scores = torch.cat([ensemble.predictor.predict(*batch[:-1]) for batch in ensemble.plan.test])
+    return scores, tested
+
+
+@pytest.mark.parametrize("aggregate", ["instance", "average"])
+def test_crops_of_sub_models_share_the_views_of_their_image(run, aggregate):
+    scores, tested = cropped(run, aggregate)
+    images = [tested.plan.test.dataset.dataset.image(i) for i in range(9)]
+    found = load(run, "cpu", aggregate=aggregate).predict(images, tta="five_crop")
+    assert torch.equal(found, scores.double().softmax(1).float())
+    *_, normalise = tested.transforms[0].transforms
+    ((_, *others, _),) = tested.plan.test
+    expected = []
+    with torch.no_grad():
+        for k in range(5):
+            crop = torch.stack([normalise(v2.FiveCrop(8)(v2.Resize(9)(image))[k]) for image in images])
+            expected.append(tested.predictor.eval().predict(crop, *others))
+    torch.testing.assert_close(scores, torch.stack(expected).mean(0))
+
+
+def test_weights_of_a_whole_test_set_come_from_all_crops(run):
+    scores, tested = cropped(run, "group")
+    assert scores.shape == (9, 3)
+    ensemble = with_crops(tested, "five_crop", BuildContext())
+    rows = [(crop, *others) for crops, *others, _ in ensemble.plan.test for crop in crops.unbind(1)]
+    with torch.no_grad():
+        tested.predictor.adapt(rows)
+        expected = torch.stack([tested.predictor.predict(*row) for row in rows]).mean(0)
+    torch.testing.assert_close(scores, expected)
 
 
 def test_weights_of_a_whole_test_set_are_refused(run):

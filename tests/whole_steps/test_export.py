@@ -97,7 +97,7 @@ def test_a_program_from_pixels_predicts_as_the_run_does(name, ending, tmp_path, 
     program = checks[0][2]
     image = np.random.default_rng(1).integers(0, 256, (31, 20), dtype=np.uint8)
     views = Views(trained)(Image.fromarray(image).convert("RGB"), 0)
-    expected = probabilities(predictor, views[None]).float()
+    expected = probabilities(predictor, [view[None] for view in views]).float()
     found = program(torch.from_numpy(image)[None, None])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
 
-HEADS = ("class_mean", "linear_probe", "random")
+HEADS = ("auto", "class_mean", "linear_probe", "text", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +78,22 @@ class Settings(ClassifierLossSettings):
         "auto", "the last so many blocks are adapted, and those before are frozen; auto: all blocks"
     )
     scale: float | Literal["learned"] = option(25.0, "factor of the cosines; learned: trained too, from 25 on")
-    head_init: Literal["class_mean", "linear_probe", "random"] = option(
-        "class_mean",
+    head_init: Literal["auto", "class_mean", "linear_probe", "text", "random"] = option(
+        "auto",
         "the classifier's weights at the start, from the features of the training images before the training: the mean "
-        "of each class, or the weights of a logistic regression; random: new ones",
+        "of each class, or the weights of a logistic regression; text: from --class-text; random: new ones; auto: text "
+        "with --class-text, class_mean without",
+    )
+    class_text: str | None = option(
+        None,
+        "start the classifier from texts: a .safetensors, .npy, .npz or .pt file with the embedding of each class, by "
+        "its name or as rows; or names, which open_clip encodes with the text encoder of a CLIP backbone",
     )
 
     cache_gib: float = option(
         20.0,
-        "with --augment none: GiB of disk that the outputs of the frozen blocks may take, which are then computed once "
-        "for all epochs; 0 computes them in each epoch",
+        "with `--augment none`, GiB of disk that the outputs of the frozen blocks may take, which are then computed "
+        "once for all epochs; 0 computes them in each epoch",
     )
 
     def __post_init__(self) -> None:
@@ -97,10 +103,20 @@ class Settings(ClassifierLossSettings):
         check(blocks == "auto" or blocks >= 1, "adapter_blocks", "at least 1, or auto", blocks)
         check(scale == "learned" or scale > 0, "scale", "a positive number, or learned", scale)
         check(self.head_init in HEADS, "head_init", f"one of {', '.join(HEADS)}", self.head_init)
+        text, head = self.class_text is not None, self.head_init
+        check(text or head != "text", "class_text", "a file of embeddings, or names, with --head-init text", "none")
+        check(not text or head in ("auto", "text"), "class_text", f"none with --head-init {head}", self.class_text)
+        # with --init the features are standardised, and a run's own backbone has no text encoder
+        check(not text or self.init is None, "class_text", "none with --init", self.class_text)
         check(self.cache_gib >= 0, "cache_gib", "at least 0", self.cache_gib)
 
     def chosen(self, bundle: "DataBundle") -> "Settings":
         from ltfast.models import default_vit
 
         size = self.size_for(bundle)
-        return replace(self, image_size=size, backbone=unless_auto(self.backbone, default_vit(size)))
+        return replace(
+            self,
+            image_size=size,
+            backbone=unless_auto(self.backbone, default_vit(size)),
+            head_init=unless_auto(self.head_init, "class_mean" if self.class_text is None else "text"),
+        )

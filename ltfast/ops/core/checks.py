@@ -72,7 +72,7 @@ def check_label_values(target: Tensor, num_classes: int, name: str = "target", i
     wrong = (target < 0) | (target >= num_classes)
     bad = (wrong if ignore_index is None else wrong & (target != ignore_index)).nonzero()
     if bad.numel():
-        place = tuple(bad[0].tolist())
+        place = tuple(map(int, bad[0]))  # before PyTorch 2.11, tolist() fails inside a transform of torch.func
         label = int(target[place])
         raise ValueError(f"{name}[{', '.join(map(str, place))}] is {label}: expected a label in [0, {num_classes})")
 

@@ -83,6 +83,19 @@ def read_class_counts(class_counts: ClassCounts, *, name: str = "class_counts") 
     return counts
 
 
+def inverse_effective_numbers(counts: Tensor, beta: float) -> Tensor:
+    """``(1 - beta) / (1 - beta^n)``, the weight of an image of a class with n images, shape and dtype of the counts.
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, equation 2. It is infinite for
+    n = 0.
+
+    Args:
+        counts: (C,), floating-point, at least 0.
+        beta: in [0, 1); not checked.
+    """
+    return (1 - beta) / (1 - beta**counts)
+
+
 def _labels(class_counts: Mapping[int, int], name: str) -> range:
     """The counts of a mapping, which must have exactly these classes as keys."""
     for label in class_counts:

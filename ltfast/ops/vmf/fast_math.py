@@ -37,7 +37,7 @@ def log(x):
                 "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
             )
         else:
-            return LN_2 * tl.log2(x)
+            return tl.log2(x) * LN_2
     else:
         return tl.log(x)
 
@@ -46,7 +46,7 @@ def log(x):
 def exp(x):
     """e^x; 0 where that is no normal number."""
     if x.dtype == tl.float32:
-        return tl.exp2(LOG2_E * x)
+        return tl.exp2(x * LOG2_E)  # `LOG2_E * x` is a constant to the interpreter of Triton 3.9
     else:
         return tl.exp(x)
 
