@@ -94,7 +94,7 @@ def suggest(
         reasons.append("--pretrained starts from timm's weights, which helps where there are few photographs")
     if size > 64:
         reasons.append(
-            "--method lift --backbone vit_base_patch16_clip_224.openai --pretrained, instead of ce and its settings, "
-            "adapts a large pretrained transformer in few epochs, and is often more accurate"
+            "--method lift --backbone vit_base_patch16_clip_quickgelu_224.openai --pretrained, instead of ce and its "
+            "settings, adapts a large pretrained transformer in few epochs, and is often more accurate"
         )
     return Suggestion(size, backbone, loss, reasons, shlex.join(["ltfast", "train", *words, "--out", "runs/first"]))
