@@ -319,13 +319,14 @@ def test_export(adapter):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["adaptformer", "lora_mlp", "vpt_shallow"])
 def test_compile(adapter):
-    model, images = adapted(vit(**MODELS["class token"]), adapter, recompute=adapter == "lora_mlp"), some_images()
+    model = adapted(vit(**MODELS["class token"]), adapter, recompute=adapter == "lora_mlp")
+    model, images = model.float(), some_images().float()  # Inductor does not compile float64 attention
     learned = list(model.trained())
     outputs = [model(images), torch.compile(model, fullgraph=True)(images)]
     gradients = [torch.autograd.grad(output.square().sum(), learned) for output in outputs]
-    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     for own, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()))
 
 
 def test_modules_start_as_the_authors_do():
