@@ -139,7 +139,7 @@ def main() -> None:
     }
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     end = perf_counter() + args.seconds
-    while perf_counter() < end or len(results["ltfast"]) < 4:
+    while perf_counter() < end or len(results["ltfast"]) < 3:
         for side, process in processes.items():
             assert process.stdin is not None
             assert process.stdout is not None

@@ -151,7 +151,8 @@ class AdaptedTransformer(nn.Module):
             ValueError: the backbone has rotary embeddings, but `ropes` is None.
         """
         check_ropes(self.backbone, ropes)
-        if tokens.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        of_images = ropes is not None and ropes[0].dim() > 3  # each image has dropped other patches
+        if tokens.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling() or of_images:
             return self._above(tokens, ropes)
         groups = tokens.chunk(max(1, tokens.numel() // GROUP))
         return torch.cat([self._above(group, ropes) for group in groups])

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import timm
 import torch
+from timm.models.eva import Eva
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +15,7 @@ from ltfast.models import AdaptedTransformer, adapted_transformer
 from ltfast.models.adapted_transformer import Adapter, default_width
 from ltfast.models.adapters import SSF, AdaptFormer, LoRA, SequentialAdapter
 from ltfast.models.transformer_blocks import run_block
-from models.vits import MODELS, among_tokens, head, new, prefixed, vit
+from models.vits import MODELS, ROPE, among_tokens, head, new, prefixed, vit
 
 ADAPTERS = get_args(Adapter)
 START_UNCHANGED = ("adaptformer", "lora", "lora_mlp", "adapter", "bias", "layer_norm")
@@ -224,6 +225,16 @@ def test_groups_of_images(monkeypatch):
         torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("rope", ["cat", "mixed"])
+def test_groups_of_images_with_dropped_patches(rope, monkeypatch):
+    monkeypatch.setattr(adapted_transformer, "GROUP", 2 * 17 * 24)
+    model = adapted(vit(kind=Eva, patch_drop_rate=0.5, rope_type=rope, **ROPE), "adaptformer").train()
+    tokens, ropes = model.below(some_images(7))
+    with torch.no_grad():
+        expected = model.above(tokens, ropes)
+    torch.testing.assert_close(model.above(tokens, ropes), expected, rtol=1e-10, atol=1e-11)
+
+
 def saved_bytes(model, images):
     """Bytes of the storages, other than parameters', that autograd keeps for the backward pass."""
     storages, own = Counter(), {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -319,13 +330,14 @@ def test_export(adapter):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["adaptformer", "lora_mlp", "vpt_shallow"])
 def test_compile(adapter):
-    model, images = adapted(vit(**MODELS["class token"]), adapter, recompute=adapter == "lora_mlp"), some_images()
+    model = adapted(vit(**MODELS["class token"]), adapter, recompute=adapter == "lora_mlp")
+    model, images = model.float(), some_images().float()  # Inductor does not compile float64 attention
     learned = list(model.trained())
     outputs = [model(images), torch.compile(model, fullgraph=True)(images)]
     gradients = [torch.autograd.grad(output.square().sum(), learned) for output in outputs]
-    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     for own, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-3 * max(1.0, expected.abs().max().item()))
 
 
 def test_modules_start_as_the_authors_do():
