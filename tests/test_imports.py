@@ -112,7 +112,7 @@ def test_the_heads_need_torch_alone_and_networks_name_the_extra():
         assert not hasattr(ltfast.models, "nonsense")
     """
     lines = run(script).splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 13
     for line in lines:
         assert re.fullmatch(r"ltfast\.models\.\w+ needs the package timm: pip install 'ltfast\[train\]'", line)
 
