@@ -74,12 +74,9 @@ def _row_kernel(
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
     reads = row >= 0  # an ignored row is not read, and its gradient becomes 0
-    # One comparison makes the mask: Triton 3.9's interpreter takes `inside & reads`, of a row and a scalar, for int32.
-    readable = classes
     if not SOFT:
         label = tl.load(target + row)
         reads = label != ignore_index
-        readable = tl.where(reads, classes, 0)
         unit = tl.where(reads, unit, 0.0)
         valid = (label >= 0) & (label < tl.cast(classes, tl.int64) * WIDTH)
         y = tl.where(valid, label, -1).to(tl.int32)
@@ -87,6 +84,7 @@ def _row_kernel(
         broken = tl.where(valid | (label == ignore_index), 1.0, float("nan")).to(ACC)
         on = tl.cast(on_value, ACC) * broken
         off = tl.cast(off_value, ACC) * broken
+    reads = tl.where(reads, True, False)  # Triton 3.9's interpreter takes a comparison of scalars for an integer
     logits += row * row_stride * WIDTH
     gradient += row * classes * WIDTH
     # It is 0, but the compiler only knows that it is a multiple of WIDTH. So it takes the vectors of the classes for no
@@ -97,7 +95,7 @@ def _row_kernel(
     for start in range(0, classes * WIDTH, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column // WIDTH < classes
-        read = column // WIDTH < readable
+        read = inside & reads
         if SOFT:
             t = tl.load(target + row * target_stride * WIDTH + column, mask=read, other=0.0).to(ACC)
             if SMOOTH:

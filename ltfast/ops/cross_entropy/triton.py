@@ -61,14 +61,12 @@ def _row_kernel(
     if gradient.dtype.element_ty != tl.float16:
         unit *= share
     reads = row >= 0  # an ignored row is not read, and its gradient becomes 0
-    readable = classes  # as in balanced_bce
     y = -1
     if SOFT:
         target += row * target_stride * WIDTH
     else:
         label = tl.load(target + row)
         reads = label != ignore_index
-        readable = tl.where(reads, classes, 0)
         valid = (label >= 0) & (label < tl.cast(classes, tl.int64) * WIDTH) & reads
         y = tl.where(valid, label, -1).to(tl.int32)
         # A label out of range makes the row NaN: raising would have to wait for the GPU.
@@ -76,6 +74,7 @@ def _row_kernel(
         on *= broken
         off *= broken
         unit = tl.where(reads, unit, 0.0)  # the share is infinite where all rows are ignored
+    reads = tl.where(reads, True, False)  # as in balanced_bce
     logits += row * row_stride * WIDTH
     gradient += row * classes * WIDTH
     # It is 0, but the compiler only knows that it is a multiple of WIDTH. So it takes the vectors of the classes for no
@@ -91,20 +90,19 @@ def _row_kernel(
     if ONE_BLOCK:
         column = tl.arange(0, BLOCK)
         inside = column // WIDTH < classes
-        read = column // WIDTH < readable
-        z = _scores(logits, bias, zero, column, read, BIASED, ACC)
+        z = _scores(logits, bias, zero, column, inside & reads, BIASED, ACC)
         peak = tl.maximum(tl.max(z), peak)
         d = z - peak
         e = tl.exp2(d * LOG2_E)
         mass = tl.sum(e)
         if SOFT or SMOOTH:
-            a = _shares(target, weight, zero, column, read, y, on, off, SOFT, WEIGHTED, ACC)
+            a = _shares(target, weight, zero, column, inside & reads, y, on, off, SOFT, WEIGHTED, ACC)
             shares = tl.sum(a)
             terms = tl.sum(a * tl.maximum(d, farthest))
     else:
         for start in range(0, classes * WIDTH, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            read = column // WIDTH < readable
+            read = (column // WIDTH < classes) & reads
             z = _scores(logits, bias, zero, column, read, BIASED, ACC)
             higher = tl.maximum(tl.max(z), peak)
             shift = tl.maximum(peak - higher, farthest)
@@ -140,11 +138,10 @@ def _row_kernel(
             for start in range(0, classes * WIDTH, BLOCK):
                 column = start + tl.arange(0, BLOCK)
                 inside = column // WIDTH < classes
-                read = column // WIDTH < readable
-                z = _scores(logits, bias, zero, column, read, BIASED, ACC)
+                z = _scores(logits, bias, zero, column, inside & reads, BIASED, ACC)
                 e = tl.exp2((z - peak) * LOG2_E)
                 if SOFT or SMOOTH:
-                    a = _shares(target, weight, zero, column, read, y, on, off, SOFT, WEIGHTED, ACC)
+                    a = _shares(target, weight, zero, column, inside & reads, y, on, off, SOFT, WEIGHTED, ACC)
                 push = a * unit if SOFT or SMOOTH else tl.where(column == y, shares * unit, 0.0)
                 tl.store(gradient + column, (e * pull - push).to(gradient.dtype.element_ty), mask=inside)
     add_losses(losses, total, arrived, rows, ADD)
