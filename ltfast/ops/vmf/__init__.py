@@ -56,8 +56,10 @@ def vmf_logits(features: Tensor, directions: Tensor, kappa: Tensor, *, temperatu
     dtype, nu = accumulator(features.dtype), features.shape[1] / 2 - 1
     with torch.autocast(features.device.type, enabled=False):  # half-precision products would not do
         z, k = reference.saturated(features.to(dtype)), reference.saturated(kappa.to(dtype))
-        scaled = directions.to(dtype) * (2 / temperature * k)[:, None]
-        increments = torch.addmm(z.square().sum(1, keepdim=True) / temperature**2, z, scaled.T)
+        # kappa outside the product: if the backward pass is inside autocast, its product is in half precision, and the
+        # gradient times kappa is small, whereas directions times kappa may exceed the largest float16
+        products, squares = z @ directions.to(dtype).T, z.square().sum(1, keepdim=True) / temperature**2
+        increments = torch.addcmul(squares, products, 2 / temperature * k)
         if VMF_LOGITS.choose(features) == "reference":
             return reference.vmf_ratio(increments, k, nu)
         return vmf_ratio_op(increments, k, nu, wants_gradient(increments))[0]
