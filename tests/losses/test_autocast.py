@@ -24,6 +24,7 @@ from ltfast.losses import (
     SupConQueueLoss,
     VSLoss,
 )
+from ltfast.ops import vmf_logits
 
 COUNTS, ROWS, WIDTH = [50, 20, 5, 2], 8, 6
 
@@ -99,3 +100,20 @@ def test_backward_inside_autocast(backend, name, dtype):
     assert inside.dtype == gradient.dtype == torch.float32
     torch.testing.assert_close(inside, loss, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
     assert (gradient - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_concentrated_classes_overflow_no_product_inside_autocast(backend, dtype):
+    """The concentration of a class with one image is the largest; times the direction, it exceeds float16."""
+    directions, target, x = unit(len(COUNTS)), labels(), unit(ROWS).requires_grad_()
+    kappa = torch.full((len(COUNTS),), 1e5)
+
+    def gradient():
+        return torch.autograd.grad(F.cross_entropy(vmf_logits(x, directions, kappa), target), x)[0]
+
+    with ltfast.backend(backend):
+        expected = gradient()
+        with torch.autocast("cpu", dtype):
+            inside = gradient()
+    assert (inside - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()

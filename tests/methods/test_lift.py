@@ -3,6 +3,7 @@ import os
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ from ltfast.engine.stage import freeze_untrained
 from ltfast.methods import METHODS, BuildContext, frozen_images, settings_of
 from ltfast.methods.earlier_run import read_run
 from ltfast.methods.lift import class_means, linear_probe
+from ltfast.models.adapted_transformer import Adapter
 from methods.conftest import check_killed_runs, tiny_bundle
 
 RECIPES = sorted((Path(ltfast.__file__).parent / "recipes" / "lift").glob("*.yaml"))
 SMALL = {"batch_size": 4, "backbone": "vit_digits", "epochs": 2, "adapter_width": 3}
-ADAPTERS = ("none", "adaptformer", "lora", "lora_mlp", "adapter", "ssf", "bias", "layer_norm", "vpt_shallow",
-            "vpt_deep", "full")  # fmt: skip
+ADAPTERS = get_args(Adapter)
 
 
 def build(data=None, run=None, **values):
@@ -39,6 +40,10 @@ def build(data=None, run=None, **values):
     if settings.init is None:
         plan.stages[0].initial = None
     return plan
+
+
+def test_the_setting_has_the_adapters_of_the_transformer():
+    assert get_args(get_type_hints(METHODS["lift"].settings)["adapter"]) == ADAPTERS
 
 
 def run(plan, out):

@@ -10,7 +10,6 @@ from ltfast.methods.settings.classifier_loss import ClassifierLossSettings
 if TYPE_CHECKING:
     from ltfast.data import DataBundle
 
-
 HEADS = ("auto", "class_mean", "linear_probe", "text", "random")
 
 
@@ -72,7 +71,7 @@ class Settings(ClassifierLossSettings):
         "classifier alone is trained",
     )
     adapter_width: int | Literal["auto"] = option(
-        "auto", "width of adaptformer, adapter and lora; auto: the largest power of 2 up to classes / (2 x blocks)"
+        "auto", "width of adaptformer, adapter, lora and lora_mlp; auto: the largest power of 2 up to classes / (2 x blocks)"
     )
     adapter_blocks: int | Literal["auto"] = option(
         "auto", "the last so many blocks are adapted, and those before are frozen; auto: all blocks"
@@ -89,7 +88,6 @@ class Settings(ClassifierLossSettings):
         "start the classifier from texts: a .safetensors, .npy, .npz or .pt file with the embedding of each class, by "
         "its name or as rows; or names, which open_clip encodes with the text encoder of a CLIP backbone",
     )
-
     cache_gib: float = option(
         20.0,
         "with `--augment none`, GiB of disk that the outputs of the frozen blocks may take, which are then computed "
