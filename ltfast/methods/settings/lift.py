@@ -71,7 +71,8 @@ class Settings(ClassifierLossSettings):
         "classifier alone is trained",
     )
     adapter_width: int | Literal["auto"] = option(
-        "auto", "width of adaptformer, adapter, lora and lora_mlp; auto: the largest power of 2 up to classes / (2 x blocks)"
+        "auto",
+        "width of adaptformer, adapter, lora and lora_mlp; auto: the largest power of 2 up to classes / (2 x blocks)",
     )
     adapter_blocks: int | Literal["auto"] = option(
         "auto", "the last so many blocks are adapted, and those before are frozen; auto: all blocks"
